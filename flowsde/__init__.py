@@ -1,0 +1,33 @@
+"""flowsde: every model is dynamics, every dynamics takes any integrator that its structure admits.
+
+    import flowsde as fs
+    sol = fs.solve(fs.ODE(f), y0, 0.0, 1.0)
+
+Catalogues stay in their modules: ``flowsde.integrators``, ``flowsde.paths``, ``flowsde.models``,
+``flowsde.objectives``, ``flowsde.nn``, ``flowsde.training``.
+"""
+
+from .adjoint import Adjoint, Checkpointed, Direct
+from .dynamics import (
+    CDE, ODE, SDE, Chain, Composed, Denoiser, Dynamics, LinearSDE, Map, Noise,
+)  # fmt: skip
+from .errors import MaxStepsReached, NonFiniteState, SolveError, StepUnderflow
+from .executor import Eager, Executor
+from .flow import Base, Flow, Normal, bits_per_dim
+from .integrators.base import Integrator
+from .paths import Brownian, Path, Schedule
+from .solution import Solution, Stats, Status, Steps
+from .solve import Solver, solve
+from .stepping import Adaptive, Fixed, Grid, Stepping
+from .transforms import Divergence, Exact, Hutchinson, change_clock, log_density
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CDE", "ODE", "SDE", "Adaptive", "Adjoint", "Base", "Brownian", "Chain", "Checkpointed",
+    "Composed", "Denoiser", "Direct", "Divergence", "Dynamics", "Eager", "Exact", "Executor",
+    "Fixed", "Flow", "Grid", "Hutchinson", "Integrator", "LinearSDE", "Map", "MaxStepsReached",
+    "Noise", "NonFiniteState", "Normal", "Path", "Schedule", "Solution", "SolveError", "Solver",
+    "Stats", "Status", "StepUnderflow", "Stepping", "Steps", "bits_per_dim", "change_clock",
+    "log_density", "solve",
+]  # fmt: skip

@@ -1,0 +1,80 @@
+"""The one loop, under every solve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ._plan import Accept, Plan
+from ._save import Saver
+from ._scalar import Scalar
+from ._scalar import where as choose
+from ._state import State, where
+from .dynamics.field import Field
+from .integrators.base import Carry, Integrator, Step
+from .solution import Dense, Solution, Stats
+
+__all__ = ["Loop", "Recorder"]
+
+
+class Recorder:
+    """How the loop takes its steps. An adjoint may put its own in the place of this one."""
+
+    def take(
+        self, loop: Loop, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry
+    ) -> Step:
+        """Attempt n."""
+        return loop.advance(n, t0, t1, y, carry)
+
+    def keep(self, accept: Accept) -> None:
+        """Told whether the last attempt counts."""
+
+
+@dataclass
+class Loop:
+    """One solve, ready to run. ``run`` is the loop; an adjoint hands it the way to take steps."""
+
+    field: Field
+    integrator: Integrator
+    plan: Plan
+    saver: Saver
+    noise: Callable[[int], State] | None
+    y0: State
+    max_steps: int
+    dense: bool
+    progress: Callable[[float], None] | None
+
+    def __post_init__(self) -> None:
+        self.advance: Callable[..., Step] = self.step  # an executor may put its own in its place
+
+    def step(self, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> Step:
+        """One attempt: a pure function of its arguments."""
+        dw = None if self.noise is None else self.noise(n)
+        return self.integrator.step(self.field, t0, t1, y, dw, carry)
+
+    def run(self, recorder: Recorder) -> Solution:
+        plan, saver, y = self.plan, self.saver, self.y0
+        stats, dense = Stats(), Dense() if self.dense else None
+        saver.begin(plan.t, y)
+        if plan.running:
+            carry = self.integrator.init(self.field, plan.t, y)
+            plan.start(self.field, y, carry)
+        while plan.running:
+            if stats.attempts == self.max_steps:
+                plan.exhausted(self.max_steps)
+                break
+            t0, t1 = plan.interval()
+            step = recorder.take(self, stats.attempts, t0, t1, y, carry)
+            accept = plan.judge(step, y)
+            recorder.keep(accept)
+            saver.keep(t0, t1, y, step, accept)
+            if dense is not None and accept is not False:
+                dense.pieces.append((t0, choose(accept, t1, t0), step.dense))
+            y, carry = where(accept, step.y1, y), where(accept, step.carry, carry)
+            stats.attempts += 1
+            if self.progress is not None:
+                self.progress(plan.progress)
+        plan.finish(y, stats)
+        stats.evaluations = self.field.evaluations
+        ts, ys = saver.finish(plan.t, y)
+        return Solution(y, plan.t, ts, ys, stats, plan.status, plan.message, dense)

@@ -1,0 +1,321 @@
+"""Where the steps of one solve go, and which of them count."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._scalar import Scalar, isfinite, minimum, to_float
+from ._scalar import where as choose
+from ._state import State, combine, leaves, tree_map
+from .dynamics.field import Field
+from .integrators.base import Carry, Integrator, Step
+from .solution import Stats, Status
+from .stepping import Adaptive
+
+__all__ = ["Accept", "AdaptivePlan", "GivenPlan", "Plan"]
+
+Accept = bool | Tensor
+
+
+class Plan(ABC):
+    """Where the next step goes, and whether the last one counts. Made anew for each solve."""
+
+    status: Status | Tensor = Status.RUNNING
+    message: str = ""
+
+    @property
+    @abstractmethod
+    def running(self) -> bool: ...
+
+    @property
+    @abstractmethod
+    def t(self) -> Scalar:
+        """The time reached."""
+
+    @property
+    @abstractmethod
+    def progress(self) -> float:
+        """The part of the way that is done, 0 to 1."""
+
+    def start(self, field: Field, y: State, carry: Carry) -> None:
+        """Sees the initial state and slope."""
+
+    @abstractmethod
+    def interval(self) -> tuple[Scalar, Scalar]:
+        """The step to attempt."""
+
+    @abstractmethod
+    def judge(self, step: Step, y: State) -> Accept:
+        """Whether the attempt counts: a bool, or row by row."""
+
+    @abstractmethod
+    def exhausted(self, max_steps: int) -> None:
+        """Told that the loop stops short."""
+
+    def finish(self, y: State, stats: Stats) -> None:
+        """Sees the last state; writes its counts."""
+
+
+class GivenPlan(Plan):
+    """Steps known beforehand: every one counts, and the host reads nothing until the end."""
+
+    def __init__(self, times: list[Scalar], batch: int | None) -> None:
+        self._times, self._n, self._batch = times, 0, batch
+
+    @property
+    def running(self) -> bool:
+        return self._n < len(self._times) - 1 and self.status is Status.RUNNING
+
+    @property
+    def t(self) -> Scalar:
+        return self._times[self._n]
+
+    @property
+    def progress(self) -> float:
+        return self._n / max(1, len(self._times) - 1)
+
+    def interval(self) -> tuple[Scalar, Scalar]:
+        return self._times[self._n], self._times[self._n + 1]
+
+    def judge(self, step: Step, y: State) -> Accept:
+        self._n += 1
+        return True
+
+    def exhausted(self, max_steps: int) -> None:
+        self.status = Status.MAX_STEPS
+        self.message = (
+            f"max_steps = {max_steps} used up at t = {self.t}, {len(self._times) - 1 - self._n} "
+            "steps of the grid before its end: raise max_steps or take fewer steps"
+        )
+
+    def finish(self, y: State, stats: Stats) -> None:
+        count: Any = self._n
+        if self._batch is not None:
+            count = torch.full((self._batch,), self._n, device=leaves(y)[0].device)
+        stats.accepted, stats.rejected = count, 0 * count
+        if self.status is Status.RUNNING:
+            self.status = Status.SUCCESS
+            self._check_finite(y)
+        if self._batch is not None and not isinstance(self.status, Tensor):
+            self.status = torch.full_like(count, int(self.status))
+
+    def _check_finite(self, y: State) -> None:
+        if leaves(y)[0].is_meta:
+            return
+        bad = _bad_components(y)
+        if not bool(torch.stack([b.any() for b in bad]).any()):
+            return
+        self.message = (
+            f"the state is not finite at t = {_show(self.t)} ({_where(bad)}), on a grid of "
+            "given steps: take smaller steps, use Adaptive() to find the time, or look at "
+            "save_at=Steps()"
+        )
+        self.status = Status.NON_FINITE
+        if self._batch is not None:
+            rows = torch.stack([b.reshape(self._batch, -1).any(1) for b in bad]).any(0)
+            self.status = torch.where(rows, int(Status.NON_FINITE), int(Status.SUCCESS))
+
+
+def _show(t: Scalar) -> str:
+    return f"{t:.6g}" if not isinstance(t, Tensor) or t.ndim == 0 else "the end"
+
+
+def _bad_components(y: State) -> list[Tensor]:
+    return [~torch.isfinite(leaf.detach()) for leaf in leaves(y)]
+
+
+def _where(bad: list[Tensor]) -> str:
+    """Names the first marked component."""
+    for i, leaf in enumerate(bad):
+        if bool(leaf.any()):
+            index = tuple(int(v) for v in torch.nonzero(leaf)[0])
+            return f"component {index}" + (f" of leaf {i}" if len(bad) > 1 else "")
+    return "no single component"
+
+
+class AdaptivePlan(Plan):
+    """Steps chosen on the way; one host read an attempt, shared or per sample.
+
+    Shared time runs on host floats: ``t``, ``dt`` and the accepted flag are Python's. Per sample
+    they are ``(batch,)`` tensors, rows that have ended take steps of length zero.
+    """
+
+    def __init__(
+        self, stepping: Adaptive, integrator: Integrator, t0: Any, t1: Any, batch: int | None
+    ) -> None:
+        self._stepping, self._integrator, self._batch = stepping, integrator, batch
+        assert integrator.error_order is not None
+        self._order = integrator.error_order
+        self._zero: Any = 0
+        if batch is not None:
+            self._zero = torch.zeros(batch, dtype=torch.int64, device=t0.device)
+            self.status = self._zero + int(Status.RUNNING)
+        self._start, self._t, self._end = t0, t0, t1
+        self._host = (_detach(t0), _detach(t1)) if batch else (to_float(t0), to_float(t1))
+        self._now: Any = self._host[0]
+        self._sign: Any = torch.sign(self._host[1] - self._now) if batch else math.copysign(
+            1.0, self._host[1] - self._now
+        )  # fmt: skip
+        self._memory: tuple[Scalar, Scalar] = (1.0, 1.0)
+        self._accepted, self._rejected = self._zero, self._zero
+        self._dt: Any = 0.0
+        self._live = True
+        self._last: Any = False
+        self._reach: Any = self._now
+
+    @property
+    def running(self) -> bool:
+        return self._live
+
+    @property
+    def t(self) -> Scalar:
+        return self._t
+
+    @property
+    def progress(self) -> float:
+        start, end = (_mean(t) for t in (_detach(self._start), self._host[1]))
+        return (_mean(self._now) - start) / (end - start) if end != start else 1.0
+
+    def start(self, field: Field, y: State, carry: Carry) -> None:
+        stepping, span = self._stepping, abs(self._host[1] - self._now)
+        if stepping.dt0 is not None:
+            first: Any = stepping.dt0
+        else:
+            with torch.no_grad():
+                slope = self._integrator.slope(carry)
+                first = self._first(field, y, slope, span)
+        self._dt = minimum(minimum(first + 0.0 * span, span), stepping.dt_max + 0.0 * span)
+
+    def _first(self, field: Field, y: State, slope: State, span: Scalar) -> Scalar:
+        """Hairer's rule: a step at which an explicit method's error is about the tolerance."""
+        stepping, per_sample = self._stepping, self._batch is not None
+        scale = stepping.scale(y)
+
+        def norm(x: State) -> Any:
+            size = stepping.norm(tree_map(torch.div, x, scale), per_sample).double()
+            return size if per_sample else float(size)
+
+        d0, d1 = norm(y), norm(slope)
+        small = (d0 < 1e-5) | (d1 < 1e-5)
+        guess = choose(small, 1e-6 + 0.0 * d0, 0.01 * d0 / choose(small, 1.0 + 0.0 * d1, d1))
+        guess = minimum(guess, span)
+        guess = choose(isfinite(guess), guess, 1e-6 * span)
+        step = guess * self._sign
+        ahead = field.drift(self._now + step, combine(y, step, ((0, 1.0),), [slope]))
+        curve = norm(tree_map(torch.sub, ahead, slope)) / choose(guess > 0, guess, 1.0 + 0 * guess)
+        steep = choose(d1 > curve, d1, curve)
+        flat = steep <= 1e-15
+        bent = (0.01 / choose(flat, 1.0 + 0.0 * steep, steep)) ** (1.0 / self._order)
+        careful = choose(1e-3 * guess > 1e-6, 1e-3 * guess, 1e-6 + 0.0 * guess)
+        first = minimum(100.0 * guess, choose(flat, careful, bent))
+        return choose(isfinite(first), first, guess)
+
+    def interval(self) -> tuple[Scalar, Scalar]:
+        left = abs(self._host[1] - self._now)
+        self._last = self._dt * 1.01 >= left
+        reach = choose(self._last, self._host[1], self._now + self._sign * self._dt)
+        self._reach = reach
+        return self._t, choose(self._last, self._end, reach)
+
+    def judge(self, step: Step, y: State) -> Accept:
+        with torch.no_grad():
+            error: Any = self._stepping.measure(step.error(), y, step.y1)
+            return self._decide(error if self._batch is not None else float(error), step)
+
+    def _decide(self, error: Any, step: Step) -> Accept:
+        width = abs(self._reach - self._now)
+        accept, dt, memory = self._stepping.advise(error, width, self._order, self._memory)
+        if self._batch is None:
+            return self._decide_shared(error, accept, dt, memory, step)
+        self._memory = memory
+        going = self.status == Status.RUNNING
+        accept = accept & going
+        self._now = torch.where(accept, self._reach, self._now)
+        self._t = torch.where(accept, choose(self._last, self._end, self._reach), self._t)
+        self._accepted = self._accepted + accept
+        self._rejected = self._rejected + (going & ~accept)
+        self._dt = dt.to(self._now.dtype)
+        stuck = going & ~accept & self._too_small(self._dt)
+        failed = torch.where(torch.isfinite(error), int(Status.UNDERFLOW), int(Status.NON_FINITE))
+        done = accept & self._last
+        self.status = torch.where(done, int(Status.SUCCESS), self.status)
+        self.status = torch.where(stuck, failed.to(self.status.dtype), self.status)
+        self._live = bool((self.status == Status.RUNNING).any())
+        return accept
+
+    def _too_small(self, dt: Any) -> Any:
+        """Whether a step would hardly move the time, or is below the least allowed."""
+        reach = abs(self._host[1] - self._host[0]) + abs(self._now)
+        return (dt < 4e-16 * reach) | (dt < self._stepping.dt_min)
+
+    def _decide_shared(
+        self, error: float, accept: bool, dt: Any, memory: Any, step: Step
+    ) -> Accept:
+        self._dt, self._memory = dt, memory
+        if accept:
+            self._accepted += 1
+            self._now, self._t = self._reach, self._end if self._last else self._reach
+            if self._last:
+                self.status, self._live = Status.SUCCESS, False
+            return True
+        self._rejected += 1
+        if self._too_small(dt):
+            self._live = False
+            self.status = Status.UNDERFLOW if math.isfinite(error) else Status.NON_FINITE
+            self.message = self._complaint(error, dt, step)
+        return False
+
+    def _complaint(self, error: float, dt: float, step: Step) -> str:
+        place = f"at t = {self._now:.9g} with dt = {dt:.3g}"
+        if self.status is Status.NON_FINITE:
+            bad = _bad_components(step.error())
+            return (
+                f"the field is not finite {place} ({_where(bad)}): look at the field there, bound "
+                "its output, or stop before that time"
+            )
+        scaled = [leaf.abs() for leaf in leaves(step.error())]
+        peak = max(leaf.max() for leaf in scaled)
+        worst = _where([leaf == peak for leaf in scaled])
+        return (
+            f"the step fell to nothing {place} (error {error:.3g} times the tolerance, worst "
+            f"{worst}): loosen rtol and atol, use float64, or lower dt_min; the system may be "
+            "stiff or blow up"
+        )
+
+    def exhausted(self, max_steps: int) -> None:
+        self._live = False
+        cure = "raise max_steps, loosen the tolerances, or look for stiffness"
+        if isinstance(self.status, Tensor):
+            running = self.status == Status.RUNNING
+            self.status = torch.where(running, int(Status.MAX_STEPS), self.status)
+        else:
+            self.status = Status.MAX_STEPS
+            self.message = (
+                f"max_steps = {max_steps} used up at t = {self._now:.6g} with dt = "
+                f"{self._dt:.3g}: {cure}"
+            )
+
+    def finish(self, y: State, stats: Stats) -> None:
+        stats.accepted, stats.rejected = self._accepted, self._rejected
+        if isinstance(self.status, Tensor) and not bool((self.status == Status.SUCCESS).all()):
+            rows = torch.nonzero(self.status != Status.SUCCESS).flatten().tolist()
+            ends = [Status(int(self.status[i])).name for i in rows[:5]]
+            self.message = (
+                f"{len(rows)} of {self._batch} samples failed; the first: "
+                + ", ".join(f"{i} {e} at t = {float(self._now[i]):.6g}"
+                            for i, e in zip(rows, ends, strict=False))
+                + ". Raise max_steps, loosen the tolerances, or look at the field there"
+            )  # fmt: skip
+
+
+def _detach(t: Scalar) -> Any:
+    return t.detach() if isinstance(t, Tensor) else t
+
+
+def _mean(t: Any) -> float:
+    return float(t.mean()) if isinstance(t, Tensor) else float(t)

@@ -1,0 +1,104 @@
+"""Counter-based random numbers: the same draw for the same key and counter, wherever it is made.
+
+Element (key, counter) is a pure function of two 64-bit integers, so that a draw does not depend on
+the batch it stands in, on the order of the queries, on the number of steps or processes, or on the
+device. The generator is Squares (Widynski 2020, arXiv 2004.06278) on torch's wrapping int64, keyed
+through SplitMix64 (Steele et al. 2014), with Box-Muller on top.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["BASE", "BROWNIAN", "PROBE", "draw_seed", "keys", "normal", "rademacher"]
+
+_LOW = 0xFFFFFFFF
+BROWNIAN, PROBE, BASE = range(3)  # streams of one seed that never meet
+
+
+def _signed(x: int) -> int:
+    return x - (1 << 64) if x >> 63 else x
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of a signed tensor."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser."""
+    x = x + _signed(0x9E3779B97F4A7C15)
+    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shift(x, 31)
+
+
+def _squares(counter: Tensor, key: Tensor) -> Tensor:
+    """Five rounds of squaring: 64 random bits for each counter."""
+
+    def turned(x: Tensor) -> Tensor:
+        return _shift(x, 32) | (x << 32)
+
+    x = y = counter * key
+    z = y + key
+    x = turned(x * x + y)
+    x = turned(x * x + z)
+    x = turned(x * x + y)
+    last = x * x + z
+    x = turned(last)
+    return last ^ _shift(x * x + y, 32)
+
+
+def draw_seed(generator: torch.Generator) -> int:
+    """One 63-bit seed, consumed from the caller's generator."""
+    seed = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
+    return int(seed)
+
+
+def keys(seed: int | Tensor, rows: int, device: torch.device, stream: int) -> Tensor:
+    """``(rows,)`` keys: from one seed, or from one seed a row; streams are independent."""
+    if isinstance(seed, Tensor):
+        if seed.shape != (rows,) or seed.is_floating_point():
+            raise ValueError(
+                f"per-sample seeds have shape ({rows},) and an integer dtype; got "
+                f"{tuple(seed.shape)} {seed.dtype}"
+            )
+        root = seed.to(device=device, dtype=torch.int64)
+    else:
+        start = torch.full((), _signed(seed % 2**64), dtype=torch.int64, device=device)
+        root = _mix(start) + torch.arange(rows, dtype=torch.int64, device=device)
+    return _mix(_mix(root) + stream) | 1
+
+
+def _bits(key: Tensor, steps: Tensor, width: int) -> Tensor:
+    """``(len(steps), rows, width)`` words."""
+    offsets = torch.arange(width, dtype=torch.int64, device=key.device)
+    counter = (steps << 32)[:, None, None] + offsets
+    return _squares(counter, key[:, None])
+
+
+def normal(key: Tensor, steps: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """Standard normals of shape ``(len(steps), rows, size)``.
+
+    Args:
+        key: ``(rows,)`` keys.
+        steps: int64 counters below 2^31.
+        size: numbers per row and step.
+        dtype: of the result; the arithmetic is float64 where the device has it.
+    """
+    wide = torch.float32 if key.device.type == "mps" else torch.float64
+    bits = _bits(key, steps, (size + 1) // 2)
+    first = ((bits & _LOW).to(wide) + 0.5) * 2.0**-32
+    second = _shift(bits, 32).to(wide) * 2.0**-32
+    radius = torch.sqrt(-2.0 * torch.log(first))
+    angle = 2.0 * math.pi * second
+    pair = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
+    return pair.flatten(-2)[..., :size].to(dtype)
+
+
+def rademacher(key: Tensor, steps: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """Signs of shape ``(len(steps), rows, size)``, +1 and -1 with equal probability."""
+    return (_bits(key, steps, size) >> 63).to(dtype) * 2.0 + 1.0

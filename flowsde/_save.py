@@ -1,0 +1,143 @@
+"""What is kept of a solve on its way."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from ._plan import Accept
+from ._scalar import Scalar, to_float
+from ._scalar import where as choose
+from ._state import State, stack, tree_map, where
+from .integrators.base import Step
+from .solution import Steps
+
+__all__ = ["SaveEnd", "SaveRows", "SaveSteps", "SaveTimes", "Saver"]
+
+
+class Saver(ABC):
+    """What is kept on the way."""
+
+    @abstractmethod
+    def begin(self, t: Scalar, y: State) -> None: ...
+
+    @abstractmethod
+    def keep(self, t0: Scalar, t1: Scalar, y: State, step: Step, accept: Accept) -> None: ...
+
+    @abstractmethod
+    def finish(self, t: Scalar, y: State) -> tuple[Tensor | None, State | None]:
+        """(ts, ys)."""
+
+
+class SaveEnd(Saver):
+    def begin(self, t: Scalar, y: State) -> None:
+        pass
+
+    def keep(self, t0: Scalar, t1: Scalar, y: State, step: Step, accept: Accept) -> None:
+        pass
+
+    def finish(self, t: Scalar, y: State) -> tuple[Tensor | None, State | None]:
+        return None, None
+
+
+class SaveSteps(Saver):
+    def __init__(self, steps: Steps) -> None:
+        self._every, self._count = steps.every, 0
+        self._ts: list[Scalar] = []
+        self._ys: list[State] = []
+
+    def begin(self, t: Scalar, y: State) -> None:
+        self._ts.append(t)
+        self._ys.append(y)
+
+    def keep(self, t0: Scalar, t1: Scalar, y: State, step: Step, accept: Accept) -> None:
+        if accept is False:
+            return
+        self._count += 1
+        self._latest = choose(accept, t1, t0)
+        if self._count % self._every == 0:
+            self.begin(self._latest, where(accept, step.y1, y))
+
+    def finish(self, t: Scalar, y: State) -> tuple[Tensor | None, State | None]:
+        if self._count % self._every:
+            self.begin(self._latest, y)
+        ts = [torch.as_tensor(t, dtype=torch.float64) for t in self._ts]
+        return torch.stack(ts), stack(self._ys)
+
+
+class SaveTimes(Saver):
+    """At times that all samples share."""
+
+    def __init__(self, times: Tensor, sign: float) -> None:
+        self._times, self._sign = times, sign
+        self._at = [sign * t for t in times.detach().tolist()]
+        self._entries: list[Scalar] = (
+            list(times.unbind()) if times.requires_grad else times.tolist()
+        )
+        self._ys: list[State] = []
+
+    def begin(self, t: Scalar, y: State) -> None:
+        start = self._sign * to_float(t)
+        while len(self._ys) < len(self._at) and self._at[len(self._ys)] <= start:
+            self._ys.append(y)
+
+    def keep(self, t0: Scalar, t1: Scalar, y: State, step: Step, accept: Accept) -> None:
+        if accept is False or len(self._ys) == len(self._at):
+            return
+        end = self._sign * to_float(t1)
+        while len(self._ys) < len(self._at) and self._at[len(self._ys)] <= end:
+            t = self._entries[len(self._ys)]
+            ends = self._at[len(self._ys)] == end and not isinstance(t, Tensor)
+            self._ys.append(step.y1 if ends else step.dense((t - t0) / (t1 - t0)))
+
+    def finish(self, t: Scalar, y: State) -> tuple[Tensor | None, State | None]:
+        if not self._ys:
+            return self._times[:0], None
+        return self._times[: len(self._ys)], stack(self._ys)
+
+
+class SaveRows(Saver):
+    """At each sample's own times, ``(n, batch)``; one host read a step."""
+
+    def __init__(self, times: Tensor, sign: Tensor) -> None:
+        self._times, self._sign = times, sign
+        self._at = times.detach() * sign
+        self._next = torch.zeros(times.shape[1], dtype=torch.int64, device=times.device)
+        self._rows = torch.arange(times.shape[1], device=times.device)
+        self._found: list[tuple[Tensor, Tensor, State]] = []
+
+    def _due(self, reached: Tensor) -> Tensor:
+        index = self._next.clamp(max=len(self._at) - 1)
+        return (self._next < len(self._at)) & (self._at[index, self._rows] <= reached)
+
+    def _record(self, due: Tensor, value: State) -> None:
+        self._found.append((due, self._next, value))
+        self._next = self._next + due
+
+    def begin(self, t: Scalar, y: State) -> None:
+        reached = torch.as_tensor(t, device=self._at.device).detach() * self._sign
+        while bool((due := self._due(reached)).any()):
+            self._record(due, y)
+
+    def keep(self, t0: Scalar, t1: Scalar, y: State, step: Step, accept: Accept) -> None:
+        reached = torch.as_tensor(t1).detach() * self._sign
+        width = torch.as_tensor(t1 - t0)
+        while bool((due := self._due(reached) & accept).any()):
+            t = self._times[self._next.clamp(max=len(self._at) - 1), self._rows]
+            theta = torch.where(due, (t - t0) / torch.where(width == 0, 1.0, width), 1.0)
+            self._record(due, step.dense(theta))
+
+    def finish(self, t: Scalar, y: State) -> tuple[Tensor | None, State | None]:
+        count, batch = self._times.shape
+
+        def gather(leaf: Tensor, *found: Tensor) -> Tensor:
+            rows = torch.full((count * batch, *leaf.shape[1:]), torch.nan).to(leaf)
+            if not found:
+                return rows.reshape(count, *leaf.shape)
+            due = torch.cat([d for d, _, _ in self._found])
+            place = torch.cat([n * batch + self._rows for _, n, _ in self._found])
+            return rows.index_put((place[due],), torch.cat(found)[due]).reshape(count, *leaf.shape)
+
+        return self._times, tree_map(gather, y, *(value for _, _, value in self._found))

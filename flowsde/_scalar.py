@@ -1,0 +1,89 @@
+"""Mathematics on times, which are host floats or tensors.
+
+A solve whose batch shares its time runs on Python floats, the cheapest there is; per-sample and
+differentiable times are tensors. Schedules, step controllers and integrators are written once, on
+the functions of this page.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Scalar", "clamp", "cos", "exp", "expand", "expm1", "isfinite", "log", "maximum", "minimum",
+    "power", "sqrt", "to_float", "where",
+]  # fmt: skip
+
+Scalar = float | Tensor
+
+
+def _lift(
+    on_float: Callable[[float], float], on_tensor: Callable[[Tensor], Tensor]
+) -> Callable[[Scalar], Scalar]:
+    def function(x: Scalar) -> Scalar:
+        return on_tensor(x) if isinstance(x, Tensor) else on_float(x)
+
+    return function
+
+
+def _guarded(function: Callable[[float], float], overflow: float) -> Callable[[float], float]:
+    """math's functions raise where torch's return an infinity; follow torch."""
+
+    def guarded(x: float) -> float:
+        try:
+            return function(x)
+        except OverflowError:
+            return overflow
+
+    return guarded
+
+
+exp = _lift(_guarded(math.exp, math.inf), torch.exp)
+expm1 = _lift(_guarded(math.expm1, math.inf), torch.expm1)
+cos = _lift(math.cos, torch.cos)
+sqrt = _lift(lambda x: math.sqrt(x) if x >= 0 else math.nan, torch.sqrt)
+log = _lift(lambda x: math.log(x) if x > 0 else (-math.inf if x == 0 else math.nan), torch.log)
+
+
+def power(x: Scalar, exponent: float) -> Scalar:
+    return torch.pow(x, exponent) if isinstance(x, Tensor) else math.pow(x, exponent)
+
+
+def isfinite(x: Scalar) -> bool | Tensor:
+    return torch.isfinite(x) if isinstance(x, Tensor) else math.isfinite(x)
+
+
+def where(condition: bool | Tensor, a: Scalar, b: Scalar) -> Scalar:
+    """``a`` where the condition holds, else ``b``; a tensor condition mixes."""
+    if isinstance(condition, Tensor):
+        return torch.where(condition, a, b)
+    return a if condition else b
+
+
+def maximum(a: Scalar, b: Scalar) -> Scalar:
+    return where(a > b, a, b)
+
+
+def minimum(a: Scalar, b: Scalar) -> Scalar:
+    return where(a < b, a, b)
+
+
+def clamp(x: Scalar, low: float, high: float) -> Scalar:
+    return x.clamp(low, high) if isinstance(x, Tensor) else min(max(x, low), high)
+
+
+def to_float(x: Scalar) -> float:
+    """The host's reading of one shared time."""
+    return float(x.detach()) if isinstance(x, Tensor) else float(x)
+
+
+def expand(x: Scalar, like: Tensor) -> Scalar:
+    """A float, 0-d or ``(batch,)`` scalar, ready to multiply ``like`` of shape ``(batch, ...)``."""
+    if not isinstance(x, Tensor) or x.ndim == 0:
+        return x
+    dtype = like.dtype.to_real() if x.is_floating_point() else x.dtype
+    return x.to(dtype).reshape(x.shape + (1,) * (like.ndim - x.ndim))

@@ -1,0 +1,128 @@
+"""States: a tensor, or any pytree of tensors. A bare tensor takes a fast path everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ._scalar import Scalar, expand
+
+__all__ = [
+    "State", "batch_size", "check_like", "combine", "describe", "detach", "leaves", "stack",
+    "tree_map", "unflatten", "weigh", "where",
+]  # fmt: skip
+
+State = Any
+Weights = Sequence[tuple[int, float]]
+
+
+def tree_map(fn: Callable[..., Any], tree: State, *rest: State) -> State:
+    if isinstance(tree, Tensor):
+        return fn(tree, *rest)
+    return pytree.tree_map(fn, tree, *rest)
+
+
+def leaves(tree: State) -> list[Any]:
+    return [tree] if isinstance(tree, Tensor) else pytree.tree_leaves(tree)
+
+
+def unflatten(flat: Iterable[Any], like: State) -> State:
+    """The state built as ``like`` is, with these leaves."""
+    return pytree.tree_unflatten(list(flat), pytree.tree_structure(like))
+
+
+def detach(tree: Any) -> Any:
+    """Leaves cut from their graph that still ask for a gradient where the originals did."""
+    return tree_map(
+        lambda x: x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x, tree
+    )
+
+
+def stack(states: Sequence[State]) -> State:
+    return tree_map(lambda *xs: torch.stack(xs), *states)
+
+
+def where(mask: bool | Tensor, a: State, b: State) -> State:
+    """``a`` where the mask holds, else ``b``; a ``(batch,)`` mask chooses row by row."""
+    if not isinstance(mask, Tensor):
+        return a if mask else b
+
+    def choose(x: Any, y: Any) -> Any:
+        return torch.where(expand(mask, x), x, y) if isinstance(x, Tensor) else x
+
+    return tree_map(choose, a, b)
+
+
+def weigh(dt: Scalar, weights: Weights, ks: Sequence[State]) -> State:
+    """``dt * sum_i w_i k_i`` over the (index, weight) pairs."""
+    if not isinstance(ks[0], Tensor):
+        return tree_map(lambda *leaf: weigh(dt, weights, leaf), *ks)
+    if isinstance(dt, Tensor):
+        total = weigh(1.0, weights, ks)
+        return total * expand(dt, total)
+    i, w = weights[0]
+    total = ks[i].mul(w * dt)
+    return _add(total, dt, weights[1:], ks, not torch.is_grad_enabled())
+
+
+def combine(y: State, dt: Scalar, weights: Weights, ks: Sequence[State]) -> State:
+    """``y + dt * sum_i w_i k_i``: one fused addition a term where dt is a host float."""
+    if isinstance(y, Tensor):
+        if isinstance(dt, Tensor):
+            return y + weigh(dt, weights, ks) if weights else y
+        return _add(y, dt, weights, ks, False)
+    return tree_map(lambda x, *leaf: combine(x, dt, weights, leaf), y, *ks)
+
+
+def _add(y: Tensor, dt: float, weights: Weights, ks: Sequence[Tensor], fresh: bool) -> Tensor:
+    """Adds the terms, in place where y is ours and no graph is recorded."""
+    for i, w in weights:
+        if fresh:
+            y.add_(ks[i], alpha=w * dt)
+        else:
+            y = y.add(ks[i], alpha=w * dt)
+            fresh = not torch.is_grad_enabled()
+    return y
+
+
+def batch_size(y: State) -> int | None:
+    """The leading size that all leaves share, or None."""
+    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves(y)}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def describe(y: State) -> str:
+    if isinstance(y, Tensor):
+        return f"{tuple(y.shape)} {str(y.dtype).removeprefix('torch.')} on {y.device}"
+    return f"{type(y).__name__} of [{', '.join(describe(leaf) for leaf in leaves(y))}]"
+
+
+def check_like(k: State, y: State, what: str) -> State:
+    """``k`` if it has the structure, shapes and dtypes of ``y``; nothing is ever broadcast.
+
+    A lower precision (autocast) is brought up to the state's; anything else is a TypeError.
+    """
+    if isinstance(y, Tensor) and isinstance(k, Tensor):
+        if k.shape == y.shape:
+            if k.dtype == y.dtype:
+                return k
+            if torch.promote_types(k.dtype, y.dtype) == y.dtype:
+                return k.to(y.dtype)
+        raise TypeError(
+            f"{what} returned {describe(k)} for a state of {describe(y)}: return the state's "
+            f"own shape and dtype (reshape the output, or give y0 as {str(k.dtype)[6:]})"
+        )
+    if isinstance(y, Tensor) or isinstance(k, Tensor):
+        same = False
+    else:
+        same = pytree.tree_structure(k) == pytree.tree_structure(y)
+    if not same:
+        raise TypeError(
+            f"{what} returned {type(k).__name__} for a state of {describe(y)}: "
+            "return the state's own structure"
+        )
+    return tree_map(lambda a, b: check_like(a, b, what), k, y)

@@ -1,0 +1,15 @@
+"""How states move: differential equations, discrete chains, and the noising process."""
+
+from .base import Dynamics, Noise, SemiLinear
+from .denoiser import (
+    Data, Denoiser, EDMPrediction, NoisePrediction, Prediction, Score, Velocity, VPrediction,
+)  # fmt: skip
+from .differential import CDE, ODE, SDE
+from .discrete import Chain, Composed, Map
+from .noising import LinearSDE
+
+__all__ = [
+    "CDE", "ODE", "SDE", "Chain", "Composed", "Data", "Denoiser", "Dynamics", "EDMPrediction",
+    "LinearSDE", "Map", "Noise", "NoisePrediction", "Prediction", "Score", "SemiLinear",
+    "VPrediction", "Velocity",
+]  # fmt: skip

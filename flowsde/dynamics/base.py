@@ -1,0 +1,122 @@
+"""What every model is: dynamics."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from torch import Tensor, nn
+
+from .. import _scalar
+from .._scalar import Scalar, expand
+from .._state import State, tree_map
+
+__all__ = ["Dynamics", "Noise", "SemiLinear"]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What is declared of an SDE's noise.
+
+    Args:
+        kind: ``"diagonal"``: g has the state's shape (or broadcasts to it), one Brownian motion a
+            component. ``"scalar"``: g has the state's shape, one Brownian motion a sample.
+            ``"general"``: g has shape ``(batch, d, m)``, m Brownian motions a sample.
+        ito: Ito integral, else Stratonovich.
+        additive: g does not depend on y.
+        commutative: the columns of g commute (diagonal and scalar noise always do).
+        size: m, for general noise.
+    """
+
+    kind: Literal["diagonal", "scalar", "general"]
+    ito: bool = True
+    additive: bool = False
+    commutative: bool = False
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("diagonal", "scalar", "general"):
+            raise ValueError(f"noise is 'diagonal', 'scalar' or 'general'; got {self.kind!r}")
+        if (self.kind == "general") != (self.size is not None):
+            raise ValueError("noise_size is the number of Brownian motions of general noise")
+
+    def shapes(self, y: State) -> State:
+        """A state shaped as one Brownian increment."""
+        if self.kind == "diagonal":
+            return y
+        if not isinstance(y, Tensor) or y.ndim < 1:
+            raise TypeError(f"{self.kind} noise moves a tensor state of shape (batch, ...)")
+        width = () if self.size is None else (self.size,)
+        return y.new_empty((y.shape[0], *width))
+
+
+class SemiLinear(ABC):
+    """The structure dy/ds = rate y + residual(t, x), with x = scale(t) y and s = clock(t).
+
+    All that exponential integrators need to know. They work in x: ``weights`` are exact for a
+    constant residual, and subclasses give limits where the clock is infinite.
+    """
+
+    rate: Scalar
+
+    @abstractmethod
+    def scale(self, t: Scalar) -> Scalar: ...
+
+    @abstractmethod
+    def clock(self, t: Scalar) -> Scalar: ...
+
+    @abstractmethod
+    def residual(self, t: Tensor, x: State, *args: Any) -> State: ...
+
+    def weights(self, t0: Scalar, t1: Scalar) -> tuple[Scalar, Scalar]:
+        """(A, B) of x1 = A x0 + B residual."""
+        h = self.clock(t1) - self.clock(t0)
+        decay = _scalar.expm1(self.rate * h)
+        still = self.rate == 0
+        integral = _scalar.where(still, h, decay / _scalar.where(still, 1.0, self.rate))
+        return self.scale(t1) / self.scale(t0) * (decay + 1.0), self.scale(t1) * integral
+
+    def advance(self, t0: Scalar, t1: Scalar, x: State, residual: State) -> State:
+        """x at t1 if the residual stood still."""
+        a, b = self.weights(t0, t1)
+        return tree_map(lambda v, n: expand(a, v) * v + expand(b, v) * n, x, residual)
+
+    def deviation(self, t0: Scalar, t1: Scalar) -> Scalar | None:
+        """Exact standard deviation, in x, of the noise gathered over the step; None if none."""
+        return None
+
+
+class Dynamics(nn.Module, ABC):
+    """How a state moves.
+
+    Attributes:
+        noise: what is declared of its noise; None for a deterministic system.
+        batched_time: whether it accepts t of shape ``(batch,)`` beside 0-d.
+        random: whether ``prepare`` draws (a solve then needs a generator).
+        horizon: the end of its natural time, from 0; where generative models hold noise.
+    """
+
+    noise: Noise | None = None
+    batched_time: bool = True
+    random: bool = False
+    horizon: float = 1.0
+
+    @abstractmethod
+    def forward(self, t: Tensor, y: State, *args: Any) -> State:
+        """The whole drift dy/dt, shaped as y, at a 0-d or ``(batch,)`` time."""
+
+    def diffusion(self, t: Tensor, y: State, *args: Any) -> Any:
+        """The factor of dW, as ``noise`` declares it; None for a deterministic system."""
+        return None
+
+    def split(self) -> SemiLinear | None:
+        """The semi-linear structure; None where it is unknown."""
+        return None
+
+    def prepare(self, y0: State, seed: int | None) -> Self:
+        """Called once a solve: draws probes, learns shapes. Returns the dynamics to integrate."""
+        return self
+
+    def check_span(self, t0: float, t1: float) -> None:
+        """Raises ValueError, with the cure, on times at which the dynamics is not defined."""

@@ -1,0 +1,151 @@
+"""Differential equations given by their fields."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, final
+
+import torch
+from torch import Tensor
+
+from .._scalar import Scalar
+from .._state import State
+from .base import Dynamics, Noise, SemiLinear
+
+__all__ = ["CDE", "ODE", "SDE", "Control"]
+
+Field = Callable[..., Any]
+
+
+class _LinearPart(SemiLinear):
+    def __init__(self, field: Field, rate: Scalar) -> None:
+        self._field, self.rate = field, rate
+
+    def scale(self, t: Scalar) -> Scalar:
+        return 1.0
+
+    def clock(self, t: Scalar) -> Scalar:
+        return t
+
+    def residual(self, t: Tensor, x: State, *args: Any) -> State:
+        return self._field(t, x, *args)
+
+    def weights(self, t0: Scalar, t1: Scalar) -> tuple[Scalar, Scalar]:
+        h = t1 - t0
+        if isinstance(h, Tensor) and h.ndim and isinstance(self.rate, Tensor) and self.rate.ndim:
+            raise TypeError("a rate per component needs a time that the batch shares")
+        return super().weights(t0, t1)
+
+
+@final
+class ODE(Dynamics):
+    """dy/dt = f(t, y, *args), or linear * y + f(t, y, *args).
+
+    Args:
+        f: the vector field; any callable, a module's parameters are registered.
+        linear: the rate of a stiff linear part, a float or a tensor that multiplies the last axes
+            of y, which exponential integrators then solve exactly.
+        batched_time: whether f accepts t of shape ``(batch,)`` (per-sample steps and spans).
+    """
+
+    def __init__(
+        self, f: Field, *, linear: Scalar | None = None, batched_time: bool = False
+    ) -> None:
+        super().__init__()
+        _check_callable(f)
+        self.f, self.batched_time = f, batched_time
+        if isinstance(linear, Tensor):
+            self.register_buffer("linear", linear)
+        else:
+            self.linear = linear
+
+    def forward(self, t: Tensor, y: State, *args: Any) -> State:
+        k = self.f(t, y, *args)
+        return k if self.linear is None else self.linear * y + k
+
+    def split(self) -> SemiLinear | None:
+        return None if self.linear is None else _LinearPart(self.f, self.linear)
+
+
+@final
+class SDE(Dynamics):
+    """dy = f(t, y, *args) dt + g(t, y, *args) dW, in the sense of Ito unless told otherwise.
+
+    Args:
+        f: the drift, shaped as y.
+        g: the diffusion, shaped as ``noise`` says (see ``Noise``).
+        noise: ``"diagonal"``, ``"scalar"`` or ``"general"``.
+        stratonovich: read dW as a Stratonovich integral.
+        additive: g does not depend on y (then Ito and Stratonovich agree).
+        commutative: general noise whose columns commute.
+        noise_size: number of Brownian motions of general noise.
+        batched_time: whether f and g accept t of shape ``(batch,)``.
+
+    Raises:
+        ValueError: on an unknown noise kind, or general noise without its size.
+    """
+
+    def __init__(
+        self,
+        f: Field,
+        g: Field,
+        *,
+        noise: Literal["diagonal", "scalar", "general"],
+        stratonovich: bool = False,
+        additive: bool = False,
+        commutative: bool = False,
+        noise_size: int | None = None,
+        batched_time: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_callable(f)
+        _check_callable(g)
+        self.f, self.g, self.batched_time = f, g, batched_time
+        commutative = commutative or noise != "general"
+        self.noise = Noise(noise, not stratonovich, additive, commutative, noise_size)
+
+    def forward(self, t: Tensor, y: State, *args: Any) -> State:
+        return self.f(t, y, *args)
+
+    def diffusion(self, t: Tensor, y: State, *args: Any) -> Any:
+        return self.g(t, y, *args)
+
+
+class Control(Protocol):
+    """What a CDE asks of its path; ours and torchcde's have it."""
+
+    def derivative(self, t: Tensor) -> Tensor: ...
+
+
+@final
+class CDE(Dynamics):
+    """dy = f(t, y, *args) dX(t): a differential equation controlled by a path through data.
+
+    Args:
+        f: the matrix field, ``(batch, d)`` to ``(batch, d, channels)``.
+        path: the control X, with ``derivative(t)`` of shape ``(batch, channels)``.
+        batched_time: whether f and the path accept t of shape ``(batch,)``.
+
+    Source: Kidger et al. 2020, arXiv 2005.08926.
+    """
+
+    def __init__(self, f: Field, path: Control, *, batched_time: bool = False) -> None:
+        super().__init__()
+        _check_callable(f)
+        if not callable(getattr(path, "derivative", None)):
+            raise TypeError("a CDE's path answers derivative(t); give flowsde.paths.Linear(...)")
+        self.f, self.path, self.batched_time = f, path, batched_time
+
+    def forward(self, t: Tensor, y: State, *args: Any) -> State:
+        matrix, dx = self.f(t, y, *args), self.path.derivative(t)
+        if matrix.shape != (*y.shape, dx.shape[-1]):
+            raise TypeError(
+                f"a CDE's field returns (batch, d, channels) = {(*y.shape, dx.shape[-1])}; "
+                f"got {tuple(matrix.shape)}"
+            )
+        return torch.linalg.vecdot(matrix, dx.unsqueeze(-2).to(matrix.dtype))
+
+
+def _check_callable(f: object) -> None:
+    if not callable(f):
+        raise TypeError(f"a field is a callable f(t, y); got {type(f).__name__}")

@@ -1,0 +1,95 @@
+"""The dynamics as one solve sees them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._scalar import Scalar
+from .._state import State, check_like, leaves, tree_map
+from .base import Dynamics, Noise, SemiLinear
+from .discrete import Chain
+
+__all__ = ["Field"]
+
+
+class Field:
+    """Dynamics with the arguments bound, times made tensors, outputs checked, calls counted.
+
+    Integrators call this, never the dynamics: ``drift``, ``diffusion``, ``residual``, ``step``.
+    """
+
+    __slots__ = (
+        "_device", "_dtype", "_t", "_tensor", "args", "dynamics", "evaluations", "noise", "split",
+    )  # fmt: skip
+
+    def __init__(self, dynamics: Dynamics, args: tuple[Any, ...], y0: State) -> None:
+        first = leaves(y0)[0]
+        self.dynamics, self.args = dynamics, args
+        self.noise: Noise | None = dynamics.noise
+        self.split: SemiLinear | None = dynamics.split()
+        self.evaluations = 0
+        self._dtype, self._device = first.dtype.to_real(), first.device
+        self._t, self._tensor = math.nan, torch.empty((), device="meta")
+
+    def time(self, t: Scalar) -> Tensor:
+        """t as a tensor of the state's real dtype; made once where stages share it."""
+        if isinstance(t, Tensor):
+            return t.to(device=self._device, dtype=self._dtype)
+        if t != self._t:
+            self._t = t
+            self._tensor = torch.full((), t, dtype=self._dtype, device=self._device)
+        return self._tensor
+
+    def drift(self, t: Scalar, y: State) -> State:
+        self.evaluations += 1
+        k = self.dynamics(self.time(t), y, *self.args)
+        if isinstance(k, Tensor) and isinstance(y, Tensor):  # the fast path of check_like
+            if k.shape == y.shape and k.dtype is y.dtype:
+                return k
+        return check_like(k, y, "the vector field")
+
+    def residual(self, t: Scalar, x: State) -> State:
+        assert self.split is not None
+        self.evaluations += 1
+        return check_like(self.split.residual(self.time(t), x, *self.args), x, "the residual")
+
+    def noise_term(self, t: Scalar, y: State, dw: State) -> State:
+        """g(t, y) dW, shaped as y."""
+        assert self.noise is not None
+        g = self.dynamics.diffusion(self.time(t), y, *self.args)
+        if not isinstance(y, Tensor):
+            return tree_map(_diagonal, g, dw, y)
+        if self.noise.kind == "diagonal":
+            return _diagonal(g, dw, y)
+        if self.noise.kind == "scalar":
+            return check_like(g, y, "scalar diffusion") * dw.reshape((-1,) + (1,) * (y.ndim - 1))
+        if g.shape != (*y.shape, dw.shape[-1]):
+            raise TypeError(
+                f"general diffusion returns (batch, d, m) = {(*y.shape, dw.shape[-1])}; "
+                f"got {tuple(g.shape)}"
+            )
+        return torch.linalg.vecdot(g, dw.unsqueeze(-2).to(g.dtype))
+
+    def step(self, k: int, y: State) -> State:
+        """The state after step k of a chain."""
+        self.evaluations += 1
+        assert isinstance(self.dynamics, Chain)
+        return self.dynamics.step(k, y, *self.args)[0]
+
+    def unstep(self, k: int, y: State) -> State:
+        self.evaluations += 1
+        return self.dynamics.unstep(k, y, *self.args)[0]  # type: ignore[operator]
+
+
+def _diagonal(g: Any, dw: Tensor, y: Tensor) -> Tensor:
+    term = g * dw
+    if term.shape != y.shape:
+        raise TypeError(
+            f"diagonal diffusion broadcasts to the state's shape {tuple(y.shape)}; "
+            f"got {tuple(g.shape)}"
+        )
+    return check_like(term, y, "the diffusion")

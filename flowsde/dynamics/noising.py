@@ -1,0 +1,153 @@
+"""The process that turns data into noise, and the two that turn it back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from .._scalar import Scalar, exp, expand, expm1, sqrt
+from ..paths.schedule import Schedule
+from .base import Dynamics, Noise, SemiLinear
+from .denoiser import Data, Denoiser
+
+__all__ = ["LinearSDE", "Reverse", "as_denoiser"]
+
+
+class _DataSplit(SemiLinear):
+    """scale = alpha, clock = lambda, rate = -(1 + eta^2), residual = (1 + eta^2) x0_hat.
+
+    In x, with h = lambda1 - lambda0:
+        x1 = sigma1/sigma0 e^(-eta^2 h) x0 + (alpha1 - alpha0 sigma1/sigma0 e^(-eta^2 h)) x0_hat
+    which is finite where alpha0 = 0 and where sigma1 = 0.
+    """
+
+    def __init__(self, denoiser: Denoiser, eta: float) -> None:
+        self._denoiser, self._schedule, self._eta2 = denoiser, denoiser.schedule, eta * eta
+        self.rate = -(1.0 + self._eta2)
+
+    def scale(self, t: Scalar) -> Scalar:
+        return self._schedule.alpha(t)
+
+    def clock(self, t: Scalar) -> Scalar:
+        return self._schedule.half_log_snr(t)
+
+    def residual(self, t: Tensor, x: Tensor, *args: Any) -> Tensor:
+        return (1.0 + self._eta2) * self._denoiser(t, x, *args)
+
+    def weights(self, t0: Scalar, t1: Scalar) -> tuple[Scalar, Scalar]:
+        (alpha0, sigma0), (alpha1, sigma1) = self._schedule(t0), self._schedule(t1)
+        decay = sigma1 / sigma0
+        if self._eta2:
+            decay = decay * exp(-self._eta2 * (self.clock(t1) - self.clock(t0)))
+        return decay, (alpha1 - alpha0 * decay) / (1.0 + self._eta2)
+
+    def deviation(self, t0: Scalar, t1: Scalar) -> Scalar | None:
+        if not self._eta2:
+            return None
+        h = self.clock(t1) - self.clock(t0)
+        return self._schedule.sigma(t1) * sqrt(-expm1(-2.0 * self._eta2 * h))
+
+
+class LinearSDE(Dynamics):
+    """dx = (alpha'/alpha) x dt + g(t) dW, with g^2 = 2 sigma^2 (sigma'/sigma - alpha'/alpha).
+
+    Its transition from data is exact: x_t given x_0 is N(alpha x_0, sigma^2).
+
+    Args:
+        schedule: alpha and sigma.
+
+    Source: Song et al. 2021, arXiv 2011.13456.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__()
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"schedule is a flowsde.paths.Schedule; got {type(schedule).__name__}")
+        self.schedule = schedule
+        self.noise = Noise("diagonal", additive=True, commutative=True)
+        self.horizon = schedule.horizon
+
+    def forward(self, t: Tensor, y: Tensor, *args: Any) -> Tensor:
+        return expand(self.schedule.dalpha(t) / self.schedule.alpha(t), y) * y
+
+    def diffusion(self, t: Tensor, y: Tensor, *args: Any) -> Scalar:
+        return expand(_diffusion(self.schedule, t), y)
+
+    def marginal(self, t: Scalar, x0: Tensor) -> tuple[Tensor, Scalar]:
+        """Mean and standard deviation of x_t given x_0."""
+        alpha, sigma = self.schedule(t)
+        return expand(alpha, x0) * x0, expand(sigma, x0)
+
+    def reverse_sde(self, denoiser: Callable[..., Tensor], eta: float = 1.0) -> Reverse:
+        """The reverse-time SDE, to be run from the horizon down to data.
+
+            dx = [f x - (1 + eta^2)/2 g^2 score] dt + eta g dW,    score = (alpha x0 - x) / sigma^2
+
+        Args:
+            denoiser: a ``Denoiser``, or any ``(t, x, *args) -> x0``.
+            eta: how much noise; 1 is Anderson's reversal, 0 the probability flow. Every eta has
+                the same marginals.
+        """
+        return Reverse(as_denoiser(denoiser, self.schedule), eta)
+
+    def probability_flow(self, denoiser: Callable[..., Tensor]) -> Reverse:
+        """The ODE with the marginals of the noising process: data at 0, noise at the horizon."""
+        return self.reverse_sde(denoiser, eta=0.0)
+
+
+def _diffusion(schedule: Schedule, t: Scalar) -> Scalar:
+    (alpha, sigma), dalpha, dsigma = schedule(t), schedule.dalpha(t), schedule.dsigma(t)
+    return sqrt(2.0 * sigma * (dsigma - sigma * dalpha / alpha))
+
+
+def as_denoiser(denoiser: Callable[..., Tensor], schedule: Schedule) -> Denoiser:
+    """A ``Denoiser`` on this schedule; a plain callable is taken to return x0."""
+    if not isinstance(denoiser, Denoiser):
+        return Denoiser(denoiser, schedule, Data())
+    if denoiser.schedule != schedule:
+        raise ValueError(
+            f"the denoiser was made for {denoiser.schedule}, the process is {schedule}: "
+            "use one schedule for both"
+        )
+    return denoiser
+
+
+class Reverse(Dynamics):
+    """The reverse SDE (eta > 0) or the probability flow (eta = 0) of a denoiser."""
+
+    def __init__(self, denoiser: Denoiser, eta: float) -> None:
+        super().__init__()
+        if eta < 0:
+            raise ValueError(f"eta scales noise: eta >= 0; got {eta}")
+        self.denoiser, self.eta = denoiser, float(eta)
+        self.horizon = denoiser.schedule.horizon
+        if eta:
+            self.noise = Noise("diagonal", additive=True, commutative=True)
+
+    def forward(self, t: Tensor, y: Tensor, *args: Any) -> Tensor:
+        at, output = self.denoiser.output(t, y, *args)
+        prediction = self.denoiser.prediction
+        drift = prediction.velocity(at, y, output)
+        if self.eta:
+            rate = at.dsigma - at.sigma * at.dalpha / at.alpha  # g^2 / (2 sigma)
+            drift = drift + self.eta**2 * rate * prediction.eps(at, y, output)
+        return drift
+
+    def diffusion(self, t: Tensor, y: Tensor, *args: Any) -> Scalar | None:
+        if not self.eta:
+            return None
+        return expand(self.eta * _diffusion(self.denoiser.schedule, t), y)
+
+    def split(self) -> SemiLinear:
+        return _DataSplit(self.denoiser, self.eta)
+
+    def check_span(self, t0: float, t1: float) -> None:
+        prediction, schedule = self.denoiser.prediction, self.denoiser.schedule
+        if prediction.needs_signal and min(schedule.alpha(t0), schedule.alpha(t1)) <= 0.0:
+            raise ValueError(
+                f"{prediction} says nothing about x0 where the signal is zero, and {schedule} "
+                f"has none at an end of [{t0}, {t1}]: start at a slightly smaller time (such as "
+                "0.999), or train with VPrediction(), Velocity() or Data()"
+            )

@@ -1,0 +1,30 @@
+"""What a failing solve raises: one typed error that carries the partial solution and the cure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .solution import Solution
+
+__all__ = ["MaxStepsReached", "NonFiniteState", "SolveError", "StepUnderflow"]
+
+
+class SolveError(RuntimeError):
+    """A solve that ended before its end time. ``solution`` holds what was computed so far."""
+
+    def __init__(self, message: str, solution: Solution) -> None:
+        super().__init__(message)
+        self.solution = solution
+
+
+class MaxStepsReached(SolveError):
+    """``max_steps`` attempts were used up before ``t1``."""
+
+
+class NonFiniteState(SolveError):
+    """The field or the state left the finite numbers."""
+
+
+class StepUnderflow(SolveError):
+    """The controller asked for a step too small to advance the time."""

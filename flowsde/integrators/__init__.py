@@ -1,0 +1,17 @@
+"""The catalogue: one step of one method each, as data."""
+
+from .base import Integrator, Step
+from .discrete import Iterate
+from .engines import TorchDiffEq
+from .explicit import (
+    RK4, Bosh3, Dopri5, Dopri8, Euler, Heun, Midpoint, Ralston, Tsit5,
+)  # fmt: skip
+from .exponential import DDIM, DPMSolverPP, ExponentialEuler
+from .runge_kutta import ExplicitRK, Tableau
+from .stochastic import EulerMaruyama, StochasticHeun
+
+__all__ = [
+    "DDIM", "RK4", "Bosh3", "DPMSolverPP", "Dopri5", "Dopri8", "Euler", "EulerMaruyama",
+    "ExplicitRK", "ExponentialEuler", "Heun", "Integrator", "Iterate", "Midpoint", "Ralston",
+    "Step", "StochasticHeun", "Tableau", "TorchDiffEq", "Tsit5",
+]  # fmt: skip

@@ -1,0 +1,104 @@
+"""One step of one method."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from .._scalar import Scalar
+from .._state import State
+from ..dynamics.base import Dynamics, Noise
+from ..dynamics.discrete import Chain
+from ..dynamics.field import Field
+
+if TYPE_CHECKING:
+    from ..stepping import Stepping
+
+__all__ = ["Carry", "Engine", "Integrator", "Step"]
+
+Carry = Any
+
+
+class Step(ABC):
+    """What one attempted step gives: the new state, what the next step starts from, and, worked
+    out only when asked for, the error estimate and the states between.
+    """
+
+    __slots__ = ("carry", "y1")
+
+    def __init__(self, y1: State, carry: Carry = None) -> None:
+        self.y1, self.carry = y1, carry
+
+    def error(self) -> State:
+        """The embedded estimate of the local error, shaped as the state."""
+        raise TypeError("this method has no error estimate")
+
+    @abstractmethod
+    def dense(self, theta: Scalar) -> State:
+        """The state at t0 + theta (t1 - t0), to the method's ``dense_order``."""
+
+
+class Integrator(ABC):
+    """One step of one method. Frozen data; draws no randomness.
+
+    Attributes:
+        order: of convergence; for a stochastic method see ``strong_order``.
+        dense_order: of the states between steps.
+        error_order: the exponent q of a step's error estimate, O(dt^q); None without one.
+    """
+
+    order: int
+    dense_order: int
+    error_order: int | None = None
+
+    def check(self, dynamics: Dynamics) -> None:
+        """Raises TypeError, with the cure, on dynamics without the structure this needs."""
+        name = type(self).__name__
+        if isinstance(dynamics, Chain):
+            raise TypeError(
+                f"{name} integrates continuous time; got the chain {type(dynamics).__name__}. "
+                "Use Iterate()"
+            )
+        if dynamics.noise is not None:
+            raise TypeError(
+                f"{name} integrates ODEs; got an SDE. Use EulerMaruyama(), or StochasticHeun() "
+                "for additive or Stratonovich noise"
+            )
+
+    def noise_shapes(self, dynamics: Dynamics, y: State) -> State | None:
+        """A state shaped as the Brownian increment a step needs; None if it needs none."""
+        return None
+
+    def init(self, field: Field, t: Scalar, y: State) -> Carry:
+        """What the first step starts from."""
+        return None
+
+    def slope(self, carry: Carry) -> State:
+        """dy/dt at the start, from the first carry: what the first step's size is chosen by."""
+        raise TypeError(f"{type(self).__name__} has no error estimate")
+
+    @abstractmethod
+    def step(
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: State | None, carry: Carry
+    ) -> Step:
+        """From y at t0 to t1, in either direction."""
+
+
+class Engine(Integrator):
+    """A solver from outside: one of its steps spans one save interval, on steps of its own."""
+
+    @abstractmethod
+    def bind(self, stepping: Stepping) -> Engine:
+        """The engine with the tolerances or step sizes that the solve asks for."""
+
+
+def check_noise(integrator: Integrator, dynamics: Dynamics) -> Noise:
+    """The dynamics' noise, or a TypeError that names what integrates a system without any."""
+    if isinstance(dynamics, Chain):
+        raise TypeError(f"{type(integrator).__name__} integrates SDEs; got a chain. Use Iterate()")
+    if dynamics.noise is None:
+        raise TypeError(
+            f"{type(integrator).__name__} integrates SDEs; got {type(dynamics).__name__} without "
+            "noise. Use Euler(), Heun() or another ODE integrator"
+        )
+    return dynamics.noise

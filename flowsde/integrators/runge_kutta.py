@@ -1,0 +1,173 @@
+"""The explicit Runge-Kutta engine: methods are tableaus."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from .._scalar import Scalar
+from .._state import State, Weights, combine, tree_map, weigh
+from ..dynamics.field import Field
+from .base import Carry, Integrator, Step
+
+__all__ = ["ExplicitRK", "Tableau"]
+
+Row = tuple[float, ...]
+
+
+def _sparse(row: Sequence[float]) -> Weights:
+    return tuple((i, float(w)) for i, w in enumerate(row) if w != 0)
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """A Butcher tableau, checked at birth.
+
+        k_i = f(t0 + c_i dt, y0 + dt sum_j a_ij k_j),    y1 = y0 + dt sum_i b_i k_i
+
+    Args:
+        c: nodes, c_0 = 0.
+        a: rows of the strictly lower triangle, the first of length 1.
+        b: weights. Where the last row of ``a`` equals them the method is first-same-as-last; the
+            engine sees that for itself.
+        order: of ``b``.
+        b_low: weights of the embedded method, or None.
+        order_low: its order.
+        dense: for each stage the polynomial b_i(theta) = sum_n dense[i][n] theta^(n+1), or None
+            for cubic Hermite interpolation.
+        dense_order: of those polynomials.
+
+    Raises:
+        ValueError: if rows do not sum to c, weights not to one, or the weights miss a quadrature
+            condition sum_i b_i c_i^(q-1) = 1/q of their order.
+    """
+
+    c: Row
+    a: tuple[Row, ...]
+    b: Row
+    order: int
+    b_low: Row | None = None
+    order_low: int = 0
+    dense: tuple[Row, ...] | None = None
+    dense_order: int = 3
+    rows: tuple[Weights, ...] = field(init=False)
+    weights: Weights = field(init=False)
+    error: Weights | None = field(init=False)
+    fsal: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        stages = len(self.b)
+        if len(self.c) != stages or [len(row) for row in self.a] != list(range(1, stages)):
+            raise ValueError(f"{stages} weights need {stages} nodes and rows of 1..{stages - 1}")
+        for c, row in zip(self.c[1:], self.a, strict=True):
+            _demand(sum(row), c, "a row does not sum to its node")
+        self._check(self.b, self.order)
+        error = None
+        if self.b_low is not None:
+            self._check(self.b_low, self.order_low)
+            error = _sparse([b - low for b, low in zip(self.b, self.b_low, strict=True)])
+        if self.dense is not None:
+            for b, powers in zip(self.b, self.dense, strict=True):
+                _demand(sum(powers), b, "a dense weight does not end at its b")
+        object.__setattr__(self, "rows", tuple(_sparse(row) for row in self.a))
+        object.__setattr__(self, "weights", _sparse(self.b))
+        object.__setattr__(self, "error", error)
+        object.__setattr__(self, "fsal", stages > 1 and (*self.a[-1], 0) == self.b)
+
+    def _check(self, b: Row, order: int) -> None:
+        for q in range(1, order + 1):
+            moment = math.fsum(w * c ** (q - 1) for w, c in zip(b, self.c, strict=True))
+            _demand(moment, 1 / q, f"the weights miss the quadrature condition of order {q}")
+
+
+def _demand(value: float, wanted: float, complaint: str) -> None:
+    if not math.isclose(value, wanted, rel_tol=1e-11, abs_tol=1e-11):
+        raise ValueError(f"{complaint}: {value} for {wanted}")
+
+
+class ExplicitRK(Integrator):
+    """Any explicit Runge-Kutta method. A subclass is its tableau."""
+
+    tableau: ClassVar[Tableau]
+
+    def __init_subclass__(cls) -> None:
+        tableau = cls.tableau
+        cls.order = tableau.order
+        cls.error_order = None if tableau.b_low is None else tableau.order_low + 1
+        if tableau.dense is not None:
+            cls.dense_order = tableau.dense_order
+        else:
+            cls.dense_order = tableau.order if tableau.order > 4 else min(tableau.order, 3)
+
+    def init(self, field: Field, t: Scalar, y: State) -> Carry:
+        return field.drift(t, y)
+
+    def slope(self, carry: Carry) -> State:
+        return carry
+
+    def step(
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: State | None, carry: Carry
+    ) -> Step:
+        tableau, dt = self.tableau, t1 - t0
+        ks = [field.drift(t0, y) if carry is None else carry]
+        y1 = y
+        for c, row in zip(tableau.c[1:], tableau.rows, strict=True):
+            y1 = combine(y, dt, row, ks)
+            ks.append(field.drift(t1 if c == 1.0 else t0 + c * dt, y1))
+        if tableau.fsal:
+            return _RKStep(self, field, t0, t1, y, y1, ks, ks[-1])
+        return _RKStep(self, field, t0, t1, y, combine(y, dt, tableau.weights, ks), ks, None)
+
+
+class _RKStep(Step):
+    __slots__ = ("_end", "_field", "_ks", "_method", "_t0", "_t1", "_y0")
+
+    def __init__(
+        self, method: ExplicitRK, field: Field, t0: Scalar, t1: Scalar, y0: State, y1: State,
+        ks: list[State], end: State | None,
+    ) -> None:  # fmt: skip
+        self.y1, self.carry = y1, end
+        self._method, self._field = method, field
+        self._t0, self._t1, self._y0, self._ks, self._end = t0, t1, y0, ks, end
+
+    def error(self) -> State:
+        weights = self._method.tableau.error
+        assert weights is not None
+        return weigh(self._t1 - self._t0, weights, self._ks)
+
+    def dense(self, theta: Scalar) -> State:
+        tableau, dt = self._method.tableau, self._t1 - self._t0
+        if tableau.dense is not None:
+            return _polynomial(self._y0, self._ks, tableau.dense, dt, theta)
+        if tableau.order > 4:  # a shorter step from the same start: as exact as the method
+            t = self._t0 + theta * dt
+            start = self._ks[0]
+            return self._method.step(self._field, self._t0, t, self._y0, None, start).y1
+        if self._end is None:
+            self._end = self._field.drift(self._t1, self.y1)
+        return _hermite(self._y0, self.y1, self._ks[0], self._end, dt, theta)
+
+
+def _polynomial(
+    y0: State, ks: list[State], dense: tuple[Row, ...], dt: Scalar, theta: Scalar
+) -> State:
+    """y0 + dt sum_i b_i(theta) k_i."""
+    total = y0
+    for k, powers in zip(ks, dense, strict=True):
+        if any(powers):
+            weight: Scalar = 0.0
+            for p in reversed(powers):
+                weight = (weight + p) * theta
+            total = combine(total, weight * dt, ((0, 1.0),), [k])
+    return total
+
+
+def _hermite(y0: State, y1: State, k0: State, k1: State, dt: Scalar, theta: Scalar) -> State:
+    """The cubic through both states with both slopes."""
+    rest = 1.0 - theta
+    jump = tree_map(lambda a, b: b - a, y0, y1)
+    total = combine(y0, theta * theta * (3.0 - 2.0 * theta), ((0, 1.0),), [jump])
+    total = combine(total, theta * rest * rest * dt, ((0, 1.0),), [k0])
+    return combine(total, -theta * theta * rest * dt, ((0, 1.0),), [k1])

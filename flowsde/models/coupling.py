@@ -1,0 +1,103 @@
+"""RealNVP: a stack of affine couplings is a Map."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..dynamics.discrete import Composed, Map
+from ..nn import MLP
+
+__all__ = ["AffineCoupling", "coupling_stack"]
+
+
+class AffineCoupling(Map):
+    """y_a = x_a, y_b = exp(s(x_a)) x_b + m(x_a), with log-determinant sum s.
+
+    Args:
+        mask: ``(dim,)`` booleans, True for the components a that stay.
+        width, depth: of the network that gives s and m.
+        condition: size of a further input ``(batch, condition)``, 0 for none.
+        bound: of ``|s|``.
+        dropout: on the hidden layers.
+
+    Source: Dinh et al. 2017, "Density estimation using Real NVP", arXiv 1605.08803.
+    """
+
+    mask: Tensor
+
+    def __init__(
+        self,
+        mask: Tensor,
+        width: int = 64,
+        depth: int = 2,
+        condition: int = 0,
+        bound: float = 2.0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if mask.dtype != torch.bool or mask.ndim != 1 or mask.all() or not mask.any():
+            raise ValueError("mask is a 1-d boolean tensor with both values in it")
+        self.register_buffer("mask", mask)
+        self.bound, kept = bound, int(mask.sum())
+        moved = len(mask) - kept
+        sizes = [kept + condition, *[width] * depth, 2 * moved]
+        self.net = MLP(sizes, lambda: nn.Sequential(nn.SiLU(), nn.Dropout(dropout)))
+        last = self.net[-1]
+        nn.init.zeros_(last.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return 1
+
+    def _law(self, a: Tensor, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        """s and m."""
+        raw, shift = self.net(torch.cat((a, *args), dim=-1)).chunk(2, dim=-1)
+        return self.bound * torch.tanh(raw / self.bound), shift
+
+    def _join(self, a: Tensor, b: Tensor, like: Tensor) -> Tensor:
+        out = torch.empty_like(like)
+        out[:, self.mask], out[:, ~self.mask] = a, b
+        return out
+
+    def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        a, b = y[:, self.mask], y[:, ~self.mask]
+        log_scale, shift = self._law(a, args)
+        return self._join(a, log_scale.exp() * b + shift, y), log_scale.sum(-1)
+
+    def unstep(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        a, b = y[:, self.mask], y[:, ~self.mask]
+        log_scale, shift = self._law(a, args)
+        return self._join(a, (b - shift) * (-log_scale).exp(), y), -log_scale.sum(-1)
+
+
+def coupling_stack(
+    dim: int,
+    depth: int = 8,
+    width: int = 64,
+    *,
+    generator: torch.Generator,
+    condition: int = 0,
+    dropout: float = 0.0,
+) -> Composed:
+    """Couplings over random halves, each followed by one over the other half; identity at first.
+
+    Args:
+        dim: components of a sample, at least 2.
+        depth: number of couplings.
+        width: of their networks.
+        generator: for the halves.
+        condition: size of a further input, given as ``args``.
+        dropout: in the networks.
+    """
+    layers = []
+    for i in range(depth):
+        if i % 2 == 0:
+            mask = torch.zeros(dim, dtype=torch.bool)
+            mask[torch.randperm(dim, generator=generator)[: dim // 2]] = True
+        layers.append(
+            AffineCoupling(mask if i % 2 == 0 else ~mask, width, 2, condition, dropout=dropout)
+        )
+    return Composed(layers)

@@ -1,0 +1,7 @@
+"""Networks for the fields: small, plain, and at home with 0-d and ``(batch,)`` times."""
+
+from .embedding import FourierTime
+from .mlp import MLP, ConcatSquash, TimeMLP
+from .unet import UNet
+
+__all__ = ["MLP", "ConcatSquash", "FourierTime", "TimeMLP", "UNet"]

@@ -1,0 +1,106 @@
+"""Dense networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .embedding import FourierTime
+
+__all__ = ["MLP", "ConcatSquash", "TimeMLP"]
+
+
+class MLP(nn.Sequential):
+    """Linear layers with an activation between them.
+
+    Args:
+        sizes: of input, hidden layers and output.
+        activation: made anew for each layer.
+    """
+
+    def __init__(
+        self, sizes: Sequence[int], activation: Callable[[], nn.Module] = nn.SiLU
+    ) -> None:
+        layers: list[nn.Module] = []
+        for a, b in zip(sizes[:-1], sizes[1:], strict=True):
+            layers += [nn.Linear(a, b), activation()]
+        super().__init__(*layers[:-1])
+
+
+class _Block(nn.Module):
+    """x + W2 dropout(act(W1 norm(x) scaled and shifted by time))."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.norm, self.film = nn.LayerNorm(width), nn.Linear(width, 2 * width)
+        self.first, self.second = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        scale, shift = self.film(time).chunk(2, dim=-1)
+        h = self.norm(x) * (1.0 + scale) + shift
+        return x + self.second(self.dropout(nn.functional.silu(self.first(h))))
+
+
+class TimeMLP(nn.Module):
+    """A residual network of (t, x), x of shape ``(batch, *shape)``; zero at the start.
+
+    Args:
+        shape: of one sample.
+        width: of the hidden layers.
+        depth: number of residual blocks.
+        condition: size of a further input ``(batch, condition)``, 0 for none.
+        dropout: in each block.
+    """
+
+    def __init__(
+        self,
+        shape: int | Sequence[int],
+        width: int = 256,
+        depth: int = 3,
+        condition: int = 0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        size = torch.Size((shape,) if isinstance(shape, int) else shape).numel()
+        self.time = nn.Sequential(FourierTime(32), nn.Linear(33, width), nn.SiLU())
+        self.enter = nn.Linear(size + condition, width)
+        self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(depth))
+        self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, size))
+        nn.init.zeros_(self.leave[1].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.leave[1].bias)  # type: ignore[arg-type]
+
+    def forward(self, t: Tensor, x: Tensor, *args: Tensor) -> Tensor:
+        time = self.time(t)
+        h = self.enter(torch.cat((x.flatten(1), *args), dim=-1))
+        for block in self.blocks:
+            h = block(h, time)
+        return self.leave(h).reshape(x.shape)
+
+
+class ConcatSquash(nn.Module):
+    """Layers W x * sigmoid(W_t t + b_t) + V_t t, tanh between them: FFJORD's network.
+
+    Args:
+        sizes: of input, hidden layers and output.
+
+    Source: Grathwohl et al. 2019, arXiv 1810.01367.
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        super().__init__()
+        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairs)
+        self.gates = nn.ModuleList(nn.Linear(1, 2 * b) for _, b in pairs)
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        last = len(self.layers) - 1
+        for i, (layer, gate) in enumerate(zip(self.layers, self.gates, strict=True)):
+            scale, shift = gate(t[..., None]).chunk(2, dim=-1)
+            x = layer(x) * scale.sigmoid() + shift
+            x = x.tanh() if i < last else x
+        return x

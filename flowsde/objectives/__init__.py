@@ -1,0 +1,12 @@
+"""What models are trained by: modules that take a batch and a generator, and return a loss."""
+
+from .likelihood import MaximumLikelihood
+from .matching import FlowMatching
+from .score_matching import (
+    DenoisingScoreMatching, LogNormal, TimeLaw, UniformLambda, UniformTime, likelihood_weight,
+)  # fmt: skip
+
+__all__ = [
+    "DenoisingScoreMatching", "FlowMatching", "LogNormal", "MaximumLikelihood", "TimeLaw",
+    "UniformLambda", "UniformTime", "likelihood_weight",
+]  # fmt: skip

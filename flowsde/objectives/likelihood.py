@@ -1,0 +1,27 @@
+"""Maximum likelihood."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..flow import Flow
+
+__all__ = ["MaximumLikelihood"]
+
+
+class MaximumLikelihood(nn.Module):
+    """-E log p(x), in nats.
+
+    Args:
+        flow: whose parameters are trained.
+    """
+
+    def __init__(self, flow: Flow) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, x: Tensor, *args: Any, generator: torch.Generator) -> Tensor:
+        return -self.flow.log_prob(x, *args, generator=generator).mean()

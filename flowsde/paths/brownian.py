@@ -1,0 +1,128 @@
+"""Brownian motion on a grid of times, replayable from a seed."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import _random
+from .._scalar import Scalar, expand, sqrt
+from .._state import State, batch_size, leaves, unflatten
+
+__all__ = ["Brownian", "Increments"]
+
+_CHUNK = 1 << 18  # numbers drawn at once
+
+
+@dataclass(frozen=True, eq=False)
+class Brownian:
+    """W(t) with independent increments of variance t1 - t0, the same in every replay.
+
+    An increment is a function of (seed, interval, position in the sample) only: not of the batch
+    the sample stands in, the order of the queries, or the device.
+
+    Args:
+        seed: an int, or an integer tensor of shape ``(batch,)`` that gives every sample its own
+            path: sample i is then the same whatever the batch.
+        times: the grid on which the path is defined. None takes the grid of the solve. Give a
+            finer grid to have a coarse solve follow the same path: its increments are the sums.
+
+    Raises:
+        ValueError: from the solve, when it steps on times that are not on the path's grid.
+    """
+
+    seed: int | Tensor
+    times: Tensor | None = None
+
+    def bind(self, grid: Sequence[Scalar], shapes: State) -> Increments:
+        """The increments over the steps of ``grid``, shaped as the state ``shapes``."""
+        return Increments(self, grid, shapes)
+
+
+class Increments:
+    """One solve's view of a Brownian path: ``increments(n)`` is dw over step n."""
+
+    def __init__(self, path: Brownian, grid: Sequence[Scalar], shapes: State) -> None:
+        self._like, self._flat = shapes, leaves(shapes)
+        self._batch = batch_size(shapes)
+        if self._batch is None and isinstance(path.seed, Tensor):
+            raise ValueError("per-sample seeds need a state whose leaves all lead with the batch")
+        first = self._flat[0]
+        self._dtype = torch.promote_types(first.dtype.to_real(), torch.float32)
+        self._rows = self._batch or 1
+        self._sizes = [leaf.numel() // self._rows for leaf in self._flat]
+        self._key = _random.keys(path.seed, self._rows, first.device, _random.BROWNIAN)
+        self._fine, self._spans = _intervals(path.times, grid)
+        self._chunk = range(0)
+        self._draws = torch.empty(0)
+
+    def _normal(self, n: int) -> Tensor:
+        """The standard normals of fine interval n, ``(rows, size)``; drawn a chunk at a time."""
+        if n not in self._chunk:
+            size = sum(self._sizes)
+            length = max(1, _CHUNK // max(1, size * self._rows))
+            start = n - n % length
+            self._chunk = range(start, min(start + length, len(self._fine)))
+            steps = torch.arange(
+                self._chunk.start, self._chunk.stop, dtype=torch.int64, device=self._key.device
+            )
+            self._draws = _random.normal(self._key, steps, size, self._dtype)
+        return self._draws[n - self._chunk.start]
+
+    def __call__(self, n: int) -> State:
+        span, sign = self._spans[n]
+        total = 0.0
+        for i in span:
+            draw = self._normal(i)
+            total = total + draw * (sign * expand(sqrt(self._fine[i]), draw))
+        parts = torch.as_tensor(total).split(self._sizes, dim=-1)
+        shaped = [
+            part.reshape(leaf.shape).to(leaf.dtype)
+            for part, leaf in zip(parts, self._flat, strict=True)
+        ]
+        return unflatten(shaped, self._like)
+
+
+def _intervals(
+    times: Tensor | None, grid: Sequence[Scalar]
+) -> tuple[list[Scalar], list[tuple[range, float]]]:
+    """Widths of the path's own intervals, and for each step those it covers and its direction.
+
+    Intervals are numbered upwards in time, so that a solve that runs back over the same grid
+    takes back the same increments.
+    """
+    count = len(grid) - 1
+    if times is None:
+        per_sample = any(isinstance(t, Tensor) and t.ndim for t in grid)
+        ends = [t.sum() if isinstance(t, Tensor) else t for t in (grid[0], grid[-1])]
+        down = bool(ends[1] < ends[0])
+        widths = [abs(b - a) for a, b in zip(grid[:-1], grid[1:], strict=True)]
+        if not per_sample:
+            widths = [w.detach() if isinstance(w, Tensor) else w for w in widths]
+        order = widths[::-1] if down else widths
+        sign = -1.0 if down else 1.0
+        numbers = [count - 1 - n if down else n for n in range(count)]
+        return order, [(range(i, i + 1), sign) for i in numbers]
+    own = sorted(times.tolist())
+    fine: list[Scalar] = [b - a for a, b in zip(own[:-1], own[1:], strict=True)]
+    marks = [_find(own, float(t)) for t in grid]
+    return fine, [
+        (range(min(a, b), max(a, b)), 1.0 if b > a else -1.0)
+        for a, b in zip(marks[:-1], marks[1:], strict=True)
+    ]
+
+
+def _find(own: list[float], t: float) -> int:
+    tolerance = 1e-9 * max(abs(own[0]), abs(own[-1]), 1e-30)
+    i = bisect_left(own, t - tolerance)
+    if i == len(own) or not math.isclose(own[i], t, rel_tol=0.0, abs_tol=tolerance):
+        raise ValueError(
+            f"the solve steps on t = {t}, which is not on the grid of its Brownian path: give "
+            "Brownian(seed, times) a grid that holds every step, or no times at all"
+        )
+    return i

@@ -1,0 +1,221 @@
+"""Noise schedules: x_t = alpha(t) x_0 + sigma(t) eps, data at t = 0 and noise at the horizon.
+
+Every function takes a host float (and returns one) or a tensor of any shape. ``lambda`` is **half**
+the log signal-to-noise ratio, log(alpha / sigma), everywhere in the library.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._scalar import Scalar, cos, exp, expm1, log, sqrt
+
+__all__ = ["EDM", "VE", "VP", "Cosine", "FlowMatching", "Schedule"]
+
+
+class Schedule(ABC):
+    """How signal turns into noise. Subclasses give alpha, sigma, their rates and the inverse."""
+
+    @property
+    def horizon(self) -> float:
+        """The time at which the noise is complete."""
+        return 1.0
+
+    @abstractmethod
+    def alpha(self, t: Scalar) -> Scalar:
+        """Scale of the data."""
+
+    @abstractmethod
+    def sigma(self, t: Scalar) -> Scalar:
+        """Standard deviation of the noise."""
+
+    @abstractmethod
+    def dalpha(self, t: Scalar) -> Scalar:
+        """d alpha / dt."""
+
+    @abstractmethod
+    def dsigma(self, t: Scalar) -> Scalar:
+        """d sigma / dt."""
+
+    @abstractmethod
+    def time(self, lam: Scalar) -> Scalar:
+        """The t at which ``half_log_snr(t)`` is ``lam``."""
+
+    def half_log_snr(self, t: Scalar) -> Scalar:
+        """lambda(t) = log(alpha / sigma); +inf where there is no noise, -inf where no signal."""
+        return log(self.alpha(t)) - log(self.sigma(t))
+
+    def __call__(self, t: Scalar) -> tuple[Scalar, Scalar]:
+        return self.alpha(t), self.sigma(t)
+
+
+class _VariancePreserving(Schedule):
+    """alpha^2 + sigma^2 = 1, written on log alpha so that small noise keeps its digits."""
+
+    @abstractmethod
+    def log_alpha(self, t: Scalar) -> Scalar: ...
+
+    @abstractmethod
+    def dlog_alpha(self, t: Scalar) -> Scalar: ...
+
+    def alpha(self, t: Scalar) -> Scalar:
+        return exp(self.log_alpha(t))
+
+    def sigma(self, t: Scalar) -> Scalar:
+        return sqrt(-expm1(2.0 * self.log_alpha(t)))
+
+    def dalpha(self, t: Scalar) -> Scalar:
+        return self.alpha(t) * self.dlog_alpha(t)
+
+    def dsigma(self, t: Scalar) -> Scalar:
+        return _ratio(-self.alpha(t) * self.dalpha(t), self.sigma(t))
+
+    def half_log_snr(self, t: Scalar) -> Scalar:
+        return self.log_alpha(t) - log(self.sigma(t))
+
+
+def _ratio(a: Scalar, b: Scalar) -> Scalar:
+    """a / b, infinite at b = 0 for floats as for tensors."""
+    if isinstance(b, float) and isinstance(a, float) and b == 0.0:
+        return math.copysign(math.inf, a) if a else math.nan
+    return a / b
+
+
+def _softplus(x: Scalar) -> Scalar:
+    """log(1 + e^x) without overflow."""
+    if isinstance(x, Tensor):
+        return torch.logaddexp(x, torch.zeros_like(x))
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+
+@dataclass(frozen=True)
+class VP(_VariancePreserving):
+    """Variance preserving: log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2.
+
+    Source: Song et al. 2021, arXiv 2011.13456.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def log_alpha(self, t: Scalar) -> Scalar:
+        return -0.25 * t * t * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
+
+    def dlog_alpha(self, t: Scalar) -> Scalar:
+        return -0.5 * (self.beta_min + t * (self.beta_max - self.beta_min))
+
+    def time(self, lam: Scalar) -> Scalar:
+        decay = 0.5 * _softplus(-2.0 * lam)  # -log alpha
+        half = 0.5 * self.beta_min
+        return 2.0 * decay / (half + sqrt(half**2 + decay * (self.beta_max - self.beta_min)))
+
+
+@dataclass(frozen=True)
+class Cosine(_VariancePreserving):
+    """alpha = cos(((t + s) / (1 + s)) pi / 2), divided by its value at 0.
+
+    The signal is gone at t = 1 (alpha is 6e-17 there): start samplers of noise-predicting models
+    a little before it. Source: Nichol and Dhariwal 2021, arXiv 2102.09672.
+    """
+
+    offset: float = 0.008
+
+    def _angle(self, t: Scalar) -> Scalar:
+        return (t + self.offset) * (0.5 * math.pi / (1.0 + self.offset))
+
+    def log_alpha(self, t: Scalar) -> Scalar:
+        return log(cos(self._angle(t))) - log(cos(self._angle(0.0)))
+
+    def dlog_alpha(self, t: Scalar) -> Scalar:
+        angle = self._angle(t)
+        return -cos(0.5 * math.pi - angle) / cos(angle) * (0.5 * math.pi / (1.0 + self.offset))
+
+    def time(self, lam: Scalar) -> Scalar:
+        cosine = exp(-0.5 * _softplus(-2.0 * lam)) * cos(self._angle(0.0))
+        angle = torch.acos(cosine) if isinstance(cosine, Tensor) else math.acos(cosine)
+        return angle * (2.0 * (1.0 + self.offset) / math.pi) - self.offset
+
+
+@dataclass(frozen=True)
+class VE(Schedule):
+    """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t.
+
+    Data stands at noise ``sigma_min``, t = 0. Source: Song et al. 2021, arXiv 2011.13456.
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+
+    @property
+    def _rate(self) -> float:
+        return math.log(self.sigma_max / self.sigma_min)
+
+    def alpha(self, t: Scalar) -> Scalar:
+        return 1.0 + 0.0 * t
+
+    def sigma(self, t: Scalar) -> Scalar:
+        return self.sigma_min * exp(self._rate * t)
+
+    def dalpha(self, t: Scalar) -> Scalar:
+        return 0.0 * t
+
+    def dsigma(self, t: Scalar) -> Scalar:
+        return self._rate * self.sigma(t)
+
+    def time(self, lam: Scalar) -> Scalar:
+        return (-lam - math.log(self.sigma_min)) / self._rate
+
+
+@dataclass(frozen=True)
+class EDM(Schedule):
+    """alpha = 1, sigma = t, up to ``sigma_max``. Source: Karras et al. 2022, arXiv 2206.00364."""
+
+    sigma_max: float = 80.0
+
+    @property
+    def horizon(self) -> float:
+        return self.sigma_max
+
+    def alpha(self, t: Scalar) -> Scalar:
+        return 1.0 + 0.0 * t
+
+    def sigma(self, t: Scalar) -> Scalar:
+        return 1.0 * t
+
+    def dalpha(self, t: Scalar) -> Scalar:
+        return 0.0 * t
+
+    def dsigma(self, t: Scalar) -> Scalar:
+        return 1.0 + 0.0 * t
+
+    def time(self, lam: Scalar) -> Scalar:
+        return exp(-lam)
+
+
+@dataclass(frozen=True)
+class FlowMatching(Schedule):
+    """alpha = 1 - t, sigma = t: straight lines from data to noise.
+
+    Source: Lipman et al. 2023, arXiv 2210.02747; Liu et al. 2023, arXiv 2209.03003 (with this
+    library's direction of time).
+    """
+
+    def alpha(self, t: Scalar) -> Scalar:
+        return 1.0 - t
+
+    def sigma(self, t: Scalar) -> Scalar:
+        return 1.0 * t
+
+    def dalpha(self, t: Scalar) -> Scalar:
+        return -1.0 + 0.0 * t
+
+    def dsigma(self, t: Scalar) -> Scalar:
+        return 1.0 + 0.0 * t
+
+    def time(self, lam: Scalar) -> Scalar:
+        return 1.0 / (1.0 + exp(lam))

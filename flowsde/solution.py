@@ -1,0 +1,137 @@
+"""What comes out of a solve."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from ._scalar import Scalar, to_float
+from ._state import State, stack, where
+
+__all__ = ["Dense", "Solution", "Stats", "Status", "Steps"]
+
+
+class Status(IntEnum):
+    """How a solve, or one sample of it, ended."""
+
+    RUNNING = -1
+    SUCCESS = 0
+    MAX_STEPS = 1
+    NON_FINITE = 2
+    UNDERFLOW = 3
+
+
+@dataclass
+class Stats:
+    """Counts of one solve.
+
+    Attributes:
+        evaluations: calls of the field, batched calls counting once.
+        accepted, rejected: steps; tensors ``(batch,)`` under per-sample stepping.
+        attempts: passes of the loop.
+        backward_evaluations: calls of the field made again by ``Checkpointed`` in the backward.
+    """
+
+    evaluations: int = 0
+    accepted: int | Tensor = 0
+    rejected: int | Tensor = 0
+    attempts: int = 0
+    backward_evaluations: int = 0
+
+
+@dataclass(frozen=True)
+class Steps:
+    """``save_at=Steps(every=n)``: save the start, every n-th attempted step, and the end.
+
+    Under per-sample stepping a row repeats its last state where its attempt was rejected, or
+    where it has finished.
+    """
+
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"Steps(every) is >= 1; got {self.every}")
+
+
+@dataclass
+class Dense:
+    """The solution between its steps, piece by piece."""
+
+    pieces: list[tuple[Scalar, Scalar, Callable[[Scalar], State]]] = field(default_factory=list)
+
+    def __call__(self, t: Scalar) -> State:
+        if not self.pieces:
+            raise ValueError("the solve took no step: there is nothing between t0 and t1")
+        if any(isinstance(side, Tensor) and side.ndim for side in self.pieces[0][:2]):
+            return self._per_sample(t)
+        sign = 1.0 if to_float(self.pieces[-1][1]) > to_float(self.pieces[0][0]) else -1.0
+        at = sign * to_float(t)
+        ends = [sign * to_float(end) for _, end, _ in self.pieces]
+        start = sign * to_float(self.pieces[0][0])
+        slack = 1e-9 * max(abs(start), abs(ends[-1]))
+        if not start - slack <= at <= ends[-1] + slack:
+            raise ValueError(f"t = {to_float(t)} lies outside what was solved")
+        t0, t1, dense = self.pieces[min(bisect_left(ends, at), len(ends) - 1)]
+        return dense((t - t0) / (t1 - t0))
+
+    def _per_sample(self, t: Scalar) -> State:
+        first = self.pieces[0]
+        total = first[2](0.0 * (first[0] + first[1]))
+        for t0, t1, dense in self.pieces:
+            width = torch.as_tensor(t1 - t0)
+            theta = (t - t0) / torch.where(width == 0, 1.0, width)
+            inside = (theta >= 0) & (theta <= 1) & (width != 0)
+            total = where(inside, dense(theta.clamp(0, 1)), total)
+        return total
+
+
+@dataclass
+class Solution:
+    """What comes out of a solve.
+
+    Attributes:
+        y1: state at the end; at the last time reached where the solve failed.
+        t1: that time; a float, or ``(batch,)``.
+        ts: saved times, ``(n,)`` or ``(n, batch)``; None without ``save_at``.
+        ys: saved states, time first, ``(n, batch, ...)``. Times that were not reached are left
+            out; per sample they hold NaN.
+        stats: evaluations, accepted and rejected steps.
+        status: a ``Status``, or ``(batch,)`` of their numbers.
+        message: what went wrong and what to try; empty on success.
+
+    With ``dense=True``, ``sol(t)`` is the state at any t between, a float or a 1-d tensor of
+    times; per sample, a ``(batch,)`` tensor gives each its own.
+    """
+
+    y1: State
+    t1: Scalar
+    ts: Tensor | None
+    ys: State | None
+    stats: Stats
+    status: Status | Tensor
+    message: str = ""
+    dense: Dense | None = None
+
+    @property
+    def success(self) -> bool:
+        """Whether every sample reached its end."""
+        if isinstance(self.status, Tensor):
+            return bool((self.status == Status.SUCCESS).all())
+        return self.status is Status.SUCCESS
+
+    def __call__(self, t: Scalar | Sequence[float]) -> State:
+        if self.dense is None:
+            raise TypeError("no dense output was kept: solve(..., dense=True)")
+        per_sample = isinstance(self.status, Tensor)
+        if isinstance(t, Tensor) and (t.ndim == 0 or per_sample):
+            return self.dense(t)
+        if isinstance(t, (int, float)):
+            return self.dense(float(t))
+        return stack([self.dense(time) for time in t])
+

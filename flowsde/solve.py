@@ -1,0 +1,413 @@
+"""The verb: ``solve(dynamics, y0, t0, t1)``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _random
+from ._loop import Loop
+from ._plan import AdaptivePlan, GivenPlan, Plan
+from ._save import SaveEnd, Saver, SaveRows, SaveSteps, SaveTimes
+from ._scalar import Scalar, to_float
+from ._state import State, batch_size, describe, leaves
+from .adjoint import Adjoint, Direct
+from .dynamics.base import Dynamics
+from .dynamics.discrete import Chain
+from .dynamics.field import Field
+from .errors import MaxStepsReached, NonFiniteState, SolveError, StepUnderflow
+from .executor import Eager, Executor
+from .integrators.base import Engine, Integrator
+from .integrators.discrete import Iterate
+from .integrators.explicit import Tsit5
+from .paths.brownian import Brownian
+from .solution import Solution, Status, Steps
+from .stepping import Adaptive, Fixed, Given, Grid, Stepping
+
+__all__ = ["Solver", "solve"]
+
+SaveAt = Tensor | Sequence[float] | Steps | None
+_ERRORS = {
+    Status.MAX_STEPS: MaxStepsReached,
+    Status.NON_FINITE: NonFiniteState,
+    Status.UNDERFLOW: StepUnderflow,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Solver:
+    """The keywords of ``solve``, in a bundle: ``solver.solve(dynamics, y0, t0, t1, **more)``."""
+
+    integrator: Integrator | None = None
+    stepping: Stepping | None = None
+    adjoint: Adjoint = Direct()
+    executor: Executor = Eager()
+    max_steps: int = 10_000
+    throw: bool = True
+    progress: bool = False
+
+    def solve(
+        self, dynamics: Dynamics, y0: State, t0: Scalar = 0.0, t1: Scalar | None = None,
+        **more: Any,
+    ) -> Solution:  # fmt: skip
+        """``solve`` with this solver's keywords; ``more`` goes before them."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        return solve(dynamics, y0, t0, t1, **{**own, **more})
+
+
+def solve(
+    dynamics: Dynamics,
+    y0: State,
+    t0: Scalar = 0.0,
+    t1: Scalar | None = None,
+    *,
+    args: tuple[Any, ...] = (),
+    integrator: Integrator | None = None,
+    stepping: Stepping | None = None,
+    adjoint: Adjoint = Direct(),  # noqa: B008 - frozen
+    save_at: SaveAt = None,
+    dense: bool = False,
+    path: Brownian | None = None,
+    generator: torch.Generator | None = None,
+    max_steps: int = 10_000,
+    executor: Executor = Eager(),  # noqa: B008 - frozen
+    throw: bool = True,
+    progress: bool = False,
+) -> Solution:
+    """Moves y0 from t0 to t1, in either direction.
+
+    Args:
+        dynamics: an ``ODE``, ``SDE``, ``CDE``, ``Chain`` or ``Map``, or what a transformation of
+            one returned.
+        y0: a tensor, or any pytree of tensors, real or complex; batch first where there is one.
+        t0, t1: floats; 0-d tensors, to differentiate by them; or ``(batch,)``, for spans of each
+            sample's own. t1 defaults to the dynamics' horizon.
+        args: more inputs of the field, ``f(t, y, *args)``.
+        integrator: ``Tsit5()`` for ODEs and CDEs, ``Iterate()`` for chains and maps by default.
+        stepping: ``Fixed``, ``Grid`` or ``Adaptive``; by default ``Adaptive()`` for ODEs.
+        adjoint: ``Direct()`` or ``Checkpointed()``.
+        save_at: times to keep, ordered from t0 towards t1, ``(n,)`` or per sample ``(batch, n)``;
+            or ``Steps(every)``.
+        dense: keep what ``sol(t)`` needs.
+        path: a ``Brownian`` for stochastic dynamics; or give
+        generator: from which one seed is drawn, for noise and for probes.
+        max_steps: attempts allowed.
+        executor: how steps are run.
+        throw: raise one ``SolveError`` at the end of a failed solve; else look at ``status``.
+        progress: show a bar.
+
+    Returns:
+        A ``Solution``: ``y1``, ``ts``, ``ys``, ``stats``, ``status``.
+
+    Raises:
+        TypeError: on an integrator, stepping or adjoint that the dynamics does not admit, a
+            stochastic solve without randomness, per-sample times that the field does not take.
+        ValueError: on times, steps or states out of range.
+        MaxStepsReached, NonFiniteState, StepUnderflow: with ``solution``, what was computed.
+    """
+    _check_dynamics(dynamics)
+    _check_state(y0)
+    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 0:
+        raise ValueError(f"max_steps is a whole number >= 0; got {max_steps}")
+    t1 = dynamics.horizon if t1 is None else t1
+    integrator, stepping = _choose(dynamics, integrator, stepping)
+    span = _Span.of(dynamics, y0, t0, t1, stepping, save_at)
+    seed = _seed(dynamics, path, generator)
+    dynamics = dynamics.prepare(y0, seed)
+    integrator.check(dynamics)
+
+    field = Field(dynamics, args, y0)
+    grid = None if isinstance(stepping, Adaptive) else _grid(dynamics, integrator, stepping, span)
+    if isinstance(integrator, Engine):
+        integrator, grid = integrator.bind(stepping), _save_grid(span, save_at)
+    plan = _plan(integrator, stepping, span, grid, y0)
+    noise = None
+    shapes = integrator.noise_shapes(dynamics, y0)
+    if shapes is not None:
+        noise = _noise(path, seed, grid, shapes)
+
+    with _bar(progress) as report:
+        loop = Loop(
+            field, integrator, plan, span.saver(save_at), noise, y0, max_steps, dense, report
+        )
+        loop.advance = executor.prepare(loop.step)
+        solution = adjoint.run(loop)
+    if throw and not solution.success:
+        raise _error(solution)
+    return solution
+
+
+def _check_dynamics(dynamics: Dynamics) -> None:
+    if not isinstance(dynamics, Dynamics):
+        raise TypeError(
+            f"solve takes dynamics; got {type(dynamics).__name__}. Wrap a field: ODE(f), SDE(f, g, "
+            "noise='diagonal')"
+        )
+
+
+def _check_state(y0: State) -> None:
+    flat = leaves(y0)
+    if not flat or not all(isinstance(leaf, Tensor) for leaf in flat):
+        raise TypeError("y0 is a tensor or a pytree of tensors; make it one with torch.as_tensor")
+    if not all(leaf.is_floating_point() or leaf.is_complex() for leaf in flat):
+        raise TypeError(f"y0 is real or complex; got {describe(y0)}. Use y0.float()")
+    if len({leaf.device for leaf in flat}) > 1:
+        raise TypeError(f"y0 lies on several devices: {describe(y0)}. Move it to one")
+    if any(leaf.is_meta for leaf in flat):
+        return
+    if not all(bool(torch.isfinite(leaf.detach()).all()) for leaf in flat):
+        raise ValueError("y0 holds values that are not finite: clean it with torch.nan_to_num")
+
+
+def _choose(
+    dynamics: Dynamics, integrator: Integrator | None, stepping: Stepping | None
+) -> tuple[Integrator, Stepping]:
+    """Defaults by kind, and whether the two go together."""
+    chain, stochastic = isinstance(dynamics, Chain), dynamics.noise is not None
+    if integrator is None:
+        if stochastic:
+            raise TypeError(
+                "name the integrator of an SDE: integrator=EulerMaruyama(), or StochasticHeun() "
+                "for additive or Stratonovich noise"
+            )
+        integrator = Iterate() if chain else Tsit5()
+    if not isinstance(integrator, Integrator):
+        raise TypeError(f"integrator is an object such as Dopri5(); got {integrator!r}")
+    integrator.check(dynamics)
+    if chain:
+        if stepping is not None:
+            raise TypeError("a chain steps from one whole number to the next: leave out stepping")
+        return integrator, Fixed(dt=1.0)
+    adaptive = integrator.error_order is not None and not stochastic
+    if stepping is None:
+        if not adaptive and not isinstance(integrator, Engine):
+            raise TypeError(
+                f"{type(integrator).__name__} needs its steps named: stepping=Fixed(steps=100), "
+                "Fixed(dt=.01) or Grid(times)"
+            )
+        stepping = Adaptive()
+    if not isinstance(stepping, Stepping):
+        raise TypeError(f"stepping is an object such as Fixed(steps=50); got {stepping!r}")
+    if isinstance(stepping, Adaptive) and not adaptive and not isinstance(integrator, Engine):
+        raise TypeError(
+            f"{type(integrator).__name__} has no error estimate to adapt its steps by: use "
+            "Fixed(...) or Grid(...), or for an ODE Tsit5(), Dopri5(), Bosh3() or Dopri8()"
+        )
+    return integrator, stepping
+
+
+@dataclass
+class _Span:
+    """The times of one solve: floats or 0-d tensors, or columns of the batch."""
+
+    t0: Any
+    t1: Any
+    batch: int | None
+    sign: Any
+    saves: Tensor | None
+
+    @classmethod
+    def of(
+        cls, dynamics: Dynamics, y0: State, t0: Scalar, t1: Scalar, stepping: Stepping,
+        save_at: SaveAt,
+    ) -> _Span:  # fmt: skip
+        """Checks them, and whether the batch shares its time."""
+        ends = [_time(t, name) for t, name in ((t0, "t0"), (t1, "t1"))]
+        saves = None
+        if save_at is not None and not isinstance(save_at, Steps):
+            saves = _wide(save_at)
+        own = isinstance(stepping, Adaptive) and stepping.per_sample
+        own |= isinstance(stepping, Grid) and stepping.grid.ndim == 2
+        own |= any(isinstance(t, Tensor) and t.ndim == 1 for t in ends)
+        own |= saves is not None and saves.ndim == 2
+        if not own:
+            a, b = (to_float(t) for t in ends)
+            dynamics.check_span(a, b)
+            span = cls(*ends, None, 1.0 if b >= a else -1.0, saves)
+            span._check_saves(a, b)
+            return span
+        if not dynamics.batched_time:
+            raise TypeError(
+                f"this {type(dynamics).__name__} was not declared to take t of shape (batch,): "
+                "give ODE(f, batched_time=True) if f does (t[:, None] broadcasts against y), or "
+                "let the batch share its time"
+            )
+        batch, device = batch_size(y0), leaves(y0)[0].device
+        if batch is None:
+            raise TypeError(f"per-sample times need a batch-first state; got {describe(y0)}")
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        columns = []
+        for t, name in zip(ends, ("t0", "t1"), strict=True):
+            column = _wide(t)
+            if column.ndim and column.shape != (batch,):
+                raise ValueError(
+                    f"{name} has shape {tuple(column.shape)}: give a number, or one time a sample, "
+                    f"({batch},)"
+                )
+            columns.append(column.to(dtype=wide, device=device).expand(batch))
+        gap = (columns[1] - columns[0]).detach()
+        span = cls(*columns, batch, torch.where(gap >= 0, 1.0, -1.0).to(gap), saves)
+        if saves is not None:
+            if saves.ndim == 1:
+                saves = saves.expand(batch, -1)
+            if saves.shape[0] != batch:
+                raise ValueError(f"save_at is (n,) or ({batch}, n); got {tuple(saves.shape)}")
+            span.saves = saves.to(dtype=wide, device=device).T
+        span._check_saves(columns[0].detach(), columns[1].detach())
+        return span
+
+    def _check_saves(self, t0: Any, t1: Any) -> None:
+        if self.saves is None:
+            return
+        at = self.saves.detach()
+        if self.batch is None and at.ndim != 1:
+            raise ValueError(f"save_at is a 1-d tensor of times; got shape {tuple(at.shape)}")
+        slack = 1e-9 * (1.0 + abs(t0) + abs(t1))
+        inside = ((at - t0) * self.sign >= -slack) & ((at - t1) * self.sign <= slack)
+        if at.numel() and not bool(inside.all()):
+            raise ValueError("save_at reaches outside [t0, t1]: save between the ends of the solve")
+        if not bool((at.diff(dim=0) * self.sign >= 0).all()):
+            raise ValueError("save_at runs from t0 towards t1: sort it in that direction")
+        self.saves = _snap(self.saves, t0, t1, slack)
+
+    @property
+    def empty(self) -> bool:
+        return self.batch is None and to_float(self.t0) == to_float(self.t1)
+
+    def saver(self, save_at: SaveAt) -> Saver:
+        if self.saves is not None:
+            if self.batch is None:
+                return SaveTimes(self.saves, self.sign)
+            return SaveRows(self.saves, self.sign)
+        return SaveSteps(save_at) if isinstance(save_at, Steps) else SaveEnd()
+
+
+def _snap(saves: Tensor, t0: Any, t1: Any, slack: Any) -> Tensor:
+    """Times that a rounding error put beyond an end are that end."""
+    if saves.requires_grad:
+        return saves
+    for end in (t0, t1):
+        saves = torch.where(abs(saves - end) <= slack, end, saves)
+    return saves
+
+
+def _wide(t: Any) -> Tensor:
+    """A tensor as it is, numbers in float64: no time is rounded to float32 on the way."""
+    if isinstance(t, Tensor):
+        return t if t.is_floating_point() else t.double()
+    return torch.tensor(t, dtype=torch.float64)
+
+
+def _time(t: Scalar, name: str) -> Scalar:
+    if isinstance(t, Tensor):
+        if t.ndim > 1 or t.is_complex():
+            raise ValueError(f"{name} is a number, a 0-d tensor or (batch,); got {tuple(t.shape)}")
+        if not bool(torch.isfinite(t).all()):
+            raise ValueError(f"{name} is not finite: {t}")
+        if t.ndim == 0 and not t.requires_grad:
+            return float(t)
+        return t
+    if isinstance(t, bool) or not isinstance(t, (int, float)):
+        raise TypeError(f"{name} is a number or a tensor; got {type(t).__name__}")
+    if not math.isfinite(t):
+        raise ValueError(f"{name} is not finite: {t}")
+    return float(t)
+
+
+def _grid(
+    dynamics: Dynamics, integrator: Integrator, stepping: Stepping, span: _Span
+) -> list[Scalar]:
+    """The steps of a given stepping; a single time where there is nothing to do."""
+    assert isinstance(stepping, Given)
+    if isinstance(dynamics, Chain):
+        for t in (span.t0, span.t1):
+            if isinstance(t, Tensor) or t != int(t) or not 0 <= t <= len(dynamics):
+                raise ValueError(
+                    f"a chain of {len(dynamics)} steps runs between whole numbers 0 .. "
+                    f"{len(dynamics)}; got t = {t}"
+                )
+    return [span.t0] if span.empty else stepping.times(span.t0, span.t1)
+
+
+def _save_grid(span: _Span, save_at: SaveAt) -> list[Scalar]:
+    """An outside engine's steps: from one save time to the next."""
+    if span.batch is not None or isinstance(save_at, Steps):
+        raise TypeError("an outside engine has one time for all, and save_at as times")
+    inner = [] if span.saves is None else span.saves.tolist()
+    ends = {to_float(span.t0), to_float(span.t1)}
+    inner = [t for t in dict.fromkeys(inner) if t not in ends]
+    return [span.t0] if span.empty else [span.t0, *inner, span.t1]
+
+
+def _plan(
+    integrator: Integrator, stepping: Stepping, span: _Span, grid: list[Scalar] | None, y0: State
+) -> Plan:
+    if grid is not None:
+        return GivenPlan(grid, span.batch)
+    assert isinstance(stepping, Adaptive)
+    if span.empty:
+        return GivenPlan([span.t0], None)
+    return AdaptivePlan(stepping, integrator, span.t0, span.t1, span.batch)
+
+
+def _seed(
+    dynamics: Dynamics, path: Brownian | None, generator: torch.Generator | None
+) -> int | None:
+    """One seed a solve, from the caller's generator."""
+    if generator is not None:
+        if not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator is a torch.Generator; got {type(generator).__name__}")
+        return _random.draw_seed(generator)
+    if dynamics.random:
+        raise TypeError(
+            "this solve draws probes: give generator=torch.Generator().manual_seed(...)"
+        )
+    return None
+
+
+def _noise(
+    path: Brownian | None, seed: int | None, grid: list[Scalar] | None, shapes: State
+) -> Callable[[int], State] | None:
+    if grid is None:
+        raise TypeError("a stochastic solve takes given steps: Fixed(...) or Grid(...)")
+    if path is None:
+        if seed is None:
+            raise TypeError(
+                "a stochastic solve needs its randomness: path=Brownian(seed) or generator=..."
+            )
+        path = Brownian(seed)
+    if not isinstance(path, Brownian):
+        raise TypeError(f"path is a Brownian(seed); got {type(path).__name__}")
+    return path.bind(grid, shapes)
+
+
+class _bar:  # noqa: N801
+    """A progress bar of the way from t0 to t1, where one is asked for."""
+
+    def __init__(self, show: bool) -> None:
+        self._show = show
+        self._bar: Any = None
+
+    def __enter__(self) -> Callable[[float], None] | None:
+        if not self._show:
+            return None
+        from tqdm.auto import tqdm
+
+        self._bar = tqdm(total=1.0, bar_format="{l_bar}{bar}| {elapsed}<{remaining}", desc="solve")
+        return lambda done: self._bar.update(done - self._bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _error(solution: Solution) -> SolveError:
+    status = solution.status
+    if isinstance(status, Tensor):
+        status = Status(int(status.max()))
+    return _ERRORS[status](solution.message, solution)

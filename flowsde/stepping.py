@@ -1,0 +1,208 @@
+"""Where the steps of a solve fall."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._scalar import Scalar, clamp, minimum, power, where
+from ._state import State, batch_size, leaves, tree_map
+
+__all__ = ["Adaptive", "Fixed", "Grid", "Norm", "Stepping", "max_norm", "rms_norm"]
+
+Norm = Callable[[State, bool], Tensor]
+
+
+class Stepping(ABC):
+    """Where the steps of a solve fall."""
+
+
+class Given(Stepping):
+    """Steps known before the solve."""
+
+    @abstractmethod
+    def times(self, t0: Scalar, t1: Scalar) -> list[Scalar]:
+        """The grid from t0 to t1, both included."""
+
+
+@dataclass(frozen=True)
+class Fixed(Given):
+    """Steps of one size.
+
+    Args:
+        steps: how many; or
+        dt: their size, > 0 in either direction (the last one is shortened to end on t1).
+
+    Raises:
+        ValueError: unless exactly one is given, and positive.
+    """
+
+    steps: int | None = None
+    dt: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.dt is None):
+            raise ValueError("give Fixed(steps=50) or Fixed(dt=0.02), one of the two")
+        if self.steps is not None and (self.steps < 1 or int(self.steps) != self.steps):
+            raise ValueError(f"Fixed(steps) is a whole number >= 1; got {self.steps}")
+        if self.dt is not None and not (self.dt > 0 and math.isfinite(self.dt)):
+            raise ValueError(f"Fixed(dt) is > 0, also where t1 < t0; got {self.dt}")
+
+    def times(self, t0: Scalar, t1: Scalar) -> list[Scalar]:
+        if self.steps is not None:
+            inner = [t0 + (t1 - t0) * (n / self.steps) for n in range(1, self.steps)]
+        else:
+            assert self.dt is not None
+            span = t1 - t0
+            if isinstance(span, Tensor) and span.ndim:
+                raise TypeError("per-sample spans take a number of steps: Fixed(steps=...)")
+            count = max(1, math.ceil(abs(float(span)) / self.dt * (1 - 1e-12)))
+            dt = math.copysign(self.dt, float(span))
+            inner = [t0 + n * dt for n in range(1, count)]
+        return [t0, *inner, t1]
+
+
+@dataclass(frozen=True, eq=False)
+class Grid(Given):
+    """The given times, verbatim.
+
+    Args:
+        times: ``(steps + 1,)`` or, per sample, ``(steps + 1, batch)``; strictly monotone, from t0
+            to t1 of the solve. Differentiable: a grid can be learned.
+
+    Raises:
+        ValueError: on times that turn back, or do not start at t0 and end at t1.
+    """
+
+    grid: Tensor
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.grid, Tensor) or self.grid.ndim not in (1, 2) or len(self.grid) < 2:
+            raise ValueError("Grid takes a tensor of at least two times")
+        jumps = self.grid.detach().diff(dim=0)
+        if not bool(((jumps > 0).all(0) | (jumps < 0).all(0)).all()):
+            raise ValueError("Grid takes strictly increasing or strictly decreasing times")
+
+    def times(self, t0: Scalar, t1: Scalar) -> list[Scalar]:
+        for t, own, name in ((t0, self.grid[0], "t0"), (t1, self.grid[-1], "t1")):
+            mine = torch.as_tensor(t, dtype=torch.float64).detach().cpu()
+            if not bool(torch.isclose(own.detach().double().cpu(), mine, atol=1e-7).all()):
+                raise ValueError(f"the grid's end {own} is not the solve's {name} = {t}")
+        if self.grid.ndim == 2 or self.grid.requires_grad:
+            return list(self.grid.unbind())
+        return [t0, *self.grid[1:-1].tolist(), t1]
+
+
+def rms_norm(scaled: State, per_sample: bool) -> Tensor:
+    """Root mean square over all components, or over those of each sample."""
+    if isinstance(scaled, Tensor) and not per_sample:
+        return torch.linalg.vector_norm(scaled) * scaled.numel() ** -0.5
+    flat = leaves(scaled)
+    rows = len(flat[0]) if per_sample else 1
+    total = sum(leaf.reshape(rows, -1).abs().square().sum(-1) for leaf in flat)
+    count = sum(leaf.numel() for leaf in flat) / rows
+    norm = torch.sqrt(torch.as_tensor(total) / count)
+    return norm if per_sample else norm[0]
+
+
+def max_norm(scaled: State, per_sample: bool) -> Tensor:
+    """Largest component, or that of each sample."""
+    rows = batch_size(scaled) if per_sample else 1
+    peaks = [leaf.reshape(rows, -1).abs().amax(-1) for leaf in leaves(scaled)]
+    peak = torch.stack(peaks).amax(0)
+    return peak if per_sample else peak[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Adaptive(Stepping):
+    """Steps chosen so that the estimated local error, over ``atol + rtol |y|``, has norm <= 1.
+
+        dt' = dt * clamp(safety e_n^(-(p + i + d)/q) e_{n-1}^((p + 2d)/q) e_{n-2}^(-d/q))
+
+    with q the order of the error estimate: a PID controller. Step sizes are detached: gradients
+    are those of the accepted grid.
+
+    Args:
+        rtol, atol: tolerances; floats, or tensors that broadcast to the state.
+        per_sample: each sample keeps its own t, dt and error norm; equal to solving it alone.
+        pcoeff, icoeff, dcoeff: gains; the default is the elementary controller that torchdiffeq
+            and diffrax use. (0.2, 0.65, 0) rejects fewer steps, and takes smaller ones.
+        safety, factor_min, factor_max: of one change of step.
+        dt0: first step; None chooses it by Hairer's rule, for one more evaluation.
+        dt_min, dt_max: bounds. Below ``dt_min`` the solve fails.
+        norm: ``rms_norm``, ``max_norm``, or a callable of (scaled error, per_sample).
+
+    Raises:
+        ValueError: on tolerances, steps or factors out of range.
+
+    Source: Hairer, Norsett and Wanner 1993, II.4; Soderlind 2003.
+    """
+
+    rtol: float | Tensor = 1e-5
+    atol: float | Tensor = 1e-6
+    per_sample: bool = False
+    pcoeff: float = 0.0
+    icoeff: float = 1.0
+    dcoeff: float = 0.0
+    safety: float = 0.9
+    factor_min: float = 0.2
+    factor_max: float = 10.0
+    dt0: float | None = None
+    dt_min: float = 0.0
+    dt_max: float = math.inf
+    norm: Norm = rms_norm
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("rtol", self.rtol, 0.0), ("atol", self.atol, None)):
+            fine = value >= least if least is not None else value > 0.0
+            if not (fine if isinstance(fine, bool) else bool(fine.all())):
+                bound = ">= 0" if least is not None else "> 0"
+                raise ValueError(f"{name} is a tolerance {bound}; got {value}")
+        if self.dt0 is not None and not self.dt0 > 0:
+            raise ValueError(f"dt0 is > 0, also where t1 < t0; got {self.dt0}")
+        if not 0 <= self.dt_min <= self.dt_max:
+            raise ValueError(f"0 <= dt_min <= dt_max; got {self.dt_min} and {self.dt_max}")
+        if not (0 < self.safety < 1 and 0 < self.factor_min < 1 < self.factor_max):
+            raise ValueError("safety and factor_min lie in (0, 1), factor_max above 1")
+
+    def scale(self, *states: State) -> State:
+        """atol + rtol max |y|."""
+
+        return tree_map(self._tolerance, *states)
+
+    def _tolerance(self, y: Tensor, *others: Tensor) -> Tensor:
+        size = y.abs()
+        for other in others:
+            size = torch.maximum(size, other.abs())
+        return size.mul_(self.rtol).add_(self.atol)
+
+    def measure(self, error: State, *states: State) -> Tensor:
+        """Norm of the scaled error, 0-d or ``(batch,)``."""
+        return self.norm(tree_map(torch.div, error, self.scale(*states)), self.per_sample)
+
+    def advise(
+        self, error: Scalar, dt: Scalar, order: int, memory: tuple[Scalar, Scalar]
+    ) -> tuple[Any, Scalar, tuple[Scalar, Scalar]]:
+        """Whether to accept, the next (unsigned) step, and the errors to remember.
+
+        ``error`` is a scaled norm, ``order`` its exponent in dt; NaN counts as a great error.
+        """
+        accept = error <= 1.0
+        now = where(error <= 1e10, clamp(error, 1e-10, 1e10), 1e10)
+        before, older = memory
+        factor = self.safety * power(now, -(self.pcoeff + self.icoeff + self.dcoeff) / order)
+        if self.pcoeff or self.dcoeff:
+            factor = factor * power(before, (self.pcoeff + 2 * self.dcoeff) / order)
+        if self.dcoeff:
+            factor = factor * power(older, -self.dcoeff / order)
+        factor = clamp(factor, self.factor_min, self.factor_max)
+        factor = where(accept, factor, minimum(factor, 1.0 * self.safety))
+        dt = clamp(abs(dt) * factor, 0.0, self.dt_max)
+        memory = where(accept, now, before), where(accept, before, older)
+        return accept, dt, memory

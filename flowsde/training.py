@@ -1,0 +1,236 @@
+"""Training on an engine that exists: ``fit`` is a loop over accelerate."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _random
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["EMA", "Fitted", "fit", "load_checkpoint", "save_checkpoint"]
+
+
+class EMA:
+    """Exponential moving average of a module's parameters and floating-point buffers.
+
+        average += (1 - decay_n) (value - average),    decay_n = min(decay, (1 + n) / (10 + n))
+
+    Args:
+        module: what is averaged.
+        decay: in [0, 1).
+    """
+
+    def __init__(self, module: nn.Module, decay: float = 0.999) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"decay lies in [0, 1); got {decay}")
+        self.decay, self.count = decay, 0
+        self.average = {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        self.count += 1
+        decay = min(self.decay, (1 + self.count) / (10 + self.count))
+        for name, value in module.state_dict().items():
+            if value.is_floating_point():
+                self.average[name].lerp_(value, 1.0 - decay)
+            else:
+                self.average[name].copy_(value)
+
+    def copy_to(self, module: nn.Module) -> None:
+        """Puts the averages into the module."""
+        module.load_state_dict(self.average)
+
+
+@dataclass
+class Fitted:
+    """What ``fit`` returns: the loss of every step, and how many steps a checkpoint gave."""
+
+    losses: list[float] = field(default_factory=list)
+    resumed_at: int = 0
+
+
+def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
+    """Writes a checkpoint whole or not at all: aside first, then in place of the old one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a checkpoint, tensors and plain data only."""
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def fit(
+    objective: nn.Module,
+    data: Tensor,
+    *,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    lr: float = 1e-3,
+    weight_decay: float = 0.0,
+    warmup: int = 100,
+    ema: float = 0.999,
+    clip: float = 1.0,
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    accelerator: Accelerator | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 200,
+    progress: bool = True,
+    description: str = "fit",
+) -> Fitted:
+    """Trains ``objective(batch, generator=...)`` by AdamW; leaves its averaged weights in it.
+
+    Linear warm-up, then a cosine to zero. Batches, augmentation and the objective's draws are
+    functions of (seed, step, process) alone, so that a resumed run equals an uninterrupted one to
+    the bit.
+
+    Args:
+        objective: a module that returns a scalar loss.
+        data: ``(n, ...)``, on any device.
+        steps, batch_size: the batch is that of one process.
+        seed: of every draw.
+        lr, weight_decay, warmup, clip: of the optimizer; clip is the gradient's greatest norm.
+        ema: decay of the averaged weights.
+        augment: ``(batch, generator) -> batch``, such as dequantisation.
+        accelerator: device, mixed precision and processes; by default accelerate's own choice.
+        checkpoint: file to resume from where it exists, and to write.
+        checkpoint_every: steps between writes.
+        progress: show a bar with the loss.
+        description: of the bar.
+
+    Returns:
+        ``Fitted``, with the loss of every step, those before a resumption included.
+
+    Raises:
+        ValueError: on a checkpoint of another run, or sizes below one.
+        FloatingPointError: when the loss is not finite, with the step and what to try.
+    """
+    from accelerate import Accelerator
+    from tqdm.auto import tqdm
+
+    if steps < 1 or batch_size < 1 or len(data) < 1:
+        raise ValueError(f"steps, batch_size and data are at least one; got {steps}, {batch_size}")
+    accelerator = accelerator or Accelerator()
+    optimizer = torch.optim.AdamW(
+        [p for p in objective.parameters() if p.requires_grad], lr=lr, weight_decay=weight_decay
+    )
+    model, optimizer = accelerator.prepare(objective, optimizer)
+    plain = accelerator.unwrap_model(model)
+    average, fitted = EMA(plain, ema), Fitted()
+    run = {"seed": seed, "steps": steps, "batch_size": batch_size, "lr": lr, "size": len(data)}
+    if checkpoint is not None and Path(checkpoint).exists():
+        _resume(load_checkpoint(checkpoint), checkpoint, run, plain, optimizer, average, fitted)
+    data = data.to(accelerator.device)
+    shown = progress and accelerator.is_main_process
+    bar = tqdm(
+        total=steps, initial=len(fitted.losses), desc=description, disable=not shown, mininterval=0.5
+    )
+    pending: list[Tensor] = []
+    model.train()
+    while (step := len(fitted.losses) + len(pending)) < steps:
+        draws = _generator(accelerator, seed, step)
+        batch = data[torch.randint(len(data), (batch_size,), generator=draws, device=data.device)]
+        if augment is not None:
+            batch = augment(batch, draws)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * _rate(step, steps, warmup)
+        with torch.random.fork_rng(), accelerator.autocast():
+            torch.manual_seed(draws.initial_seed())  # for dropout, which takes no generator
+            loss = model(batch, generator=draws)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(plain.parameters(), clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update(plain)
+        pending.append(loss.detach())
+        bar.update()
+        done = step + 1 == steps
+        if done or (step + 1) % checkpoint_every == 0:
+            _read(pending, fitted, accelerator)
+            bar.set_postfix(loss=f"{fitted.losses[-1]:.4f}")
+            if checkpoint is not None and accelerator.is_main_process:
+                save_checkpoint(checkpoint, _state(run, plain, optimizer, average, fitted))
+    bar.close()
+    average.copy_to(plain)
+    plain.eval()
+    return fitted
+
+
+def _rate(step: int, steps: int, warmup: int) -> float:
+    """The learning rate's part of its height."""
+    rise = min(1.0, (step + 1) / max(1, warmup))
+    return rise * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+
+
+def _generator(accelerator: Accelerator, seed: int, step: int) -> torch.Generator:
+    """The draws of one step on one process."""
+    device = torch.device("cpu")
+    key = _random.keys(torch.tensor([seed]), 1, device, step * 65536 + accelerator.process_index)
+    generator = torch.Generator(device=accelerator.device)
+    return generator.manual_seed(int(key) & (2**63 - 1))
+
+
+def _read(pending: list[Tensor], fitted: Fitted, accelerator: Accelerator) -> None:
+    """Losses to the host, in one read."""
+    losses = accelerator.reduce(torch.stack(pending), reduction="mean").tolist()
+    for loss in losses:
+        if loss != loss or abs(loss) == float("inf"):
+            raise FloatingPointError(
+                f"the loss is {loss} at step {len(fitted.losses)}: lower lr, clip harder, or look "
+                "at the data; the last checkpoint is from before"
+            )
+        fitted.losses.append(loss)
+    pending.clear()
+
+
+def _state(
+    run: dict[str, Any], plain: nn.Module, optimizer: Any, average: EMA, fitted: Fitted
+) -> dict[str, Any]:
+    return {
+        "run": run,
+        "model": plain.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "average": average.average,
+        "count": average.count,
+        "losses": fitted.losses,
+    }
+
+
+def _resume(
+    state: dict[str, Any], path: str | Path, run: dict[str, Any], plain: nn.Module, optimizer: Any,
+    average: EMA, fitted: Fitted,
+) -> None:  # fmt: skip
+    if state["run"] != run:
+        raise ValueError(
+            f"{path} is the checkpoint of another run, {state['run']}, not of {run}: delete it, or "
+            "write to another place"
+        )
+    plain.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    for name, value in state["average"].items():
+        average.average[name].copy_(value)
+    average.count = state["count"]
+    fitted.losses[:] = state["losses"]
+    fitted.resumed_at = len(fitted.losses)

@@ -1,0 +1,6 @@
+"""Transformations return dynamics, and compose."""
+
+from .clock import change_clock
+from .density import Divergence, Exact, Hutchinson, log_density
+
+__all__ = ["Divergence", "Exact", "Hutchinson", "change_clock", "log_density"]
