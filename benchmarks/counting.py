@@ -18,9 +18,7 @@ class Counter(TorchDispatchMode):
         super().__init__()
         self.operations, self.reads, self.paused = 0, 0, False
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not self.paused:
             name = func.name()
             self.operations += 1

@@ -1,4 +1,4 @@
-"""What a Dopri5 step costs beyond its evaluations, beside torchdiffeq: ``python -m benchmarks.overhead``.
+"""What a Dopri5 step costs beyond its evaluations: ``python -m benchmarks.overhead``.
 
 Counts first: dispatcher operations and host reads per attempted step, outside the field. Then the
 ratio of an adaptive solve to its bare evaluations: both libraries and the bare evaluations take

@@ -24,7 +24,12 @@ import flowsde as fs
 from flowsde import models, objectives, training
 from flowsde.dynamics import EDMPrediction
 from flowsde.integrators import (
-    DDIM, DPMSolverPP, EulerMaruyama, Heun, StochasticHeun, Tsit5,
+    DDIM,
+    DPMSolverPP,
+    EulerMaruyama,
+    Heun,
+    StochasticHeun,
+    Tsit5,
 )  # fmt: skip
 from flowsde.nn import MLP
 from flowsde.paths import EDM, karras
@@ -166,26 +171,28 @@ def accelerator(device: torch.device) -> object:
     return Accelerator(cpu=device.type == "cpu")
 
 
-def diffusion(data: Digits, train: Trainer) -> tuple[fs.Denoiser, fs.Denoiser]:
-    """A score model trained for samples, and the same tuned for likelihood.
+def diffusion(data: Digits, train: Trainer) -> dict[str, fs.Denoiser]:
+    """A score model trained for samples, and one trained for likelihood.
 
-    In principal axes EDM's preconditioning with a spread for each axis makes the untrained
-    network the exact denoiser of the full-covariance Gaussian.
+    The second is preconditioned by a spread for each principal axis: untrained, it is the exact
+    denoiser of the full-covariance Gaussian, and training starts from there. The first takes one
+    spread for all axes, which weighs its errors as the eye does.
     """
 
-    def build() -> fs.Denoiser:
+    def build(spread: float | Tensor, **more: float) -> fs.Denoiser:
         torch.manual_seed(train.seed)
-        prediction = EDMPrediction(data.spread)
-        return models.score_mlp(DIM, SCHEDULE, prediction, 256, 3, dropout=0.1).to(data.mean.device)
+        return models.score_mlp(DIM, SCHEDULE, EDMPrediction(spread), 256, 3, **more).to(
+            data.mean.device
+        )
 
-    samples, tuned = build(), build()
-    law = objectives.LogNormal(SCHEDULE, -0.8, 1.4)
+    samples = build(float(data.spread.square().mean().sqrt()))
+    law = objectives.LogNormal(SCHEDULE, -1.0, 1.3)
     train("score", objectives.DenoisingScoreMatching(samples, law), 2500, lr=2e-3, ema=0.995)
-    tuned.load_state_dict(samples.state_dict())
-    uniform = objectives.UniformLambda(SCHEDULE, T0, 3.0)
+    tuned = build(data.spread, dropout=0.2)
+    uniform = objectives.UniformLambda(SCHEDULE, 0.015, 4.0)
     bound = objectives.DenoisingScoreMatching(tuned, uniform, objectives.likelihood_weight)
-    train("likelihood", bound, 1000, lr=5e-4, ema=0.99, weight_decay=0.05)
-    return samples, tuned
+    train("likelihood", bound, 2000, lr=1e-3, ema=0.99, weight_decay=0.05)
+    return {"diffusion, EDM weighting": samples, "diffusion, likelihood weighting": tuned}
 
 
 class Whitened(nn.Module):
@@ -205,13 +212,13 @@ def flows(data: Digits, train: Trainer) -> dict[str, Whitened]:
     device = data.mean.device
     torch.manual_seed(train.seed)
     halves = torch.Generator().manual_seed(train.seed)
-    stack = models.coupling_stack(DIM, 8, 128, generator=halves, dropout=0.2)
-    ode = models.cnf(DIM, 256, 3)
+    stack = models.coupling_stack(DIM, 8, 128, generator=halves, dropout=0.3)
+    ode = models.cnf(DIM, 128, 3)
     coupling = Whitened(fs.Flow(fs.Normal(DIM), stack).to(device), data.spread)
     tolerance = fs.Solver(Tsit5(), fs.Adaptive(1e-4, 1e-4))
     continuous = Whitened(fs.Flow(fs.Normal(DIM), ode, tolerance).to(device), data.spread)
-    train("coupling", objectives.MaximumLikelihood(coupling), 1200, lr=1e-3, weight_decay=0.1)  # type: ignore[arg-type]
-    train("cnf", Matching(ode, data.spread), 2500, lr=1e-3, weight_decay=0.05)
+    train("coupling", objectives.MaximumLikelihood(coupling), 800, lr=1e-3, weight_decay=0.1)
+    train("cnf", Matching(ode, data.spread), 2000, lr=1e-3, weight_decay=0.05)
     return {"coupling stack": coupling, "CNF": continuous}
 
 
@@ -419,7 +426,8 @@ def main() -> None:
     data = Digits.load(options.seed, device)
     judge = Judge(data, options.seed)
     trainer = Trainer(data, out, options.seed, steps / 2500)
-    denoiser, tuned = diffusion(data, trainer)
+    denoisers = diffusion(data, trainer)
+    denoiser = denoisers["diffusion, EDM weighting"]
     others = flows(data, trainer)
 
     floor = judge.distance(data.train)
@@ -428,8 +436,7 @@ def main() -> None:
         f"floor: training against held-out images {floor:.3f}; classifier accuracy "
         f"{judge.accuracy:.3f}, confidence on held-out images {judge.confidence(data.test):.3f}"
     )
-    names = {"diffusion, EDM weighting": denoiser, "diffusion, likelihood weighting": tuned}
-    likelihood = likelihoods(data, names, others, options.seed, held)
+    likelihood = likelihoods(data, denoisers, others, options.seed, held)
     pictures(out, data, denoiser, rows, likelihood, options.seed)
     record = {
         "floor": floor, "accuracy": judge.accuracy, "confidence": judge.confidence(data.test),

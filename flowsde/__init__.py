@@ -9,7 +9,16 @@ Catalogues stay in their modules: ``flowsde.integrators``, ``flowsde.paths``, ``
 
 from .adjoint import Adjoint, Checkpointed, Direct
 from .dynamics import (
-    CDE, ODE, SDE, Chain, Composed, Denoiser, Dynamics, LinearSDE, Map, Noise,
+    CDE,
+    ODE,
+    SDE,
+    Chain,
+    Composed,
+    Denoiser,
+    Dynamics,
+    LinearSDE,
+    Map,
+    Noise,
 )  # fmt: skip
 from .errors import MaxStepsReached, NonFiniteState, SolveError, StepUnderflow
 from .executor import Eager, Executor

@@ -20,9 +20,7 @@ __all__ = ["Loop", "Recorder"]
 class Recorder:
     """How the loop takes its steps. An adjoint may put its own in the place of this one."""
 
-    def take(
-        self, loop: Loop, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry
-    ) -> Step:
+    def take(self, loop: Loop, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> Step:
         """Attempt n."""
         return loop.advance(n, t0, t1, y, carry)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -156,11 +157,11 @@ class AdaptivePlan(Plan):
             self._zero = torch.zeros(batch, dtype=torch.int64, device=t0.device)
             self.status = self._zero + int(Status.RUNNING)
         self._start, self._t, self._end = t0, t0, t1
-        self._host = (_detach(t0), _detach(t1)) if batch else (to_float(t0), to_float(t1))
-        self._now: Any = self._host[0]
-        self._sign: Any = torch.sign(self._host[1] - self._now) if batch else math.copysign(
-            1.0, self._host[1] - self._now
-        )  # fmt: skip
+        read: Callable[[Any], Any] = to_float if batch is None else torch.detach
+        self._host: tuple[Any, Any] = read(t0), read(t1)
+        self._now = self._host[0]
+        gap = self._host[1] - self._now
+        self._sign: Any = math.copysign(1.0, gap) if batch is None else torch.sign(gap)
         self._memory: tuple[Scalar, Scalar] = (1.0, 1.0)
         self._accepted, self._rejected = self._zero, self._zero
         self._dt: Any = 0.0
@@ -239,7 +240,7 @@ class AdaptivePlan(Plan):
         self._t = torch.where(accept, choose(self._last, self._end, self._reach), self._t)
         self._accepted = self._accepted + accept
         self._rejected = self._rejected + (going & ~accept)
-        self._dt = dt.to(self._now.dtype)
+        self._dt = torch.as_tensor(dt).to(self._now.dtype)
         stuck = going & ~accept & self._too_small(self._dt)
         failed = torch.where(torch.isfinite(error), int(Status.UNDERFLOW), int(Status.NON_FINITE))
         done = accept & self._last

@@ -9,14 +9,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import overload
 
 import torch
 from torch import Tensor
 
 __all__ = [
-    "Scalar", "clamp", "cos", "exp", "expand", "expm1", "isfinite", "log", "maximum", "minimum",
-    "power", "sqrt", "to_float", "where",
-]  # fmt: skip
+    "Scalar",
+    "clamp",
+    "cos",
+    "exp",
+    "expand",
+    "expm1",
+    "isfinite",
+    "log",
+    "magnitude",
+    "maximum",
+    "minimum",
+    "power",
+    "sqrt",
+    "to_float",
+    "where",
+]
 
 Scalar = float | Tensor
 
@@ -47,6 +61,10 @@ expm1 = _lift(_guarded(math.expm1, math.inf), torch.expm1)
 cos = _lift(math.cos, torch.cos)
 sqrt = _lift(lambda x: math.sqrt(x) if x >= 0 else math.nan, torch.sqrt)
 log = _lift(lambda x: math.log(x) if x > 0 else (-math.inf if x == 0 else math.nan), torch.log)
+
+
+def magnitude(x: Scalar) -> Scalar:
+    return x.abs() if isinstance(x, Tensor) else abs(x)
 
 
 def power(x: Scalar, exponent: float) -> Scalar:
@@ -81,6 +99,10 @@ def to_float(x: Scalar) -> float:
     return float(x.detach()) if isinstance(x, Tensor) else float(x)
 
 
+@overload
+def expand(x: Tensor, like: Tensor) -> Tensor: ...
+@overload
+def expand(x: Scalar, like: Tensor) -> Scalar: ...
 def expand(x: Scalar, like: Tensor) -> Scalar:
     """A float, 0-d or ``(batch,)`` scalar, ready to multiply ``like`` of shape ``(batch, ...)``."""
     if not isinstance(x, Tensor) or x.ndim == 0:

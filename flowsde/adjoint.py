@@ -189,7 +189,8 @@ class _Tape(Recorder):
         return step
 
     def keep(self, accept: Accept) -> None:
-        assert self._last is not None and self._current is not None
+        assert self._last is not None
+        assert self._current is not None
         (frame, n, t0, t1), self._last = self._last, None
         frame.held = None
         if accept is not False:

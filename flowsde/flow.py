@@ -98,9 +98,7 @@ class Flow(nn.Module):
     def event_shape(self) -> torch.Size:
         return self.base.event_shape
 
-    def log_prob(
-        self, x: Tensor, *args: Any, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def log_prob(self, x: Tensor, *args: Any, generator: torch.Generator | None = None) -> Tensor:
         """Log-density in nats of x, ``(..., *event_shape)``; differentiable.
 
         Raises:

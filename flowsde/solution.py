@@ -134,4 +134,3 @@ class Solution:
         if isinstance(t, (int, float)):
             return self.dense(float(t))
         return stack([self.dense(time) for time in t])
-

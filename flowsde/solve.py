@@ -69,13 +69,13 @@ def solve(
     args: tuple[Any, ...] = (),
     integrator: Integrator | None = None,
     stepping: Stepping | None = None,
-    adjoint: Adjoint = Direct(),  # noqa: B008 - frozen
+    adjoint: Adjoint = Direct(),
     save_at: SaveAt = None,
     dense: bool = False,
     path: Brownian | None = None,
     generator: torch.Generator | None = None,
     max_steps: int = 10_000,
-    executor: Executor = Eager(),  # noqa: B008 - frozen
+    executor: Executor = Eager(),
     throw: bool = True,
     progress: bool = False,
 ) -> Solution:
@@ -217,7 +217,7 @@ class _Span:
         save_at: SaveAt,
     ) -> _Span:  # fmt: skip
         """Checks them, and whether the batch shares its time."""
-        ends = [_time(t, name) for t, name in ((t0, "t0"), (t1, "t1"))]
+        ends: list[Any] = [_time(t, name) for t, name in ((t0, "t0"), (t1, "t1"))]
         saves = None
         if save_at is not None and not isinstance(save_at, Steps):
             saves = _wide(save_at)
@@ -228,7 +228,7 @@ class _Span:
         if not own:
             a, b = (to_float(t) for t in ends)
             dynamics.check_span(a, b)
-            span = cls(*ends, None, 1.0 if b >= a else -1.0, saves)
+            span = cls(ends[0], ends[1], None, 1.0 if b >= a else -1.0, saves)
             span._check_saves(a, b)
             return span
         if not dynamics.batched_time:
@@ -251,7 +251,9 @@ class _Span:
                 )
             columns.append(column.to(dtype=wide, device=device).expand(batch))
         gap = (columns[1] - columns[0]).detach()
-        span = cls(*columns, batch, torch.where(gap >= 0, 1.0, -1.0).to(gap), saves)
+        dynamics.check_span(*(float(torch.stack(columns).detach().aminmax()[i]) for i in (0, 1)))
+        sign = torch.where(gap >= 0, 1.0, -1.0).to(gap)
+        span = cls(columns[0], columns[1], batch, sign, saves)
         if saves is not None:
             if saves.ndim == 1:
                 saves = saves.expand(batch, -1)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._scalar import Scalar, clamp, minimum, power, where
+from ._scalar import Scalar, clamp, magnitude, minimum, power, to_float, where
 from ._state import State, batch_size, leaves, tree_map
 
 __all__ = ["Adaptive", "Fixed", "Grid", "Norm", "Stepping", "max_norm", "rms_norm"]
@@ -59,11 +59,12 @@ class Fixed(Given):
             inner = [t0 + (t1 - t0) * (n / self.steps) for n in range(1, self.steps)]
         else:
             assert self.dt is not None
-            span = t1 - t0
-            if isinstance(span, Tensor) and span.ndim:
+            gap = t1 - t0
+            if isinstance(gap, Tensor) and gap.ndim:
                 raise TypeError("per-sample spans take a number of steps: Fixed(steps=...)")
-            count = max(1, math.ceil(abs(float(span)) / self.dt * (1 - 1e-12)))
-            dt = math.copysign(self.dt, float(span))
+            span = to_float(gap)
+            count = max(1, math.ceil(abs(span) / self.dt * (1 - 1e-12)))
+            dt = math.copysign(self.dt, span)
             inner = [t0 + n * dt for n in range(1, count)]
         return [t0, *inner, t1]
 
@@ -196,13 +197,15 @@ class Adaptive(Stepping):
         accept = error <= 1.0
         now = where(error <= 1e10, clamp(error, 1e-10, 1e10), 1e10)
         before, older = memory
-        factor = self.safety * power(now, -(self.pcoeff + self.icoeff + self.dcoeff) / order)
+        factor: Scalar = self.safety * power(
+            now, -(self.pcoeff + self.icoeff + self.dcoeff) / order
+        )
         if self.pcoeff or self.dcoeff:
             factor = factor * power(before, (self.pcoeff + 2 * self.dcoeff) / order)
         if self.dcoeff:
             factor = factor * power(older, -self.dcoeff / order)
         factor = clamp(factor, self.factor_min, self.factor_max)
         factor = where(accept, factor, minimum(factor, 1.0 * self.safety))
-        dt = clamp(abs(dt) * factor, 0.0, self.dt_max)
+        dt = clamp(magnitude(dt) * factor, 0.0, self.dt_max)
         memory = where(accept, now, before), where(accept, before, older)
         return accept, dt, memory

@@ -139,13 +139,21 @@ def fit(
     model, optimizer = accelerator.prepare(objective, optimizer)
     plain = accelerator.unwrap_model(model)
     average, fitted = EMA(plain, ema), Fitted()
-    run = {"seed": seed, "steps": steps, "batch_size": batch_size, "lr": lr, "size": len(data)}
+    run = {
+        "seed": seed, "steps": steps, "batch_size": batch_size, "size": len(data), "lr": lr,
+        "weight_decay": weight_decay, "warmup": warmup, "ema": ema, "clip": clip,
+        "processes": accelerator.num_processes,
+    }  # fmt: skip
     if checkpoint is not None and Path(checkpoint).exists():
         _resume(load_checkpoint(checkpoint), checkpoint, run, plain, optimizer, average, fitted)
     data = data.to(accelerator.device)
     shown = progress and accelerator.is_main_process
     bar = tqdm(
-        total=steps, initial=len(fitted.losses), desc=description, disable=not shown, mininterval=0.5
+        total=steps,
+        initial=len(fitted.losses),
+        desc=description,
+        disable=not shown,
+        mininterval=0.5,
     )
     pending: list[Tensor] = []
     model.train()
@@ -196,7 +204,7 @@ def _read(pending: list[Tensor], fitted: Fitted, accelerator: Accelerator) -> No
     """Losses to the host, in one read."""
     losses = accelerator.reduce(torch.stack(pending), reduction="mean").tolist()
     for loss in losses:
-        if loss != loss or abs(loss) == float("inf"):
+        if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss is {loss} at step {len(fitted.losses)}: lower lr, clip harder, or look "
                 "at the data; the last checkpoint is from before"

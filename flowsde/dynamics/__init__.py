@@ -2,7 +2,14 @@
 
 from .base import Dynamics, Noise, SemiLinear
 from .denoiser import (
-    Data, Denoiser, EDMPrediction, NoisePrediction, Prediction, Score, Velocity, VPrediction,
+    Data,
+    Denoiser,
+    EDMPrediction,
+    NoisePrediction,
+    Prediction,
+    Score,
+    Velocity,
+    VPrediction,
 )  # fmt: skip
 from .differential import CDE, ODE, SDE
 from .discrete import Chain, Composed, Map

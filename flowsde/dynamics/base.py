@@ -61,13 +61,16 @@ class SemiLinear(ABC):
     rate: Scalar
 
     @abstractmethod
-    def scale(self, t: Scalar) -> Scalar: ...
+    def scale(self, t: Scalar) -> Scalar:
+        """x over y."""
 
     @abstractmethod
-    def clock(self, t: Scalar) -> Scalar: ...
+    def clock(self, t: Scalar) -> Scalar:
+        """The time s in which the linear rate is constant."""
 
     @abstractmethod
-    def residual(self, t: Tensor, x: State, *args: Any) -> State: ...
+    def residual(self, t: Tensor, x: State, *args: Any) -> State:
+        """What is not linear, shaped as x."""
 
     def weights(self, t0: Scalar, t1: Scalar) -> tuple[Scalar, Scalar]:
         """(A, B) of x1 = A x0 + B residual."""

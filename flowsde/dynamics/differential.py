@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._scalar import Scalar
-from .._state import State
+from .._state import State, tree_map
 from .base import Dynamics, Noise, SemiLinear
 
 __all__ = ["CDE", "ODE", "SDE", "Control"]
@@ -30,11 +30,13 @@ class _LinearPart(SemiLinear):
     def residual(self, t: Tensor, x: State, *args: Any) -> State:
         return self._field(t, x, *args)
 
-    def weights(self, t0: Scalar, t1: Scalar) -> tuple[Scalar, Scalar]:
-        h = t1 - t0
-        if isinstance(h, Tensor) and h.ndim and isinstance(self.rate, Tensor) and self.rate.ndim:
+    def advance(self, t0: Scalar, t1: Scalar, x: State, residual: State) -> State:
+        if not isinstance(self.rate, Tensor):
+            return super().advance(t0, t1, x, residual)
+        if isinstance(t0, Tensor) and t0.ndim:
             raise TypeError("a rate per component needs a time that the batch shares")
-        return super().weights(t0, t1)
+        a, b = self.weights(t0, t1)  # shaped as one sample, they broadcast as they are
+        return tree_map(lambda v, n: a * v + b * n, x, residual)
 
 
 @final
@@ -114,7 +116,8 @@ class SDE(Dynamics):
 class Control(Protocol):
     """What a CDE asks of its path; ours and torchcde's have it."""
 
-    def derivative(self, t: Tensor) -> Tensor: ...
+    def derivative(self, t: Tensor) -> Tensor:
+        """dX/dt at t, ``(batch, channels)``."""
 
 
 @final

@@ -45,14 +45,16 @@ class Field:
         return self._tensor
 
     def drift(self, t: Scalar, y: State) -> State:
+        """f(t, y), shaped as y."""
         self.evaluations += 1
         k = self.dynamics(self.time(t), y, *self.args)
-        if isinstance(k, Tensor) and isinstance(y, Tensor):  # the fast path of check_like
-            if k.shape == y.shape and k.dtype is y.dtype:
-                return k
+        tensors = isinstance(k, Tensor) and isinstance(y, Tensor)
+        if tensors and k.shape == y.shape and k.dtype is y.dtype:  # check_like's fast path
+            return k
         return check_like(k, y, "the vector field")
 
     def residual(self, t: Scalar, x: State) -> State:
+        """The split's residual, shaped as x."""
         assert self.split is not None
         self.evaluations += 1
         return check_like(self.split.residual(self.time(t), x, *self.args), x, "the residual")
@@ -81,15 +83,17 @@ class Field:
         return self.dynamics.step(k, y, *self.args)[0]
 
     def unstep(self, k: int, y: State) -> State:
+        """The state before step k of a map."""
         self.evaluations += 1
         return self.dynamics.unstep(k, y, *self.args)[0]  # type: ignore[operator]
 
 
 def _diagonal(g: Any, dw: Tensor, y: Tensor) -> Tensor:
-    term = g * dw
-    if term.shape != y.shape:
+    shape = g.shape if isinstance(g, Tensor) else ()
+    padded = (1,) * (y.ndim - len(shape)) + tuple(shape)
+    if len(padded) != y.ndim or any(a not in (1, b) for a, b in zip(padded, y.shape, strict=True)):
         raise TypeError(
-            f"diagonal diffusion broadcasts to the state's shape {tuple(y.shape)}; "
-            f"got {tuple(g.shape)}"
+            f"diagonal diffusion broadcasts to the state's shape {tuple(y.shape)}; got "
+            f"{tuple(shape)}"
         )
-    return check_like(term, y, "the diffusion")
+    return check_like(g * dw, y, "the diffusion")

@@ -73,7 +73,7 @@ class LinearSDE(Dynamics):
         return expand(self.schedule.dalpha(t) / self.schedule.alpha(t), y) * y
 
     def diffusion(self, t: Tensor, y: Tensor, *args: Any) -> Scalar:
-        return expand(_diffusion(self.schedule, t), y)
+        return expand(self.schedule.diffusion(t), y)
 
     def marginal(self, t: Scalar, x0: Tensor) -> tuple[Tensor, Scalar]:
         """Mean and standard deviation of x_t given x_0."""
@@ -95,11 +95,6 @@ class LinearSDE(Dynamics):
     def probability_flow(self, denoiser: Callable[..., Tensor]) -> Reverse:
         """The ODE with the marginals of the noising process: data at 0, noise at the horizon."""
         return self.reverse_sde(denoiser, eta=0.0)
-
-
-def _diffusion(schedule: Schedule, t: Scalar) -> Scalar:
-    (alpha, sigma), dalpha, dsigma = schedule(t), schedule.dalpha(t), schedule.dsigma(t)
-    return sqrt(2.0 * sigma * (dsigma - sigma * dalpha / alpha))
 
 
 def as_denoiser(denoiser: Callable[..., Tensor], schedule: Schedule) -> Denoiser:
@@ -138,7 +133,7 @@ class Reverse(Dynamics):
     def diffusion(self, t: Tensor, y: Tensor, *args: Any) -> Scalar | None:
         if not self.eta:
             return None
-        return expand(self.eta * _diffusion(self.denoiser.schedule, t), y)
+        return expand(self.eta * self.denoiser.schedule.diffusion(t), y)
 
     def split(self) -> SemiLinear:
         return _DataSplit(self.denoiser, self.eta)

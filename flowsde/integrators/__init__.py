@@ -4,7 +4,15 @@ from .base import Integrator, Step
 from .discrete import Iterate
 from .engines import TorchDiffEq
 from .explicit import (
-    RK4, Bosh3, Dopri5, Dopri8, Euler, Heun, Midpoint, Ralston, Tsit5,
+    RK4,
+    Bosh3,
+    Dopri5,
+    Dopri8,
+    Euler,
+    Heun,
+    Midpoint,
+    Ralston,
+    Tsit5,
 )  # fmt: skip
 from .exponential import DDIM, DPMSolverPP, ExponentialEuler
 from .runge_kutta import ExplicitRK, Tableau

@@ -17,6 +17,10 @@ from .base import Carry, Engine, Step
 
 __all__ = ["TorchDiffEq"]
 
+_FIXED = frozenset(
+    ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams")
+) | {"fixed_adams"}
+
 
 @dataclass(frozen=True)
 class TorchDiffEq(Engine):
@@ -37,15 +41,14 @@ class TorchDiffEq(Engine):
     dense_order = 0
 
     def bind(self, stepping: Stepping) -> Engine:
-        if isinstance(stepping, Adaptive) and not stepping.per_sample:
+        fixed = self.method in _FIXED
+        if isinstance(stepping, Adaptive) and not (stepping.per_sample or fixed):
             keywords: dict[str, Any] = {"rtol": stepping.rtol, "atol": stepping.atol}
-        elif isinstance(stepping, Fixed) and stepping.dt is not None:
+        elif isinstance(stepping, Fixed) and stepping.dt is not None and fixed:
             keywords = {"options": {"step_size": stepping.dt, **self.options}}
         else:
-            raise TypeError(
-                f"TorchDiffEq steps by itself: give Adaptive(rtol, atol) or Fixed(dt=...), not "
-                f"{stepping}"
-            )
+            wanted = "Fixed(dt=...)" if fixed else "Adaptive(rtol, atol)"
+            raise TypeError(f"torchdiffeq's {self.method} steps by itself: give {wanted}")
         return replace(self, keywords={"options": dict(self.options), **keywords})
 
     def step(

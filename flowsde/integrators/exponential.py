@@ -1,6 +1,7 @@
 """The exponential engine: methods for semi-linear dynamics.
 
-Diffusion's fast samplers are its coefficient choices; no schedule enters here, only a ``SemiLinear``.
+Diffusion's fast samplers are its coefficient choices; no schedule enters here, only a
+``SemiLinear``.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 
-from .._scalar import Scalar, exp, expand, expm1, isfinite, sqrt, where
+from .._scalar import Scalar, exp, expand, expm1, isfinite, magnitude, sqrt, where
 from .._state import State, combine, tree_map
 from ..dynamics.base import Dynamics, SemiLinear
 from ..dynamics.discrete import Chain
@@ -70,7 +71,7 @@ class _ExponentialStep(Step):
     ) -> None:  # fmt: skip
         self._method, self._split, self._before = method, split, before
         self._t0, self._t1, self._y0, self._residual = t0, t1, y0, residual
-        root = sqrt(abs(t1 - t0))
+        root = sqrt(magnitude(t1 - t0))
         self._z = None if dw is None else tree_map(lambda w: w / expand(root, w), dw)
         self.y1 = self._to(t1)
         self.carry = (split.clock(t0), residual)

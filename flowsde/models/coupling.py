@@ -26,7 +26,9 @@ class AffineCoupling(Map):
     Source: Dinh et al. 2017, "Density estimation using Real NVP", arXiv 1605.08803.
     """
 
-    mask: Tensor
+    kept: Tensor
+    moved: Tensor
+    places: Tensor
 
     def __init__(
         self,
@@ -40,10 +42,12 @@ class AffineCoupling(Map):
         super().__init__()
         if mask.dtype != torch.bool or mask.ndim != 1 or mask.all() or not mask.any():
             raise ValueError("mask is a 1-d boolean tensor with both values in it")
-        self.register_buffer("mask", mask)
-        self.bound, kept = bound, int(mask.sum())
-        moved = len(mask) - kept
-        sizes = [kept + condition, *[width] * depth, 2 * moved]
+        kept, moved = mask.nonzero()[:, 0], (~mask).nonzero()[:, 0]
+        self.register_buffer("kept", kept)
+        self.register_buffer("moved", moved)
+        self.register_buffer("places", torch.cat((kept, moved)).argsort())
+        self.bound = bound
+        sizes = [len(kept) + condition, *[width] * depth, 2 * len(moved)]
         self.net = MLP(sizes, lambda: nn.Sequential(nn.SiLU(), nn.Dropout(dropout)))
         last = self.net[-1]
         nn.init.zeros_(last.weight)  # type: ignore[arg-type]
@@ -57,20 +61,21 @@ class AffineCoupling(Map):
         raw, shift = self.net(torch.cat((a, *args), dim=-1)).chunk(2, dim=-1)
         return self.bound * torch.tanh(raw / self.bound), shift
 
-    def _join(self, a: Tensor, b: Tensor, like: Tensor) -> Tensor:
-        out = torch.empty_like(like)
-        out[:, self.mask], out[:, ~self.mask] = a, b
-        return out
+    def _halves(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        return y[:, self.kept], y[:, self.moved]
+
+    def _join(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.cat((a, b), dim=-1)[:, self.places]
 
     def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-        a, b = y[:, self.mask], y[:, ~self.mask]
+        a, b = self._halves(y)
         log_scale, shift = self._law(a, args)
-        return self._join(a, log_scale.exp() * b + shift, y), log_scale.sum(-1)
+        return self._join(a, log_scale.exp() * b + shift), log_scale.sum(-1)
 
     def unstep(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-        a, b = y[:, self.mask], y[:, ~self.mask]
+        a, b = self._halves(y)
         log_scale, shift = self._law(a, args)
-        return self._join(a, (b - shift) * (-log_scale).exp(), y), -log_scale.sum(-1)
+        return self._join(a, (b - shift) * (-log_scale).exp()), -log_scale.sum(-1)
 
 
 def coupling_stack(

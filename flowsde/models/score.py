@@ -21,8 +21,8 @@ def score_mlp(
 ) -> Denoiser:
     """A residual dense network for samples of shape ``(dim,)``.
 
-        sde = LinearSDE(schedule)
-        sde.reverse_sde(score_mlp(...)), sde.probability_flow(score_mlp(...))
+    sde = LinearSDE(schedule)
+    sde.reverse_sde(score_mlp(...)), sde.probability_flow(score_mlp(...))
     """
     return Denoiser(TimeMLP(dim, width, depth, condition, dropout), schedule, prediction)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -20,11 +21,9 @@ class MLP(nn.Sequential):
         activation: made anew for each layer.
     """
 
-    def __init__(
-        self, sizes: Sequence[int], activation: Callable[[], nn.Module] = nn.SiLU
-    ) -> None:
+    def __init__(self, sizes: Sequence[int], activation: Callable[[], nn.Module] = nn.SiLU) -> None:
         layers: list[nn.Module] = []
-        for a, b in zip(sizes[:-1], sizes[1:], strict=True):
+        for a, b in itertools.pairwise(sizes):
             layers += [nn.Linear(a, b), activation()]
         super().__init__(*layers[:-1])
 
@@ -93,7 +92,7 @@ class ConcatSquash(nn.Module):
 
     def __init__(self, sizes: Sequence[int]) -> None:
         super().__init__()
-        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+        pairs = list(itertools.pairwise(sizes))
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairs)
         self.gates = nn.ModuleList(nn.Linear(1, 2 * b) for _, b in pairs)
 

@@ -52,7 +52,8 @@ class UNet(nn.Module):
         self.time = nn.Sequential(FourierTime(32), nn.Linear(33, time), nn.SiLU())
         self.enter = nn.Conv2d(channels, width, 3, padding=1)
         self.down = nn.ModuleList(
-            _Residual(a, b, time, dropout) for a, b in zip([width, *widths[:-1]], widths, strict=True)
+            _Residual(a, b, time, dropout)
+            for a, b in zip([width, *widths[:-1]], widths, strict=True)
         )
         self.middle = _Residual(widths[-1], widths[-1], time, dropout)
         self.up = nn.ModuleList(

@@ -3,7 +3,12 @@
 from .likelihood import MaximumLikelihood
 from .matching import FlowMatching
 from .score_matching import (
-    DenoisingScoreMatching, LogNormal, TimeLaw, UniformLambda, UniformTime, likelihood_weight,
+    DenoisingScoreMatching,
+    LogNormal,
+    TimeLaw,
+    UniformLambda,
+    UniformTime,
+    likelihood_weight,
 )  # fmt: skip
 
 __all__ = [

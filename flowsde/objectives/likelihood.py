@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..flow import Flow
-
 __all__ = ["MaximumLikelihood"]
 
 
@@ -16,12 +14,12 @@ class MaximumLikelihood(nn.Module):
     """-E log p(x), in nats.
 
     Args:
-        flow: whose parameters are trained.
+        flow: a ``Flow``, or any module with ``log_prob(x, *args, generator=...)``.
     """
 
-    def __init__(self, flow: Flow) -> None:
+    def __init__(self, flow: nn.Module) -> None:
         super().__init__()
         self.flow = flow
 
     def forward(self, x: Tensor, *args: Any, generator: torch.Generator) -> Tensor:
-        return -self.flow.log_prob(x, *args, generator=generator).mean()
+        return -self.flow.log_prob(x, *args, generator=generator).mean()  # type: ignore[operator]

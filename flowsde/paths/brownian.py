@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _random
-from .._scalar import Scalar, expand, sqrt
+from .._scalar import Scalar, expand, magnitude, sqrt
 from .._state import State, batch_size, leaves, unflatten
 
 __all__ = ["Brownian", "Increments"]
@@ -59,7 +60,7 @@ class Increments:
         self._key = _random.keys(path.seed, self._rows, first.device, _random.BROWNIAN)
         self._fine, self._spans = _intervals(path.times, grid)
         self._chunk = range(0)
-        self._draws = torch.empty(0)
+        self._draws: Tensor = self._key
 
     def _normal(self, n: int) -> Tensor:
         """The standard normals of fine interval n, ``(rows, size)``; drawn a chunk at a time."""
@@ -74,13 +75,16 @@ class Increments:
             self._draws = _random.normal(self._key, steps, size, self._dtype)
         return self._draws[n - self._chunk.start]
 
+    def _piece(self, i: int) -> Tensor:
+        draw = self._normal(i)
+        return draw * expand(sqrt(self._fine[i]), draw)
+
     def __call__(self, n: int) -> State:
         span, sign = self._spans[n]
-        total = 0.0
-        for i in span:
-            draw = self._normal(i)
-            total = total + draw * (sign * expand(sqrt(self._fine[i]), draw))
-        parts = torch.as_tensor(total).split(self._sizes, dim=-1)
+        total = self._piece(span[0])
+        for i in span[1:]:
+            total = total + self._piece(i)
+        parts = torch.split(sign * total, self._sizes, dim=-1)
         shaped = [
             part.reshape(leaf.shape).to(leaf.dtype)
             for part, leaf in zip(parts, self._flat, strict=True)
@@ -101,7 +105,7 @@ def _intervals(
         per_sample = any(isinstance(t, Tensor) and t.ndim for t in grid)
         ends = [t.sum() if isinstance(t, Tensor) else t for t in (grid[0], grid[-1])]
         down = bool(ends[1] < ends[0])
-        widths = [abs(b - a) for a, b in zip(grid[:-1], grid[1:], strict=True)]
+        widths: list[Scalar] = [magnitude(b - a) for a, b in itertools.pairwise(grid)]
         if not per_sample:
             widths = [w.detach() if isinstance(w, Tensor) else w for w in widths]
         order = widths[::-1] if down else widths
@@ -109,11 +113,10 @@ def _intervals(
         numbers = [count - 1 - n if down else n for n in range(count)]
         return order, [(range(i, i + 1), sign) for i in numbers]
     own = sorted(times.tolist())
-    fine: list[Scalar] = [b - a for a, b in zip(own[:-1], own[1:], strict=True)]
+    fine: list[Scalar] = [b - a for a, b in itertools.pairwise(own)]
     marks = [_find(own, float(t)) for t in grid]
     return fine, [
-        (range(min(a, b), max(a, b)), 1.0 if b > a else -1.0)
-        for a, b in zip(marks[:-1], marks[1:], strict=True)
+        (range(min(a, b), max(a, b)), 1.0 if b > a else -1.0) for a, b in itertools.pairwise(marks)
     ]
 
 

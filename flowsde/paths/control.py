@@ -32,8 +32,7 @@ class Linear(Path, nn.Module):
             raise ValueError("times must be a 1-d tensor of at least two increasing values")
         if values.ndim != 3 or values.shape[1] != len(times):
             raise ValueError(
-                f"values must have shape (batch, {len(times)}, channels); got "
-                f"{tuple(values.shape)}"
+                f"values must have shape (batch, {len(times)}, channels); got {tuple(values.shape)}"
             )
         self.register_buffer("times", times)
         self.register_buffer("values", values)

@@ -46,6 +46,11 @@ class Schedule(ABC):
     def time(self, lam: Scalar) -> Scalar:
         """The t at which ``half_log_snr(t)`` is ``lam``."""
 
+    def diffusion(self, t: Scalar) -> Scalar:
+        """g(t) of the noising SDE, g^2 = 2 sigma (sigma' - sigma alpha' / alpha)."""
+        alpha, sigma = self(t)
+        return sqrt(2.0 * sigma * (self.dsigma(t) - sigma * self.dalpha(t) / alpha))
+
     def half_log_snr(self, t: Scalar) -> Scalar:
         """lambda(t) = log(alpha / sigma); +inf where there is no noise, -inf where no signal."""
         return log(self.alpha(t)) - log(self.sigma(t))
@@ -58,10 +63,12 @@ class _VariancePreserving(Schedule):
     """alpha^2 + sigma^2 = 1, written on log alpha so that small noise keeps its digits."""
 
     @abstractmethod
-    def log_alpha(self, t: Scalar) -> Scalar: ...
+    def log_alpha(self, t: Scalar) -> Scalar:
+        """log alpha."""
 
     @abstractmethod
-    def dlog_alpha(self, t: Scalar) -> Scalar: ...
+    def dlog_alpha(self, t: Scalar) -> Scalar:
+        """Its rate, alpha' / alpha."""
 
     def alpha(self, t: Scalar) -> Scalar:
         return exp(self.log_alpha(t))
@@ -74,6 +81,9 @@ class _VariancePreserving(Schedule):
 
     def dsigma(self, t: Scalar) -> Scalar:
         return _ratio(-self.alpha(t) * self.dalpha(t), self.sigma(t))
+
+    def diffusion(self, t: Scalar) -> Scalar:
+        return sqrt(-2.0 * self.dlog_alpha(t))
 
     def half_log_snr(self, t: Scalar) -> Scalar:
         return self.log_alpha(t) - log(self.sigma(t))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._scalar import expand, to_float
+from .._scalar import exp, expand, to_float
 from .._state import State, tree_map
 from ..dynamics.base import Dynamics
 from ..dynamics.noising import Reverse
@@ -48,7 +48,7 @@ class NoiseClock(Dynamics):
 
     def clock(self, t: Any) -> Any:
         """s = sigma / alpha at t."""
-        return self.schedule.sigma(t) / self.schedule.alpha(t)
+        return exp(-self.schedule.half_log_snr(t))
 
     def grid(self, times: Tensor) -> Tensor:
         """A grid in t, as a grid in s."""

@@ -193,7 +193,7 @@ def _tensor(y0: State) -> Tensor:
 class _DensitySplit(SemiLinear):
     """The density of an exponential step: x as ever, and l in the clock at rate 0.
 
-        l1 = l0 - d log A + h r,    r = -scale tr(d residual / dx),    A the linear weight of x
+    l1 = l0 - d log A + h r,    r = -scale tr(d residual / dx),    A the linear weight of x
     """
 
     def __init__(self, inner: SemiLinear, divergence: Divergence) -> None:

@@ -1,0 +1,154 @@
+"""Per-sample time: every sample as if it were alone."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import flowsde as fs
+from flowsde import integrators
+from flowsde.integrators import RK4, ExplicitRK, Tsit5
+
+from .systems import catalogue
+
+
+def field(t: Tensor, y: Tensor) -> Tensor:
+    """Rates that differ a hundredfold between samples."""
+    t = t if t.ndim == 0 else t[:, None]
+    return torch.stack((y[:, 1], -(y[:, 2] ** 2) * y[:, 0] + t.cos().expand(len(y), 1)[:, 0],
+                        0.0 * y[:, 2]), 1)  # fmt: skip
+
+
+ODE = fs.ODE(field, batched_time=True)
+
+
+def start(count: int = 4) -> Tensor:
+    rates = torch.logspace(0, 1.5, count)
+    return torch.stack((torch.ones(count), torch.zeros(count), rates), 1)
+
+
+ADAPTIVE = [m for m in catalogue(integrators, ExplicitRK) if m.error_order and m.order > 2]
+
+
+@pytest.mark.parametrize("method", ADAPTIVE, ids=str)
+@pytest.mark.parametrize("backward", [False, True])
+def test_equals_solving_each_alone(method: ExplicitRK, backward: bool) -> None:
+    y0 = start()
+    t0 = torch.tensor([0.0, 0.3, 0.1, 0.0])
+    t1 = torch.tensor([2.0, 1.1, 2.1, 0.4])
+    if backward:
+        t0, t1 = t1, t0
+    save = t0[:, None] + (t1 - t0)[:, None] * torch.tensor([0.0, 0.37, 0.5, 1.0])
+    stepping = fs.Adaptive(1e-6, 1e-6, per_sample=True)
+    whole = fs.solve(ODE, y0, t0, t1, integrator=method, stepping=stepping, save_at=save)
+    for i in range(4):
+        alone = fs.solve(
+            fs.ODE(field), y0[i : i + 1], float(t0[i]), float(t1[i]), integrator=method,
+            stepping=fs.Adaptive(1e-6, 1e-6), save_at=save[i],
+        )  # fmt: skip
+        # step sizes agree to rounding; the fast sample turns through 66 radians
+        assert float((whole.y1[i] - alone.y1[0]).abs().max()) < 1e-9
+        assert float((whole.ys[:, i] - alone.ys[:, 0]).abs().max()) < 1e-9
+        assert int(whole.stats.accepted[i]) == alone.stats.accepted
+        assert int(whole.stats.rejected[i]) == alone.stats.rejected
+    assert whole.ts is not None
+    assert torch.allclose(whole.ts, save.T, atol=1e-15)
+    assert whole.success
+
+
+@given(
+    seed=st.integers(0, 1000), count=st.integers(1, 5), length=st.floats(0.05, 3.0),
+    tolerance=st.sampled_from([1e-3, 1e-6]),
+)  # fmt: skip
+def test_no_sample_feels_the_others(seed: int, count: int, length: float, tolerance: float) -> None:
+    torch.manual_seed(seed)
+    y0 = torch.randn(count, 3)
+    stepping = fs.Adaptive(tolerance, tolerance, per_sample=True)
+    whole = fs.solve(ODE, y0, 0.0, length, stepping=stepping)
+    order = torch.randperm(count)
+    mixed = fs.solve(ODE, y0[order], 0.0, length, stepping=stepping)
+    assert torch.allclose(mixed.y1, whole.y1[order], atol=1e-12, rtol=1e-12)
+    first = fs.solve(ODE, y0[:1], 0.0, length, stepping=stepping)
+    assert torch.allclose(first.y1, whole.y1[:1], atol=1e-12, rtol=1e-12)
+
+
+def test_given_steps_over_spans_of_each_ones_own() -> None:
+    y0, t1 = start(), torch.tensor([2.0, 1.0, 0.5, 0.0])
+    whole = fs.solve(ODE, y0, 0.0, t1, integrator=RK4(), stepping=fs.Fixed(steps=40))
+    grid = torch.linspace(0, 1, 41)[:, None] ** 2 * t1[:3]
+    rows = fs.solve(ODE, y0[:3], 0.0, t1[:3], integrator=RK4(), stepping=fs.Grid(grid))
+    for i in range(3):
+        alone = fs.solve(
+            fs.ODE(field), y0[i : i + 1], 0.0, float(t1[i]), integrator=RK4(),
+            stepping=fs.Fixed(steps=40),
+        )  # fmt: skip
+        assert torch.allclose(whole.y1[i], alone.y1[0], atol=1e-12)
+        assert torch.allclose(rows.y1[i], alone.y1[0], atol=1e-2)
+    assert torch.equal(whole.y1[3], y0[3])
+
+
+def test_dense_output_of_each_ones_own() -> None:
+    y0, t1 = start(), torch.tensor([2.0, 1.0, 0.5, 1.5])
+    sol = fs.solve(ODE, y0, 0.0, t1, stepping=fs.Adaptive(1e-9, 1e-9, per_sample=True), dense=True)
+    at = 0.61 * t1
+    saved = fs.solve(
+        ODE, y0, 0.0, t1, stepping=fs.Adaptive(1e-9, 1e-9, per_sample=True), save_at=at[:, None]
+    )
+    assert torch.allclose(sol(at), saved.ys[0], atol=1e-12)
+
+
+def test_one_failing_sample_does_not_stop_the_others() -> None:
+    """y' = y^2 blows up at 1 / y0; the rest arrive, and say so."""
+    ode = fs.ODE(lambda t, y: y.square(), batched_time=True)
+    y0 = torch.tensor([[0.5], [2.0], [0.25]])
+    sol = fs.solve(
+        ode, y0, 0.0, 1.0, stepping=fs.Adaptive(1e-6, 1e-6, per_sample=True), throw=False,
+        save_at=[0.2, 0.9],
+    )  # fmt: skip
+    assert sol.status.tolist()[0] == sol.status.tolist()[2] == fs.Status.SUCCESS
+    assert sol.status[1] != fs.Status.SUCCESS
+    exact = 1.0 / (1.0 / y0 - 1.0)
+    assert torch.allclose(sol.y1[[0, 2]], exact[[0, 2]], rtol=1e-4)
+    assert bool(torch.isnan(sol.ys[1, 1]).all())
+    assert float(sol.ys[0, 1, 0]) == pytest.approx(1 / 0.3, rel=1e-4)
+    assert float(sol.t1[1]) == pytest.approx(0.5, abs=1e-3)
+    with pytest.raises(fs.SolveError, match="1 of 3 samples"):
+        fs.solve(ode, y0, 0.0, 1.0, stepping=fs.Adaptive(1e-6, 1e-6, per_sample=True))
+
+
+def test_a_field_that_does_not_take_batched_time_is_refused() -> None:
+    y0 = start()
+    for keywords in (
+        {"stepping": fs.Adaptive(per_sample=True)}, {"t1": torch.ones(4)},
+        {"save_at": torch.rand(4, 2).sort().values},
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match="batched_time"):
+            fs.solve(fs.ODE(field), y0, **{"t0": 0.0, "t1": 1.0, **keywords})
+    with pytest.raises(ValueError, match="one time a sample"):
+        fs.solve(ODE, y0, 0.0, torch.ones(3))
+
+
+def test_library_dynamics_take_both() -> None:
+    from .systems import SCHEDULES, Mixture
+
+    for schedule in SCHEDULES:
+        flow = fs.LinearSDE(schedule).probability_flow(Mixture.two().denoiser(schedule))
+        x, t1 = torch.randn(3, 2), torch.tensor([0.5, 0.3, 0.2])
+        one = fs.solve(flow, x, 0.9, t1, stepping=fs.Adaptive(1e-8, 1e-8, per_sample=True)).y1
+        density = fs.solve(
+            fs.log_density(flow), (x, torch.zeros(3)), 0.9, t1,
+            stepping=fs.Adaptive(1e-8, 1e-8, per_sample=True),
+        ).y1  # fmt: skip
+        for i in range(3):
+            alone = fs.solve(
+                flow, x[i : i + 1], 0.9, float(t1[i]), integrator=Tsit5(),
+                stepping=fs.Adaptive(1e-8, 1e-8),
+            ).y1  # fmt: skip
+            assert torch.allclose(one[i], alone[0], atol=1e-10)
+        assert torch.allclose(density[0], one, atol=1e-6)
+    assert math.isfinite(float(density[1].sum()))

@@ -1,0 +1,319 @@
+"""Training: objectives find what they should, and an interrupted run ends as if it had not been."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import flowsde as fs
+from flowsde import models, objectives, training
+from flowsde.dynamics import EDMPrediction, NoisePrediction, VPrediction
+from flowsde.nn import UNet
+from flowsde.objectives import (
+    DenoisingScoreMatching,
+    FlowMatching,
+    LogNormal,
+    MaximumLikelihood,
+    UniformLambda,
+    UniformTime,
+    likelihood_weight,
+)  # fmt: skip
+from flowsde.paths import EDM, VP
+
+from .systems import DEVICE, generator
+
+
+def accelerator() -> Any:
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=DEVICE.type == "cpu")
+
+
+class Linear(nn.Module):
+    """x0 = w x for a few times at once: enough for a Gaussian at one noise level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(()))
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        return self.w * x
+
+
+@pytest.mark.parametrize("weight", [None, likelihood_weight])
+def test_denoising_score_matching_recovers_a_gaussian(weight: Any) -> None:
+    """At one time the best linear predictor of eps for data N(0, 4) is known."""
+    schedule, t = VP(), 0.4
+    network = Linear()
+    denoiser = fs.Denoiser(network, schedule, NoisePrediction())
+    objective = DenoisingScoreMatching(denoiser, UniformTime(t, t), weight)
+    data = 2.0 * torch.randn(200_000, 1, generator=generator())
+    loss = [objective(data, generator=generator(1))]
+    (g0,) = torch.autograd.grad(loss[0], [network.w])
+    with torch.no_grad():
+        network.w.fill_(1.0)
+    (g1,) = torch.autograd.grad(objective(data, generator=generator(1)), [network.w])
+    best = float(g0 / (g0 - g1))  # the loss is quadratic in w
+    alpha, sigma = schedule(t)
+    assert best == pytest.approx(sigma / (4 * alpha**2 + sigma**2), rel=0.02)
+
+
+def test_likelihood_weighting_is_the_error_of_the_noise() -> None:
+    schedule, x = EDM(20.0), torch.randn(64, 3)
+    for prediction in (NoisePrediction(), VPrediction(), EDMPrediction(0.7)):
+        denoiser = fs.Denoiser(Linear(), schedule, prediction)
+        law = UniformLambda(schedule, 0.1, 5.0)
+        loss = DenoisingScoreMatching(denoiser, law, likelihood_weight)(x, generator=generator(3))
+        draws = generator(3)
+        t = law.sample(64, x, draws)
+        eps = torch.randn(x.shape, generator=draws)
+        error = denoiser.noise(t, x + t[:, None] * eps) - eps
+        assert torch.allclose(loss, error.square().mean())
+
+
+def test_time_laws_are_stratified() -> None:
+    like = torch.zeros(1)
+    laws = (UniformTime(0.2, 0.9), UniformLambda(VP(), 0.01, 0.9), LogNormal(EDM(), -1.0, 1.5))
+    for law in laws:
+        t = law.sample(1000, like, generator())
+        edges = law.quantile(torch.linspace(0.0, 1.0, 1001)[1:-1])
+        counts = torch.bucketize(t, edges).bincount(minlength=1000)
+        assert bool((counts == 1).all())
+        assert not bool((t.diff() > 0).all())
+
+
+def test_flow_matching_of_a_shifted_gaussian_has_its_closed_form() -> None:
+    """For data at one point c the velocity is (x - c) / t."""
+    ode = fs.ODE(lambda t, x: (x - 1.5) / t[:, None], batched_time=True)
+    loss = FlowMatching(ode)(torch.full((100, 2), 1.5), generator=generator())
+    assert float(loss) < 1e-20
+    with pytest.raises(TypeError, match="batched_time"):
+        FlowMatching(fs.ODE(lambda t, x: x))
+
+
+def test_maximum_likelihood_fits_a_map() -> None:
+    torch.set_default_dtype(torch.float32)
+    data = torch.randn(2000, 2, generator=generator())
+    data[:, 1] = data[:, 0].square() + 0.3 * data[:, 1]
+    flow = fs.Flow(
+        fs.Normal(2),
+        models.coupling_stack(2, 4, 32, generator=torch.Generator("cpu").manual_seed(0)),
+    ).to(DEVICE)
+    fitted = training.fit(
+        MaximumLikelihood(flow), data, steps=300, batch_size=200, seed=0, lr=5e-3, warmup=10,
+        progress=False, accelerator=accelerator(), ema=0.9,
+    )  # fmt: skip
+    entropy = 0.5 * math.log(2 * math.pi * math.e) * 2 + math.log(0.3)
+    assert fitted.losses[-1] < fitted.losses[0] - 0.5
+    with torch.no_grad():
+        assert -float(flow.log_prob(data).mean()) < entropy + 0.25
+
+
+@pytest.mark.parametrize("name", models.__all__)
+def test_every_model_builds_dynamics_that_start_in_order(name: str) -> None:
+    """Untrained models are the identity, the Gaussian denoiser, or finite."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 6)
+    if name in ("AffineCoupling", "coupling_stack"):
+        made: Any = (
+            models.AffineCoupling(torch.tensor([True, False] * 3))
+            if name == "AffineCoupling"
+            else models.coupling_stack(6, generator=torch.Generator("cpu").manual_seed(0))
+        )
+        assert isinstance(made, fs.Map)
+        assert torch.equal(fs.solve(made, x).y1, x)
+    elif name == "cnf":
+        assert bool(torch.isfinite(fs.solve(models.cnf(6), x).y1).all())
+    else:
+        prediction = EDMPrediction(1.0)
+        if name == "score_unet":
+            x = torch.randn(4, 1, 4, 4)
+            denoiser = models.score_unet(1, EDM(10.0), prediction, 8)
+        else:
+            denoiser = models.score_mlp(6, EDM(10.0), prediction, 16)
+        flow = fs.LinearSDE(EDM(10.0)).probability_flow(denoiser)
+        y = fs.solve(flow, x, 0.1, 5.0, stepping=fs.Adaptive(1e-9, 1e-9)).y1
+        assert torch.allclose(y, x * math.sqrt((25 + 1) / (0.01 + 1)), rtol=1e-6)
+
+
+def test_networks_take_both_kinds_of_time() -> None:
+    torch.manual_seed(0)
+    for net, x in ((UNet(2, 8, 2), torch.randn(3, 2, 4, 4)),
+                   (models.score_mlp(5, VP(), VPrediction(), 16).network, torch.randn(3, 5)),
+                   (models.cnf(5, 8).f, torch.randn(3, 5))):  # fmt: skip
+        for p in net.parameters():
+            nn.init.normal_(p, std=0.2)
+        t = torch.tensor(0.3)
+        assert torch.allclose(net(t, x), net(t.expand(3), x), atol=1e-12)
+
+
+def test_masks_are_checked() -> None:
+    for mask in (torch.ones(3, dtype=torch.bool), torch.zeros(3, dtype=torch.bool), torch.ones(3)):
+        with pytest.raises(ValueError, match="mask"):
+            models.AffineCoupling(mask)
+
+
+# --- fit ------------------------------------------------------------------------------------------
+
+
+def objective(seed: int = 0) -> DenoisingScoreMatching:
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(seed)
+    denoiser = models.score_mlp(3, EDM(5.0), EDMPrediction(1.0), 16, 1, dropout=0.2).to(DEVICE)
+    return DenoisingScoreMatching(denoiser, LogNormal(EDM(5.0)))
+
+
+def run(made: nn.Module, data: Tensor, **more: Any) -> training.Fitted:
+    given = {"steps": 12, "batch_size": 8, "seed": 3, "progress": False, **more}
+    return training.fit(made, data, accelerator=accelerator(), **given)
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop", [1, 5, 11])
+def test_resumes_to_the_bit(tmp_path: Path, stop: int) -> None:
+    torch.set_default_dtype(torch.float32)
+    data, whole = torch.randn(50, 3, generator=generator()), objective()
+    expected = run(whole, data)
+    calls = [0]
+
+    def interrupt(batch: Tensor, draws: torch.Generator) -> Tensor:
+        calls[0] += 1
+        if calls[0] == stop + 1:
+            raise Interrupted
+        return batch
+
+    path = tmp_path / "run.pt"
+    with pytest.raises(Interrupted):
+        run(objective(), data, augment=interrupt, checkpoint=path, checkpoint_every=1)
+    again = objective(seed=9)
+    found = run(again, data, checkpoint=path, checkpoint_every=1)
+    assert found.resumed_at == stop
+    assert found.losses == expected.losses
+    for a, b in zip(again.state_dict().values(), whole.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert run(objective(), data, checkpoint=path).resumed_at == 12
+
+
+def test_the_draws_are_the_seeds_alone() -> None:
+    torch.set_default_dtype(torch.float32)
+    data = torch.randn(50, 3, generator=generator())
+    first = run(objective(), data)
+    torch.manual_seed(1234)
+    torch.rand(7)
+    state = torch.get_rng_state()
+    second = objective()
+    torch.set_rng_state(state)
+    assert run(second, data).losses == first.losses
+    assert torch.equal(torch.get_rng_state(), state)
+    assert run(objective(), data, seed=4).losses != first.losses
+
+
+def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
+    torch.set_default_dtype(torch.float32)
+    data, path = torch.randn(50, 3), tmp_path / "run.pt"
+    run(objective(), data, checkpoint=path)
+    with pytest.raises(ValueError, match="another run"):
+        run(objective(), data, checkpoint=path, steps=13)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run() -> None:
+    torch.set_default_dtype(torch.float32)
+    data = torch.full((50, 3), torch.nan)
+    with pytest.raises(FloatingPointError, match="step 0"):
+        run(objective(), data)
+    with pytest.raises(ValueError, match="at least one"):
+        run(objective(), data, steps=0)
+
+
+def test_checkpoints_are_whole_or_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    training.save_checkpoint(path, {"x": torch.ones(2)})
+
+    class Trap:
+        def __reduce__(self) -> Any:
+            raise RuntimeError("half written")
+
+    with pytest.raises(RuntimeError, match="half written"):
+        training.save_checkpoint(path, {"x": torch.zeros(10_000), "y": Trap()})
+    assert torch.equal(training.load_checkpoint(path)["x"], torch.ones(2, device="cpu"))
+    assert os.listdir(tmp_path) == ["a.pt"]
+
+
+def test_checkpoints_hold_data_only(tmp_path: Path) -> None:
+    path = tmp_path / "evil.pt"
+    torch.save({"f": os.system}, path)
+    with pytest.raises(Exception, match=r"[Ww]eights"):
+        training.load_checkpoint(path)
+
+
+def test_the_average_follows_the_weights() -> None:
+    module = nn.Linear(2, 2)
+    average = training.EMA(module, 0.5)
+    with torch.no_grad():
+        module.weight.fill_(3.0)
+    for _ in range(60):
+        average.update(module)
+    average.copy_to(module)
+    assert torch.allclose(module.weight, torch.full((2, 2), 3.0))
+    with pytest.raises(ValueError, match="decay"):
+        training.EMA(module, 1.0)
+    assert objectives.__all__
+
+
+def test_a_killed_process_resumes(tmp_path: Path) -> None:
+    """SIGKILL in the middle of training, then the same command again."""
+    script = """
+import torch
+from pathlib import Path
+from flowsde import training
+from tests.test_training import objective, accelerator
+data = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+made = objective()
+fitted = training.fit(made, data, steps=400, batch_size=8, seed=3, progress=False,
+    checkpoint="run.pt", checkpoint_every=10, accelerator=accelerator())
+torch.save([fitted.losses, fitted.resumed_at, made.state_dict()], "end.pt")
+"""
+
+    def start(folder: Path) -> subprocess.Popen[bytes]:
+        folder.mkdir()
+        root = str(Path(__file__).parents[1])
+        return subprocess.Popen(
+            [sys.executable, "-c", script], cwd=folder, env={**os.environ, "PYTHONPATH": root}
+        )
+
+    whole = start(tmp_path / "whole")
+    assert whole.wait() == 0
+    killed = start(tmp_path / "killed")
+    while not (tmp_path / "killed" / "run.pt").exists():
+        time.sleep(0.002)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    (tmp_path / "killed" / "run.pt").rename(tmp_path / "run.pt")
+    again = tmp_path / "again"
+    root = start(again)
+    root.kill()
+    root.wait()
+    (tmp_path / "run.pt").rename(again / "run.pt")
+    assert subprocess.run(
+        [sys.executable, "-c", script], cwd=again, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    ).returncode == 0  # fmt: skip
+    a = torch.load(tmp_path / "whole" / "end.pt", weights_only=True)
+    b = torch.load(again / "end.pt", weights_only=True)
+    assert a[0] == b[0]
+    assert 0 < b[1] < 400
+    for name in a[2]:
+        assert torch.equal(a[2][name], b[2][name])
