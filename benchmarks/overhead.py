@@ -12,6 +12,7 @@ import json
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,101 +28,98 @@ TOLERANCE = 1e-6
 SIZES = ((64, 2, 64, 1.35), (256, 16, 128, 1.2), (512, 64, 256, 1.1), (2048, 64, 512, 1.1))
 
 
-def field(dim: int, width: int, device: str) -> nn.Module:
+class Field(nn.Module):
     """A tanh network with two hidden layers, turning the state at a brisk pace."""
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Linear(dim, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, dim)
-    )
-    for parameter in net.parameters():
-        parameter.data.mul_(1.6)
-    return net.to(device)
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(
+            nn.Linear(dim, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(),
+            nn.Linear(width, dim),
+        )  # fmt: skip
+        for parameter in self.parameters():
+            parameter.data.mul_(1.6)
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.net(y)
 
 
-def ours(f: nn.Module, y0: Tensor) -> fs.Solution:
+def ours(f: Callable[[Tensor, Tensor], Tensor], y0: Tensor, end: float = 4.0) -> fs.Solution:
     return fs.solve(
-        fs.ODE(lambda t, y: f(y)), y0, 0.0, 4.0, integrator=Dopri5(),
-        stepping=fs.Adaptive(TOLERANCE, TOLERANCE),
-    )  # fmt: skip
-
-
-def theirs(f: nn.Module, y0: Tensor) -> Tensor:
-    times = torch.tensor([0.0, 4.0], device=y0.device)
-    return torchdiffeq.odeint(
-        lambda t, y: f(y), y0, times, method="dopri5", rtol=TOLERANCE, atol=TOLERANCE
+        fs.ODE(f), y0, 0.0, end, integrator=Dopri5(), stepping=fs.Adaptive(TOLERANCE, TOLERANCE)
     )
+
+
+def theirs(f: Callable[[Tensor, Tensor], Tensor], y0: Tensor, end: float = 4.0) -> Tensor:
+    times = torch.tensor([0.0, end], device=y0.device)
+    return torchdiffeq.odeint(f, y0, times, method="dopri5", rtol=TOLERANCE, atol=TOLERANCE)
+
+
+SOLVES = {"flowsde": ours, "torchdiffeq": theirs}
+
+
+def visited(solve: Callable[..., object], f: nn.Module, y0: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The points at which a solve evaluates its field, in order."""
+    points = []
+
+    def watched(t: Tensor, y: Tensor) -> Tensor:
+        points.append((t.clone(), y.clone()))
+        return f(t, y)
+
+    solve(watched, y0)
+    return points
 
 
 def count(device: str) -> dict[str, tuple[float, float]]:
     """Operations and reads per attempted step: the slope between a short and a long solve."""
-    net, y0 = field(2, 64, device), torch.randn(64, 2, device=device)
+    f, y0 = Field(2, 64).to(device), torch.randn(64, 2, device=device)
     found = {}
-    for name, solve in (("flowsde", ours), ("torchdiffeq", theirs)):
+    for name, solve in SOLVES.items():
         marks = []
         for end in (2.0, 20.0):
-            counter, calls = Counter(), [0]
-
-            def counted(y: Tensor, counter: Counter = counter, calls: list[int] = calls) -> Tensor:
-                calls[0] += 1
-                return uncounted(net, counter)(y)
-
+            counter, calls = Counter(), []
+            quiet = uncounted(lambda t, y, calls=calls: (calls.append(1), f(t, y))[1], counter)
             with torch.no_grad(), counter:
-                if name == "flowsde":
-                    fs.solve(
-                        fs.ODE(lambda t, y: counted(y)), y0, 0.0, end, integrator=Dopri5(),
-                        stepping=fs.Adaptive(TOLERANCE, TOLERANCE),
-                    )  # fmt: skip
-                else:
-                    torchdiffeq.odeint(
-                        lambda t, y: counted(y), y0, torch.tensor([0.0, end], device=device),
-                        method="dopri5", rtol=TOLERANCE, atol=TOLERANCE,
-                    )  # fmt: skip
-            marks.append((counter.operations, counter.reads, calls[0] / 6))
+                solve(quiet, y0, end)
+            marks.append((counter.operations, counter.reads, len(calls) / 6))
         (ops0, reads0, steps0), (ops1, reads1, steps1) = marks
-        found[name] = (
-            (ops1 - ops0) / (steps1 - steps0), (reads1 - reads0) / (steps1 - steps0),
-        )  # fmt: skip
-        del solve
+        steps = steps1 - steps0
+        found[name] = (ops1 - ops0) / steps, (reads1 - reads0) / steps
     return found
 
 
-def clock(run: object, device: str) -> float:
+def clock(run: Callable[[], object], device: str) -> float:
     if device != "cpu":
         torch.cuda.synchronize()
     start = time.perf_counter()
-    run()  # type: ignore[operator]
+    run()
     if device != "cpu":
         torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
 def ratios(size: tuple[int, int, int, float], turns: int, device: str) -> dict[str, float]:
+    """Each library's solve over its own evaluations, made bare at the points it visited."""
     batch, dim, width, bound = size
-    net, y0 = field(dim, width, device), torch.randn(batch, dim, device=device)
-    calls = [0]
-
-    def counted(y: Tensor) -> Tensor:
-        calls[0] += 1
-        return net(y)
-
+    f, y0 = Field(dim, width).to(device), torch.randn(batch, dim, device=device)
+    row: dict[str, float] = {"bound": bound}
+    times: dict[str, list[float]] = {name: [] for name in SOLVES}
+    shares: dict[str, list[float]] = {name: [] for name in SOLVES}
     with torch.no_grad():
-        evaluations = ours(net, y0).stats.evaluations
-        theirs(counted, y0)  # type: ignore[arg-type]
-        peer = calls[0]
-        most = max(evaluations, peer)
-        rows = []
+        points = {name: visited(solve, f, y0) for name, solve in SOLVES.items()}
         for _ in range(turns):
-            bare = clock(lambda: [net(y0) for _ in range(most)], device) / most
-            mine = clock(lambda: ours(net, y0), device) / (evaluations * bare)
-            other = clock(lambda: theirs(net, y0), device) / (peer * bare)
-            again = clock(lambda: [net(y0) for _ in range(most)], device) / most
-            drift = bare / (0.5 * (bare + again))
-            rows.append((mine * drift, other * drift, mine * evaluations / (other * peer)))
-    columns = [statistics.median(column) for column in zip(*rows, strict=True)]
-    return {
-        "flowsde": columns[0], "torchdiffeq": columns[1], "time": columns[2],
-        "evaluations": evaluations, "peer evaluations": peer, "bound": bound,
-    }  # fmt: skip
+            for name, solve in SOLVES.items():
+                bare = clock(lambda n=name: [f(t, y) for t, y in points[n]], device)
+                times[name].append(clock(lambda s=solve: s(f, y0), device))
+                again = clock(lambda n=name: [f(t, y) for t, y in points[n]], device)
+                shares[name].append(2.0 * times[name][-1] / (bare + again))
+    for name in SOLVES:
+        row[name] = statistics.median(shares[name])
+        row[f"{name} evaluations"] = len(points[name])
+    pairs = zip(times["flowsde"], times["torchdiffeq"], strict=True)
+    row["time"] = statistics.median(a / b for a, b in pairs)
+    return row
 
 
 def main() -> None:
@@ -146,7 +144,7 @@ def main() -> None:
         print(
             f"  ({size[0]:4d}, {size[1]:2d}), {size[2]:3d}    {row['flowsde']:6.3f}  "
             f"({size[3]:.2f})   {row['torchdiffeq']:8.3f}   {row['time']:12.3f}     "
-            f"{row['evaluations']:.0f} / {row['peer evaluations']:.0f}"
+            f"{row['flowsde evaluations']:.0f} / {row['torchdiffeq evaluations']:.0f}"
         )
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)

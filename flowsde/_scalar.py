@@ -24,7 +24,6 @@ __all__ = [
     "isfinite",
     "log",
     "magnitude",
-    "maximum",
     "minimum",
     "power",
     "sqrt",
@@ -80,10 +79,6 @@ def where(condition: bool | Tensor, a: Scalar, b: Scalar) -> Scalar:
     if isinstance(condition, Tensor):
         return torch.where(condition, a, b)
     return a if condition else b
-
-
-def maximum(a: Scalar, b: Scalar) -> Scalar:
-    return where(a > b, a, b)
 
 
 def minimum(a: Scalar, b: Scalar) -> Scalar:
