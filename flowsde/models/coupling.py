@@ -43,12 +43,12 @@ class AffineCoupling(Map):
         if mask.dtype != torch.bool or mask.ndim != 1 or mask.all() or not mask.any():
             raise ValueError("mask is a 1-d boolean tensor with both values in it")
         kept, moved = mask.nonzero()[:, 0], (~mask).nonzero()[:, 0]
-        self.register_buffer("kept", kept)
-        self.register_buffer("moved", moved)
-        self.register_buffer("places", torch.cat((kept, moved)).argsort())
-        self.bound = bound
         sizes = [len(kept) + condition, *[width] * depth, 2 * len(moved)]
         self.net = MLP(sizes, lambda: nn.Sequential(nn.SiLU(), nn.Dropout(dropout)))
+        self.bound, device = bound, next(self.net.parameters()).device
+        self.register_buffer("kept", kept.to(device))
+        self.register_buffer("moved", moved.to(device))
+        self.register_buffer("places", torch.cat((kept, moved)).argsort().to(device))
         last = self.net[-1]
         nn.init.zeros_(last.weight)  # type: ignore[arg-type]
         nn.init.zeros_(last.bias)  # type: ignore[arg-type]
@@ -100,8 +100,9 @@ def coupling_stack(
     layers = []
     for i in range(depth):
         if i % 2 == 0:
-            mask = torch.zeros(dim, dtype=torch.bool)
-            mask[torch.randperm(dim, generator=generator)[: dim // 2]] = True
+            mask = torch.zeros(dim, dtype=torch.bool, device=generator.device)
+            order = torch.randperm(dim, generator=generator, device=generator.device)
+            mask[order[: dim // 2]] = True
         layers.append(
             AffineCoupling(mask if i % 2 == 0 else ~mask, width, 2, condition, dropout=dropout)
         )

@@ -1,0 +1,30 @@
+"""What ``import flowsde`` adds to ``import torch``: ``python -m benchmarks.import_time``."""
+
+import statistics
+import subprocess
+import sys
+
+CODE = """
+import time, sys
+import torch
+start = time.perf_counter()
+import flowsde
+print(time.perf_counter() - start)
+heavy = ["torchdiffeq", "torchsde", "torchcde", "matplotlib", "sklearn", "accelerate"]
+print([name for name in heavy if name in sys.modules])
+"""
+
+
+def main() -> None:
+    lines = [
+        subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
+        .stdout.strip()
+        .splitlines()
+        for _ in range(7)
+    ]
+    added = statistics.median(float(line[0]) for line in lines)
+    print(f"import flowsde adds {added:.3f} s to import torch; heavy modules loaded: {lines[0][1]}")
+
+
+if __name__ == "__main__":
+    main()
