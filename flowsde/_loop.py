@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from ._plan import Accept, Plan
 from ._save import Saver
 from ._scalar import Scalar
@@ -64,6 +66,9 @@ class Loop:
             t0, t1 = plan.interval()
             step = recorder.take(self, stats.attempts, t0, t1, y, carry)
             accept = plan.judge(step, y)
+            if plan.spoiled and torch.is_grad_enabled():  # rejected rows stand still instead
+                t1 = choose(accept, t1, t0)
+                step = recorder.take(self, stats.attempts, t0, t1, y, carry)
             recorder.keep(accept)
             saver.keep(t0, t1, y, step, accept)
             if dense is not None and accept is not False:

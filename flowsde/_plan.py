@@ -28,6 +28,7 @@ class Plan(ABC):
 
     status: Status | Tensor = Status.RUNNING
     message: str = ""
+    spoiled: bool = False  # whether rows that do not count were not finite: their graph is poison
 
     @property
     @abstractmethod
@@ -166,6 +167,10 @@ class AdaptivePlan(Plan):
         self._accepted, self._rejected = self._zero, self._zero
         self._dt: Any = 0.0
         self._live = True
+        if batch is not None:
+            arrived = gap == 0
+            self.status = torch.where(arrived, int(Status.SUCCESS), self.status)
+            self._live = not bool(arrived.all())
         self._last: Any = False
         self._reach: Any = self._now
 
@@ -219,9 +224,10 @@ class AdaptivePlan(Plan):
     def interval(self) -> tuple[Scalar, Scalar]:
         left = abs(self._host[1] - self._now)
         self._last = self._dt * 1.01 >= left
+        going = self.status == Status.RUNNING  # rows that have ended stand still
         reach = choose(self._last, self._host[1], self._now + self._sign * self._dt)
-        self._reach = reach
-        return self._t, choose(self._last, self._end, reach)
+        self._reach = choose(going, reach, self._now)
+        return self._t, choose(going, choose(self._last, self._end, reach), self._t)
 
     def judge(self, step: Step, y: State) -> Accept:
         with torch.no_grad():
@@ -246,7 +252,9 @@ class AdaptivePlan(Plan):
         done = accept & self._last
         self.status = torch.where(done, int(Status.SUCCESS), self.status)
         self.status = torch.where(stuck, failed.to(self.status.dtype), self.status)
-        self._live = bool((self.status == Status.RUNNING).any())
+        spoilt = ~accept & ~torch.isfinite(error)
+        signs = torch.stack(((self.status == Status.RUNNING).any(), spoilt.any()))
+        self._live, self.spoiled = signs.tolist()
         return accept
 
     def _too_small(self, dt: Any) -> Any:

@@ -79,6 +79,8 @@ class SaveTimes(Saver):
         self._ys: list[State] = []
 
     def begin(self, t: Scalar, y: State) -> None:
+        if self._times.requires_grad:  # left to the first step, through which they differentiate
+            return
         start = self._sign * to_float(t)
         while len(self._ys) < len(self._at) and self._at[len(self._ys)] <= start:
             self._ys.append(y)
@@ -93,6 +95,8 @@ class SaveTimes(Saver):
             self._ys.append(step.y1 if ends else step.dense((t - t0) / (t1 - t0)))
 
     def finish(self, t: Scalar, y: State) -> tuple[Tensor | None, State | None]:
+        while len(self._ys) < len(self._at) and self._at[len(self._ys)] == self._sign * to_float(t):
+            self._ys.append(y)
         if not self._ys:
             return self._times[:0], None
         return self._times[: len(self._ys)], stack(self._ys)
@@ -117,19 +121,25 @@ class SaveRows(Saver):
         self._next = self._next + due
 
     def begin(self, t: Scalar, y: State) -> None:
+        if not self._times.requires_grad:
+            self._rest(t, y)
+
+    def _rest(self, t: Scalar, y: State) -> None:
+        """Times at which the row stands."""
         reached = torch.as_tensor(t, device=self._at.device).detach() * self._sign
-        while bool((due := self._due(reached)).any()):
+        while len(self._at) and bool((due := self._due(reached)).any()):
             self._record(due, y)
 
     def keep(self, t0: Scalar, t1: Scalar, y: State, step: Step, accept: Accept) -> None:
         reached = torch.as_tensor(t1).detach() * self._sign
         width = torch.as_tensor(t1 - t0)
-        while bool((due := self._due(reached) & accept).any()):
+        while len(self._at) and bool((due := self._due(reached) & accept).any()):
             t = self._times[self._next.clamp(max=len(self._at) - 1), self._rows]
             theta = torch.where(due, (t - t0) / torch.where(width == 0, 1.0, width), 1.0)
             self._record(due, step.dense(theta))
 
     def finish(self, t: Scalar, y: State) -> tuple[Tensor | None, State | None]:
+        self._rest(t, y)
         count, batch = self._times.shape
 
         def gather(leaf: Tensor, *found: Tensor) -> Tensor:

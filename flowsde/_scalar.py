@@ -26,6 +26,7 @@ __all__ = [
     "magnitude",
     "minimum",
     "power",
+    "sin",
     "sqrt",
     "to_float",
     "where",
@@ -58,6 +59,7 @@ def _guarded(function: Callable[[float], float], overflow: float) -> Callable[[f
 exp = _lift(_guarded(math.exp, math.inf), torch.exp)
 expm1 = _lift(_guarded(math.expm1, math.inf), torch.expm1)
 cos = _lift(math.cos, torch.cos)
+sin = _lift(math.sin, torch.sin)
 sqrt = _lift(lambda x: math.sqrt(x) if x >= 0 else math.nan, torch.sqrt)
 log = _lift(lambda x: math.log(x) if x > 0 else (-math.inf if x == 0 else math.nan), torch.log)
 
@@ -100,7 +102,7 @@ def expand(x: Tensor, like: Tensor) -> Tensor: ...
 def expand(x: Scalar, like: Tensor) -> Scalar: ...
 def expand(x: Scalar, like: Tensor) -> Scalar:
     """A float, 0-d or ``(batch,)`` scalar, ready to multiply ``like`` of shape ``(batch, ...)``."""
-    if not isinstance(x, Tensor) or x.ndim == 0:
+    if not isinstance(x, Tensor) or (x.ndim == 0 and like.ndim > 0):
         return x
     dtype = like.dtype.to_real() if x.is_floating_point() else x.dtype
     return x.to(dtype).reshape(x.shape + (1,) * (like.ndim - x.ndim))

@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 from ._scalar import Scalar, expand
 
 __all__ = [
-    "State", "batch_size", "check_like", "combine", "describe", "detach", "leaves", "stack",
-    "tree_map", "unflatten", "weigh", "where",
+    "State", "batch_size", "check_like", "combine", "contract", "describe", "detach", "leaves",
+    "stack", "tree_map", "unflatten", "weigh", "where",
 ]  # fmt: skip
 
 State = Any
@@ -87,6 +87,13 @@ def _add(y: Tensor, dt: float, weights: Weights, ks: Sequence[Tensor], fresh: bo
             y = y.add(ks[i], alpha=w * dt)
             fresh = not torch.is_grad_enabled()
     return y
+
+
+def contract(matrix: Tensor, vector: Tensor) -> Tensor:
+    """sum_m matrix[b, ..., m] vector[b, m], without conjugation."""
+    inner = (1,) * (matrix.ndim - 2)
+    rows = vector.reshape(vector.shape[0], *inner, vector.shape[-1])
+    return (matrix * rows.to(matrix.dtype)).sum(-1)
 
 
 def batch_size(y: State) -> int | None:

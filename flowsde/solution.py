@@ -10,7 +10,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from ._scalar import Scalar, to_float
+from ._scalar import Scalar, clamp, to_float
 from ._state import State, stack, where
 
 __all__ = ["Dense", "Solution", "Stats", "Status", "Steps"]
@@ -46,10 +46,10 @@ class Stats:
 
 @dataclass(frozen=True)
 class Steps:
-    """``save_at=Steps(every=n)``: save the start, every n-th attempted step, and the end.
+    """``save_at=Steps(every=n)``: save the start, every n-th accepted step, and the end.
 
-    Under per-sample stepping a row repeats its last state where its attempt was rejected, or
-    where it has finished.
+    Under per-sample stepping every n-th attempt is saved: a row repeats its last state where its
+    attempt was rejected, or where it has finished.
     """
 
     every: int = 1
@@ -74,21 +74,34 @@ class Dense:
         at = sign * to_float(t)
         ends = [sign * to_float(end) for _, end, _ in self.pieces]
         start = sign * to_float(self.pieces[0][0])
-        slack = 1e-9 * max(abs(start), abs(ends[-1]))
+        slack = _slack(t) * max(abs(start), abs(ends[-1]))
         if not start - slack <= at <= ends[-1] + slack:
             raise ValueError(f"t = {to_float(t)} lies outside what was solved")
         t0, t1, dense = self.pieces[min(bisect_left(ends, at), len(ends) - 1)]
-        return dense((t - t0) / (t1 - t0))
+        return dense(clamp((t - t0) / (t1 - t0), 0.0, 1.0))
 
     def _per_sample(self, t: Scalar) -> State:
-        first = self.pieces[0]
-        total = first[2](0.0 * (first[0] + first[1]))
+        first, last = self.pieces[0], self.pieces[-1]
+        start, end = torch.as_tensor(first[0]), torch.as_tensor(last[1])
+        way = torch.as_tensor((t - start) / torch.where(end == start, 1.0, end - start))
+        if bool(
+            ((way < -_slack(t)) | (way > 1.0 + _slack(t)) | ((end == start) & (t != end))).any()
+        ):
+            raise ValueError(f"t = {t} lies outside what was solved")
+        t = start + way.clamp(0.0, 1.0) * (end - start)
+        total = first[2](0.0 * (start + end))
         for t0, t1, dense in self.pieces:
             width = torch.as_tensor(t1 - t0)
             theta = (t - t0) / torch.where(width == 0, 1.0, width)
             inside = (theta >= 0) & (theta <= 1) & (width != 0)
             total = where(inside, dense(theta.clamp(0, 1)), total)
         return total
+
+
+def _slack(t: Scalar) -> float:
+    """Rounding of a time given in this form, relative to the span's ends."""
+    narrow = isinstance(t, Tensor) and t.dtype == torch.float32
+    return 1e-6 if narrow else 1e-9
 
 
 @dataclass

@@ -32,6 +32,12 @@ from .stepping import Adaptive, Fixed, Given, Grid, Stepping
 __all__ = ["Solver", "solve"]
 
 SaveAt = Tensor | Sequence[float] | Steps | None
+_KINDS = {
+    "args": "a tuple of further inputs, args=(u,)",
+    "adjoint": "Direct() or Checkpointed()",
+    "executor": "Eager()",
+    "path": "a Brownian(seed)",
+}
 _ERRORS = {
     Status.MAX_STEPS: MaxStepsReached,
     Status.NON_FINITE: NonFiniteState,
@@ -112,6 +118,12 @@ def solve(
     """
     _check_dynamics(dynamics)
     _check_state(y0)
+    for name, value, kind in (
+        ("args", args, tuple), ("adjoint", adjoint, Adjoint), ("executor", executor, Executor),
+        ("path", path, (Brownian, type(None))),
+    ):  # fmt: skip
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} is {_KINDS[name]}; got {type(value).__name__}")
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 0:
         raise ValueError(f"max_steps is a whole number >= 0; got {max_steps}")
     t1 = dynamics.horizon if t1 is None else t1
@@ -119,8 +131,6 @@ def solve(
     span = _Span.of(dynamics, y0, t0, t1, stepping, save_at)
     seed = _seed(dynamics, path, generator)
     dynamics = dynamics.prepare(y0, seed)
-    integrator.check(dynamics)
-
     field = Field(dynamics, args, y0)
     grid = None if isinstance(stepping, Adaptive) else _grid(dynamics, integrator, stepping, span)
     if isinstance(integrator, Engine):
@@ -218,9 +228,11 @@ class _Span:
     ) -> _Span:  # fmt: skip
         """Checks them, and whether the batch shares its time."""
         ends: list[Any] = [_time(t, name) for t, name in ((t0, "t0"), (t1, "t1"))]
-        saves = None
+        saves, slack = None, max(_rounding(t) for t in (t0, t1, save_at))
         if save_at is not None and not isinstance(save_at, Steps):
             saves = _wide(save_at)
+            if saves.ndim not in (1, 2):
+                raise ValueError(f"save_at is (n,) or (batch, n); got shape {tuple(saves.shape)}")
         own = isinstance(stepping, Adaptive) and stepping.per_sample
         own |= isinstance(stepping, Grid) and stepping.grid.ndim == 2
         own |= any(isinstance(t, Tensor) and t.ndim == 1 for t in ends)
@@ -229,7 +241,7 @@ class _Span:
             a, b = (to_float(t) for t in ends)
             dynamics.check_span(a, b)
             span = cls(ends[0], ends[1], None, 1.0 if b >= a else -1.0, saves)
-            span._check_saves(a, b)
+            span._check_saves(a, b, slack)
             return span
         if not dynamics.batched_time:
             raise TypeError(
@@ -251,7 +263,8 @@ class _Span:
                 )
             columns.append(column.to(dtype=wide, device=device).expand(batch))
         gap = (columns[1] - columns[0]).detach()
-        dynamics.check_span(*(float(torch.stack(columns).detach().aminmax()[i]) for i in (0, 1)))
+        low, high = (float(end) for end in torch.stack(columns).detach().aminmax())
+        dynamics.check_span(*((high, low) if bool((gap < 0).any()) else (low, high)))
         sign = torch.where(gap >= 0, 1.0, -1.0).to(gap)
         span = cls(columns[0], columns[1], batch, sign, saves)
         if saves is not None:
@@ -260,16 +273,16 @@ class _Span:
             if saves.shape[0] != batch:
                 raise ValueError(f"save_at is (n,) or ({batch}, n); got {tuple(saves.shape)}")
             span.saves = saves.to(dtype=wide, device=device).T
-        span._check_saves(columns[0].detach(), columns[1].detach())
+        span._check_saves(columns[0].detach(), columns[1].detach(), slack)
         return span
 
-    def _check_saves(self, t0: Any, t1: Any) -> None:
+    def _check_saves(self, t0: Any, t1: Any, rounding: float) -> None:
         if self.saves is None:
             return
         at = self.saves.detach()
         if self.batch is None and at.ndim != 1:
             raise ValueError(f"save_at is a 1-d tensor of times; got shape {tuple(at.shape)}")
-        slack = 1e-9 * (1.0 + abs(t0) + abs(t1))
+        slack = rounding * (1e-3 + abs(t0) + abs(t1))
         inside = ((at - t0) * self.sign >= -slack) & ((at - t1) * self.sign <= slack)
         if at.numel() and not bool(inside.all()):
             raise ValueError("save_at reaches outside [t0, t1]: save between the ends of the solve")
@@ -290,18 +303,23 @@ class _Span:
 
 
 def _snap(saves: Tensor, t0: Any, t1: Any, slack: Any) -> Tensor:
-    """Times that a rounding error put beyond an end are that end."""
-    if saves.requires_grad:
-        return saves
+    """Times within rounding of an end are that end; gradients pass."""
     for end in (t0, t1):
-        saves = torch.where(abs(saves - end) <= slack, end, saves)
+        near = abs(saves.detach() - end) <= slack
+        saves = saves + torch.where(near, end - saves.detach(), 0.0)
     return saves
 
 
+def _rounding(t: Any) -> float:
+    """Relative rounding of times given in this form."""
+    narrow = isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64
+    return 4.0 * torch.finfo(t.dtype).eps if narrow else 1e-12
+
+
 def _wide(t: Any) -> Tensor:
-    """A tensor as it is, numbers in float64: no time is rounded to float32 on the way."""
+    """Times in float64: none is rounded to float32 on the way."""
     if isinstance(t, Tensor):
-        return t if t.is_floating_point() else t.double()
+        return t if t.device.type == "mps" else t.double()
     return torch.tensor(t, dtype=torch.float64)
 
 
@@ -333,6 +351,11 @@ def _grid(
                     f"a chain of {len(dynamics)} steps runs between whole numbers 0 .. "
                     f"{len(dynamics)}; got t = {t}"
                 )
+    if span.batch is not None and isinstance(stepping, Grid) and stepping.grid.ndim == 2:
+        rows, device = stepping.grid.shape[1], span.t0.device
+        if rows != span.batch:
+            raise ValueError(f"the grid has {rows} columns for a batch of {span.batch}: one each")
+        stepping = Grid(stepping.grid.to(dtype=span.t0.dtype, device=device))
     return [span.t0] if span.empty else stepping.times(span.t0, span.t1)
 
 
@@ -383,8 +406,6 @@ def _noise(
                 "a stochastic solve needs its randomness: path=Brownian(seed) or generator=..."
             )
         path = Brownian(seed)
-    if not isinstance(path, Brownian):
-        raise TypeError(f"path is a Brownian(seed); got {type(path).__name__}")
     return path.bind(grid, shapes)
 
 

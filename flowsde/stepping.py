@@ -49,7 +49,7 @@ class Fixed(Given):
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.dt is None):
             raise ValueError("give Fixed(steps=50) or Fixed(dt=0.02), one of the two")
-        if self.steps is not None and (self.steps < 1 or int(self.steps) != self.steps):
+        if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 1):
             raise ValueError(f"Fixed(steps) is a whole number >= 1; got {self.steps}")
         if self.dt is not None and not (self.dt > 0 and math.isfinite(self.dt)):
             raise ValueError(f"Fixed(dt) is > 0, also where t1 < t0; got {self.dt}")
@@ -95,19 +95,20 @@ class Grid(Given):
             mine = torch.as_tensor(t, dtype=torch.float64).detach().cpu()
             if not bool(torch.isclose(own.detach().double().cpu(), mine, atol=1e-7).all()):
                 raise ValueError(f"the grid's end {own} is not the solve's {name} = {t}")
-        if self.grid.ndim == 2 or self.grid.requires_grad:
-            return list(self.grid.unbind())
-        return [t0, *self.grid[1:-1].tolist(), t1]
+        if self.grid.ndim == 1 and not self.grid.requires_grad:
+            return [t0, *self.grid[1:-1].tolist(), t1]
+        first, *inner, last = self.grid.double().unbind()
+        return [first + (t0 - first.detach()), *inner, last + (t1 - last.detach())]
 
 
 def rms_norm(scaled: State, per_sample: bool) -> Tensor:
     """Root mean square over all components, or over those of each sample."""
     if isinstance(scaled, Tensor) and not per_sample:
-        return torch.linalg.vector_norm(scaled) * scaled.numel() ** -0.5
+        return torch.linalg.vector_norm(scaled) * max(1, scaled.numel()) ** -0.5
     flat = leaves(scaled)
     rows = len(flat[0]) if per_sample else 1
     total = sum(leaf.reshape(rows, -1).abs().square().sum(-1) for leaf in flat)
-    count = sum(leaf.numel() for leaf in flat) / rows
+    count = max(1, sum(leaf.numel() for leaf in flat)) / max(1, rows)
     norm = torch.sqrt(torch.as_tensor(total) / count)
     return norm if per_sample else norm[0]
 

@@ -133,6 +133,7 @@ def test_a_field_that_does_not_take_batched_time_is_refused() -> None:
         fs.solve(ODE, y0, 0.0, torch.ones(3))
 
 
+@torch.no_grad()
 def test_library_dynamics_take_both() -> None:
     from .systems import SCHEDULES, Mixture
 

@@ -59,6 +59,7 @@ class SemiLinear(ABC):
     """
 
     rate: Scalar
+    noising: bool = False  # whether x is a noised state, scale its alpha and clock its lambda
 
     @abstractmethod
     def scale(self, t: Scalar) -> Scalar:

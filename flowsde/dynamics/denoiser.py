@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._scalar import Scalar, expand
+from .._state import check_like
 from ..paths.schedule import Schedule
 
 __all__ = [
@@ -223,7 +224,8 @@ class Denoiser(nn.Module):
     ) -> tuple[Point, Tensor]:
         """The schedule at t, and what the network says there."""
         at = Point.at(self.schedule, t, x) if at is None else at
-        return at, self.network(*self.prediction.inputs(at, t, x), *args)
+        output = self.network(*self.prediction.inputs(at, t, x), *args)
+        return at, check_like(output, x, "the network")
 
     def forward(self, t: Tensor, x: Tensor, *args: Any) -> Tensor:
         """x0, shaped as x."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, final
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._scalar import Scalar
-from .._state import State, tree_map
+from .._state import State, contract, tree_map
 from .base import Dynamics, Noise, SemiLinear
 
 __all__ = ["CDE", "ODE", "SDE", "Control"]
@@ -56,14 +55,14 @@ class ODE(Dynamics):
         super().__init__()
         _check_callable(f)
         self.f, self.batched_time = f, batched_time
-        if isinstance(linear, Tensor):
+        if isinstance(linear, Tensor) and not isinstance(linear, nn.Parameter):
             self.register_buffer("linear", linear)
         else:
             self.linear = linear
 
     def forward(self, t: Tensor, y: State, *args: Any) -> State:
         k = self.f(t, y, *args)
-        return k if self.linear is None else self.linear * y + k
+        return k if self.linear is None else tree_map(lambda v, w: self.linear * v + w, y, k)
 
     def split(self) -> SemiLinear | None:
         return None if self.linear is None else _LinearPart(self.f, self.linear)
@@ -146,7 +145,7 @@ class CDE(Dynamics):
                 f"a CDE's field returns (batch, d, channels) = {(*y.shape, dx.shape[-1])}; "
                 f"got {tuple(matrix.shape)}"
             )
-        return torch.linalg.vecdot(matrix, dx.unsqueeze(-2).to(matrix.dtype))
+        return contract(matrix, dx)
 
 
 def _check_callable(f: object) -> None:

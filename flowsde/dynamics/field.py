@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._scalar import Scalar
-from .._state import State, check_like, leaves, tree_map
+from .._state import State, check_like, contract, describe, leaves, tree_map
 from .base import Dynamics, Noise, SemiLinear
 from .discrete import Chain
 
@@ -64,9 +64,11 @@ class Field:
         assert self.noise is not None
         g = self.dynamics.diffusion(self.time(t), y, *self.args)
         if not isinstance(y, Tensor):
-            return tree_map(_diagonal, g, dw, y)
+            if len(leaves(g)) != len(leaves(y)):
+                raise TypeError(f"diagonal diffusion has the state's structure: {describe(y)}")
+            return tree_map(_diagonal, y, g, dw)
         if self.noise.kind == "diagonal":
-            return _diagonal(g, dw, y)
+            return _diagonal(y, g, dw)
         if self.noise.kind == "scalar":
             return check_like(g, y, "scalar diffusion") * dw.reshape((-1,) + (1,) * (y.ndim - 1))
         if g.shape != (*y.shape, dw.shape[-1]):
@@ -74,21 +76,27 @@ class Field:
                 f"general diffusion returns (batch, d, m) = {(*y.shape, dw.shape[-1])}; "
                 f"got {tuple(g.shape)}"
             )
-        return torch.linalg.vecdot(g, dw.unsqueeze(-2).to(g.dtype))
+        return check_like(contract(g, dw), y, "the diffusion")
 
     def step(self, k: int, y: State) -> State:
         """The state after step k of a chain."""
         self.evaluations += 1
         assert isinstance(self.dynamics, Chain)
-        return self.dynamics.step(k, y, *self.args)[0]
+        return _state(self.dynamics.step(k, y, *self.args))
 
     def unstep(self, k: int, y: State) -> State:
         """The state before step k of a map."""
         self.evaluations += 1
-        return self.dynamics.unstep(k, y, *self.args)[0]  # type: ignore[operator]
+        return _state(self.dynamics.unstep(k, y, *self.args))  # type: ignore[operator]
 
 
-def _diagonal(g: Any, dw: Tensor, y: Tensor) -> Tensor:
+def _state(stepped: Any) -> State:
+    if not isinstance(stepped, tuple) or len(stepped) != 2:
+        raise TypeError("a chain's step returns (state, log-determinant or None)")
+    return stepped[0]
+
+
+def _diagonal(y: Tensor, g: Any, dw: Tensor) -> Tensor:
     shape = g.shape if isinstance(g, Tensor) else ()
     padded = (1,) * (y.ndim - len(shape)) + tuple(shape)
     if len(padded) != y.ndim or any(a not in (1, b) for a, b in zip(padded, y.shape, strict=True)):

@@ -23,6 +23,8 @@ class _DataSplit(SemiLinear):
     which is finite where alpha0 = 0 and where sigma1 = 0.
     """
 
+    noising = True
+
     def __init__(self, denoiser: Denoiser, eta: float) -> None:
         self._denoiser, self._schedule, self._eta2 = denoiser, denoiser.schedule, eta * eta
         self.rate = -(1.0 + self._eta2)
@@ -139,6 +141,11 @@ class Reverse(Dynamics):
         return _DataSplit(self.denoiser, self.eta)
 
     def check_span(self, t0: float, t1: float) -> None:
+        if self.eta and t1 > t0:
+            raise ValueError(
+                f"the reverse SDE runs from noise down to data, t1 < t0; got {t0} to {t1}. To "
+                "noise data, integrate LinearSDE(schedule) itself"
+            )
         prediction, schedule = self.denoiser.prediction, self.denoiser.schedule
         if prediction.needs_signal and min(schedule.alpha(t0), schedule.alpha(t1)) <= 0.0:
             raise ValueError(

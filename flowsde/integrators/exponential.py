@@ -6,6 +6,7 @@ Diffusion's fast samplers are its coefficient choices; no schedule enters here, 
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 
@@ -35,6 +36,16 @@ class Exponential(Integrator):
 
     def noise_shapes(self, dynamics: Dynamics, y: State) -> State | None:
         return None if dynamics.noise is None else dynamics.noise.shapes(y)
+
+    def init(self, field: Field, t: Scalar, y: State) -> Carry:
+        assert field.split is not None
+        clock = field.split.clock(t)
+        if isinstance(clock, float) and clock == math.inf:
+            raise ValueError(
+                f"{type(self).__name__} starts at t = {t}, where there is no noise and the clock "
+                "is infinite: start at a small time such as 1e-3"
+            )
+        return None
 
     @abstractmethod
     def extrapolate(
@@ -72,6 +83,7 @@ class _ExponentialStep(Step):
         self._method, self._split, self._before = method, split, before
         self._t0, self._t1, self._y0, self._residual = t0, t1, y0, residual
         root = sqrt(magnitude(t1 - t0))
+        root = where(root > 0, root, 1.0)
         self._z = None if dw is None else tree_map(lambda w: w / expand(root, w), dw)
         self.y1 = self._to(t1)
         self.carry = (split.clock(t0), residual)
@@ -128,6 +140,12 @@ class DDIM(ExponentialEuler):
             raise TypeError(
                 "DDIM brings its own noise: give it probability_flow(denoiser), or integrate the "
                 "reverse SDE with ExponentialEuler() or DPMSolverPP()"
+            )
+        split = dynamics.split()
+        if self.eta and (split is None or not split.noising):
+            raise TypeError(
+                "DDIM with eta > 0 needs a probability flow, whose split is that of a noised "
+                "state: use DDIM(0), or LinearSDE(schedule).probability_flow(denoiser)"
             )
 
     def noise_shapes(self, dynamics: Dynamics, y: State) -> State | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _random
-from .._scalar import Scalar, expand, magnitude, sqrt
+from .._scalar import Scalar, expand, magnitude, sqrt, to_float, where
 from .._state import State, batch_size, leaves, unflatten
 
 __all__ = ["Brownian", "Increments"]
@@ -77,7 +77,9 @@ class Increments:
 
     def _piece(self, i: int) -> Tensor:
         draw = self._normal(i)
-        return draw * expand(sqrt(self._fine[i]), draw)
+        width = self._fine[i]
+        moves = width > 0
+        return draw * expand(where(moves, sqrt(where(moves, width, 1.0)), 0.0), draw)
 
     def __call__(self, n: int) -> State:
         span, sign = self._spans[n]
@@ -102,26 +104,28 @@ def _intervals(
     """
     count = len(grid) - 1
     if times is None:
-        per_sample = any(isinstance(t, Tensor) and t.ndim for t in grid)
-        ends = [t.sum() if isinstance(t, Tensor) else t for t in (grid[0], grid[-1])]
-        down = bool(ends[1] < ends[0])
+        gap = grid[-1] - grid[0]
+        down = bool((gap <= 0).all()) if isinstance(gap, Tensor) else gap < 0
+        if isinstance(gap, Tensor) and not down and bool((gap < 0).any()):
+            raise TypeError("a stochastic solve runs all its samples in one direction of time")
         widths: list[Scalar] = [magnitude(b - a) for a, b in itertools.pairwise(grid)]
-        if not per_sample:
-            widths = [w.detach() if isinstance(w, Tensor) else w for w in widths]
         order = widths[::-1] if down else widths
         sign = -1.0 if down else 1.0
         numbers = [count - 1 - n if down else n for n in range(count)]
         return order, [(range(i, i + 1), sign) for i in numbers]
+    if any(isinstance(t, Tensor) and t.ndim for t in grid):
+        raise TypeError("a path on given times needs a time that the batch shares")
     own = sorted(times.tolist())
     fine: list[Scalar] = [b - a for a, b in itertools.pairwise(own)]
-    marks = [_find(own, float(t)) for t in grid]
+    slack = 1e-9 if times.dtype == torch.float64 else 1e-6
+    marks = [_find(own, to_float(t), slack) for t in grid]
     return fine, [
         (range(min(a, b), max(a, b)), 1.0 if b > a else -1.0) for a, b in itertools.pairwise(marks)
     ]
 
 
-def _find(own: list[float], t: float) -> int:
-    tolerance = 1e-9 * max(abs(own[0]), abs(own[-1]), 1e-30)
+def _find(own: list[float], t: float, slack: float) -> int:
+    tolerance = slack * max(abs(own[0]), abs(own[-1]), 1e-30)
     i = bisect_left(own, t - tolerance)
     if i == len(own) or not math.isclose(own[i], t, rel_tol=0.0, abs_tol=tolerance):
         raise ValueError(

@@ -34,7 +34,7 @@ class Linear(Path, nn.Module):
             raise ValueError(
                 f"values must have shape (batch, {len(times)}, channels); got {tuple(values.shape)}"
             )
-        self.register_buffer("times", times)
+        self.register_buffer("times", times.to(torch.promote_types(times.dtype, torch.float32)))
         self.register_buffer("values", values)
 
     @property

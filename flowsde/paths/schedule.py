@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._scalar import Scalar, cos, exp, expm1, log, sqrt
+from .._scalar import Scalar, cos, exp, expm1, log, sin, sqrt
 
 __all__ = ["EDM", "VE", "VP", "Cosine", "FlowMatching", "Schedule"]
 
@@ -129,26 +129,36 @@ class VP(_VariancePreserving):
 class Cosine(_VariancePreserving):
     """alpha = cos(((t + s) / (1 + s)) pi / 2), divided by its value at 0.
 
-    The signal is gone at t = 1 (alpha is 6e-17 there): start samplers of noise-predicting models
-    a little before it. Source: Nichol and Dhariwal 2021, arXiv 2102.09672.
+    The signal is gone at t = 1: start samplers of noise-predicting models a little before it.
+    Source: Nichol and Dhariwal 2021, arXiv 2102.09672.
     """
 
     offset: float = 0.008
 
-    def _angle(self, t: Scalar) -> Scalar:
-        return (t + self.offset) * (0.5 * math.pi / (1.0 + self.offset))
+    @property
+    def _speed(self) -> float:
+        return 0.5 * math.pi / (1.0 + self.offset)
+
+    @property
+    def _start(self) -> float:
+        return math.sin(self._speed)
+
+    def alpha(self, t: Scalar) -> Scalar:
+        return sin((1.0 - t) * self._speed) / self._start  # exactly 0 at t = 1
+
+    def dalpha(self, t: Scalar) -> Scalar:
+        return -self._speed * cos((1.0 - t) * self._speed) / self._start
 
     def log_alpha(self, t: Scalar) -> Scalar:
-        return log(cos(self._angle(t))) - log(cos(self._angle(0.0)))
+        return log(self.alpha(t))
 
     def dlog_alpha(self, t: Scalar) -> Scalar:
-        angle = self._angle(t)
-        return -cos(0.5 * math.pi - angle) / cos(angle) * (0.5 * math.pi / (1.0 + self.offset))
+        return _ratio(self.dalpha(t), self.alpha(t))
 
     def time(self, lam: Scalar) -> Scalar:
-        cosine = exp(-0.5 * _softplus(-2.0 * lam)) * cos(self._angle(0.0))
-        angle = torch.acos(cosine) if isinstance(cosine, Tensor) else math.acos(cosine)
-        return angle * (2.0 * (1.0 + self.offset) / math.pi) - self.offset
+        sine = exp(-0.5 * _softplus(-2.0 * lam)) * self._start
+        angle = torch.asin(sine) if isinstance(sine, Tensor) else math.asin(sine)
+        return 1.0 - angle / self._speed
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import _random
 from .._scalar import Scalar, expand, log
-from .._state import State
+from .._state import State, check_like
 from ..dynamics.base import Dynamics, SemiLinear
 from ..dynamics.discrete import Chain, Map
 
@@ -32,6 +32,10 @@ class Divergence(ABC):
 
     def __call__(self, f: VectorField, y: Tensor) -> tuple[Tensor, Tensor]:
         """f(y) and its divergence ``(batch,)``; differentiable where gradients are asked for."""
+        if torch.is_inference_mode_enabled():
+            raise TypeError(
+                "a divergence needs autograd: use torch.no_grad(), not inference_mode()"
+            )
         graph = torch.is_grad_enabled()
         with torch.enable_grad():
             if not (graph and y.requires_grad):
@@ -141,16 +145,21 @@ class _MapDensity(Map):
         super().__init__()
         self.map = map_
 
+        self.random = map_.random
+
     def __len__(self) -> int:
         return len(self.map)
 
+    def prepare(self, y0: State, seed: int | None) -> _MapDensity:
+        return _MapDensity(self.map.prepare(_tensor(y0), seed))
+
     def step(self, k: int, y: State, *args: Any) -> tuple[State, Tensor]:
         x, ladj = self.map.step(k, y[0], *args)
-        return (x, y[1] - ladj), ladj
+        return (x, y[1] - check_like(ladj, y[1], "the log-determinant")), ladj
 
     def unstep(self, k: int, y: State, *args: Any) -> tuple[State, Tensor]:
         x, ladj = self.map.unstep(k, y[0], *args)
-        return (x, y[1] - ladj), ladj
+        return (x, y[1] - check_like(ladj, y[1], "the log-determinant")), ladj
 
 
 class _FlowDensity(Dynamics):
