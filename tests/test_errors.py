@@ -70,7 +70,7 @@ def test_times() -> None:
     refused(ValueError, "0-d", t1=torch.ones(2, 2))
     refused(ValueError, "between the ends", save_at=[0.5, 1.5])
     refused(ValueError, "sort", save_at=[0.5, 0.2])
-    refused(ValueError, "1-d", save_at=torch.zeros(2, 2, 2))
+    refused(ValueError, "save_at is", save_at=torch.zeros(2, 2, 2))
     refused(ValueError, "t0", stepping=fs.Grid(torch.tensor([0.1, 1.0])))
     refused(ValueError, "t1", stepping=fs.Grid(torch.tensor([0.0, 0.9])))
 

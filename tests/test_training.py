@@ -288,31 +288,23 @@ torch.save([fitted.losses, fitted.resumed_at, made.state_dict()], "end.pt")
 """
 
     def start(folder: Path) -> subprocess.Popen[bytes]:
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         root = str(Path(__file__).parents[1])
         return subprocess.Popen(
             [sys.executable, "-c", script], cwd=folder, env={**os.environ, "PYTHONPATH": root}
         )
 
-    whole = start(tmp_path / "whole")
-    assert whole.wait() == 0
-    killed = start(tmp_path / "killed")
-    while not (tmp_path / "killed" / "run.pt").exists():
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    straight = start(whole)
+    process = start(killed)
+    while not (killed / "run.pt").exists():
         time.sleep(0.002)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    (tmp_path / "killed" / "run.pt").rename(tmp_path / "run.pt")
-    again = tmp_path / "again"
-    root = start(again)
-    root.kill()
-    root.wait()
-    (tmp_path / "run.pt").rename(again / "run.pt")
-    assert subprocess.run(
-        [sys.executable, "-c", script], cwd=again, check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-    ).returncode == 0  # fmt: skip
-    a = torch.load(tmp_path / "whole" / "end.pt", weights_only=True)
-    b = torch.load(again / "end.pt", weights_only=True)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "end.pt").exists()
+    assert start(killed).wait() == 0
+    assert straight.wait() == 0
+    a, b = (torch.load(folder / "end.pt", weights_only=True) for folder in (whole, killed))
     assert a[0] == b[0]
     assert 0 < b[1] < 400
     for name in a[2]:
