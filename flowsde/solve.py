@@ -140,6 +140,8 @@ def solve(
     shapes = integrator.noise_shapes(dynamics, y0)
     if shapes is not None:
         noise = _noise(path, seed, grid, shapes)
+    elif path is not None:
+        raise TypeError("this solve takes no noise: leave out path")
 
     with _bar(progress) as report:
         loop = Loop(

@@ -250,6 +250,8 @@ def test_outputs_are_checked_wherever_they_come_from() -> None:
                         ("path", "junk")):  # fmt: skip
         with pytest.raises(TypeError, match=name):
             fs.solve(ODE, torch.ones(3, 2), **{name: value})
+    with pytest.raises(TypeError, match="leave out path"):
+        fs.solve(ODE, torch.ones(3, 2), path=fs.Brownian(0))
     sde = fs.SDE(lambda t, y: y, lambda t, y: 1.0, noise="diagonal")
     with pytest.raises(TypeError, match="structure"):
         fs.solve(sde, {"a": torch.ones(2), "b": torch.ones(2)}, integrator=EulerMaruyama(),
