@@ -26,6 +26,7 @@ __all__ = [
     "magnitude",
     "minimum",
     "power",
+    "rounding",
     "sin",
     "sqrt",
     "to_float",
@@ -94,6 +95,12 @@ def clamp(x: Scalar, low: float, high: float) -> Scalar:
 def to_float(x: Scalar) -> float:
     """The host's reading of one shared time."""
     return float(x.detach()) if isinstance(x, Tensor) else float(x)
+
+
+def rounding(t: object) -> float:
+    """Relative slack with which a time given in this form is compared."""
+    narrow = isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64
+    return 1e-6 if narrow else 1e-9
 
 
 @overload

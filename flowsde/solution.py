@@ -10,7 +10,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from ._scalar import Scalar, clamp, to_float
+from ._scalar import Scalar, clamp, rounding, to_float
 from ._state import State, stack, where
 
 __all__ = ["Dense", "Solution", "Stats", "Status", "Steps"]
@@ -74,7 +74,7 @@ class Dense:
         at = sign * to_float(t)
         ends = [sign * to_float(end) for _, end, _ in self.pieces]
         start = sign * to_float(self.pieces[0][0])
-        slack = _slack(t) * max(abs(start), abs(ends[-1]))
+        slack = rounding(t) * max(abs(start), abs(ends[-1]))
         if not start - slack <= at <= ends[-1] + slack:
             raise ValueError(f"t = {to_float(t)} lies outside what was solved")
         t0, t1, dense = self.pieces[min(bisect_left(ends, at), len(ends) - 1)]
@@ -85,7 +85,7 @@ class Dense:
         start, end = torch.as_tensor(first[0]), torch.as_tensor(last[1])
         way = torch.as_tensor((t - start) / torch.where(end == start, 1.0, end - start))
         if bool(
-            ((way < -_slack(t)) | (way > 1.0 + _slack(t)) | ((end == start) & (t != end))).any()
+            ((way < -rounding(t)) | (way > 1.0 + rounding(t)) | ((end == start) & (t != end))).any()
         ):
             raise ValueError(f"t = {t} lies outside what was solved")
         t = start + way.clamp(0.0, 1.0) * (end - start)
@@ -96,12 +96,6 @@ class Dense:
             inside = (theta >= 0) & (theta <= 1) & (width != 0)
             total = where(inside, dense(theta.clamp(0, 1)), total)
         return total
-
-
-def _slack(t: Scalar) -> float:
-    """Rounding of a time given in this form, relative to the span's ends."""
-    narrow = isinstance(t, Tensor) and t.dtype == torch.float32
-    return 1e-6 if narrow else 1e-9
 
 
 @dataclass

@@ -282,8 +282,6 @@ class _Span:
         if self.saves is None:
             return
         at = self.saves.detach()
-        if self.batch is None and at.ndim != 1:
-            raise ValueError(f"save_at is a 1-d tensor of times; got shape {tuple(at.shape)}")
         slack = rounding * (1e-3 + abs(t0) + abs(t1))
         inside = ((at - t0) * self.sign >= -slack) & ((at - t1) * self.sign <= slack)
         if at.numel() and not bool(inside.all()):

@@ -17,9 +17,8 @@ from .base import Carry, Engine, Step
 
 __all__ = ["TorchDiffEq"]
 
-_FIXED = frozenset(
-    ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams")
-) | {"fixed_adams"}
+_ADAMS = ("explicit_adams", "implicit_adams", "fixed_adams")
+_FIXED = frozenset(("euler", "midpoint", "heun2", "heun3", "rk4", *_ADAMS))
 
 
 @dataclass(frozen=True)

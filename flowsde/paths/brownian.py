@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _random
-from .._scalar import Scalar, expand, magnitude, sqrt, to_float, where
+from .._scalar import Scalar, expand, magnitude, rounding, sqrt, to_float, where
 from .._state import State, batch_size, leaves, unflatten
 
 __all__ = ["Brownian", "Increments"]
@@ -117,8 +117,7 @@ def _intervals(
         raise TypeError("a path on given times needs a time that the batch shares")
     own = sorted(times.tolist())
     fine: list[Scalar] = [b - a for a, b in itertools.pairwise(own)]
-    slack = 1e-9 if times.dtype == torch.float64 else 1e-6
-    marks = [_find(own, to_float(t), slack) for t in grid]
+    marks = [_find(own, to_float(t), rounding(times)) for t in grid]
     return fine, [
         (range(min(a, b), max(a, b)), 1.0 if b > a else -1.0) for a, b in itertools.pairwise(marks)
     ]
