@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import flowsde as fs
-from flowsde import integrators
+from flowsde import _tape, integrators
+from flowsde._state import leaves
 from flowsde.integrators import (
     RK4,
     Dopri5,
     DPMSolverPP,
+    Euler,
     EulerMaruyama,
     ExplicitRK,
     Integrator,
@@ -73,12 +75,12 @@ STEPPINGS = [
 
 
 @pytest.mark.parametrize("stepping", STEPPINGS, ids=lambda s: f"{type(s).__name__}")
-@pytest.mark.parametrize("every", [1, 4, 100])
-def test_checkpointed_equals_direct(stepping: fs.Stepping, every: int) -> None:
+@pytest.mark.parametrize("budget", [1, 9_000, 40_000, None])
+def test_checkpointed_equals_direct(stepping: fs.Stepping, budget: int | None) -> None:
     net, y0, u = Net(), torch.randn(4, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
     inputs = [y0, u, net.w, net.b, net.late]
     found = []
-    for adjoint in (fs.Direct(), fs.Checkpointed(every)):
+    for adjoint in (fs.Direct(), fs.Checkpointed(budget)):
         sol = fs.solve(
             fs.ODE(net, batched_time=True), y0, 0.0, 1.3, args=(u,), integrator=Dopri5(),
             stepping=stepping, adjoint=adjoint, save_at=[0.1, 0.77, 1.3],
@@ -113,7 +115,7 @@ def test_every_integrator_differentiates(method: Integrator, backward: bool) -> 
 
     inputs = [y0.requires_grad_(), net.w]
     direct = gradients(solve(y0, fs.Direct()), inputs)
-    assert_same(gradients(solve(y0, fs.Checkpointed(3)), inputs), direct, 1e-13)
+    assert_same(gradients(solve(y0, fs.Checkpointed(1)), inputs), direct, 1e-13)
     with torch.no_grad():
         for x, g in zip(inputs, direct, strict=True):
             way = torch.randn_like(x)
@@ -137,7 +139,7 @@ def test_adaptive_gradients_are_those_of_the_accepted_grid(
     torch.manual_seed(seed)
     net, y0 = Net(), torch.randn(batch, 3, requires_grad=True)
     t1 = t0 - length if backward else t0 + length
-    adjoint = fs.Checkpointed(3) if checkpointed else fs.Direct()
+    adjoint = fs.Checkpointed(1) if checkpointed else fs.Direct()
     sol = fs.solve(
         fs.ODE(net), y0, t0, t1, integrator=Tsit5(), stepping=fs.Adaptive(1e-4, 1e-4),
         adjoint=adjoint, save_at=fs.Steps(),
@@ -155,7 +157,7 @@ def test_adaptive_gradients_are_those_of_the_accepted_grid(
     assert slope == pytest.approx(float((g * way).sum()), rel=2e-6, abs=1e-6)
 
 
-@pytest.mark.parametrize("adjoint", [fs.Direct(), fs.Checkpointed(3)], ids=str)
+@pytest.mark.parametrize("adjoint", [fs.Direct(), fs.Checkpointed(1)], ids=str)
 @pytest.mark.parametrize(
     "stepping", [fs.Fixed(steps=9), fs.Adaptive(1e-9, 1e-9)], ids=lambda s: type(s).__name__
 )
@@ -194,7 +196,7 @@ def test_a_grid_can_be_learned() -> None:
     assert slope == pytest.approx(float((g * way).sum()), rel=1e-5)
 
 
-@pytest.mark.parametrize("adjoint", [fs.Direct(), fs.Checkpointed(2)], ids=str)
+@pytest.mark.parametrize("adjoint", [fs.Direct(), fs.Checkpointed(1)], ids=str)
 def test_second_derivatives(adjoint: fs.Adjoint) -> None:
     net, y0 = Net(), torch.randn(2, 3, requires_grad=True)
 
@@ -217,7 +219,7 @@ def test_closures_and_encoders_keep_their_gradients() -> None:
     """A context made outside of the field, and a likelihood with its own inner gradient."""
     net, encoder, x = Net(), nn.Linear(3, 3), torch.randn(2, 3)
     found = []
-    for adjoint in (fs.Direct(), fs.Checkpointed(3)):
+    for adjoint in (fs.Direct(), fs.Checkpointed(1)):
         context = encoder(x)
         dynamics = fs.log_density(fs.ODE(lambda t, y, c=context: net(t, y) + c * y.sin()))
         sol = fs.solve(
@@ -245,7 +247,7 @@ def test_checkpointed_on_maps_sdes_and_samplers() -> None:
     x = torch.randn(3, 4, requires_grad=True)
     for dynamics, keywords, module in cases:
         found = []
-        for adjoint in (fs.Direct(), fs.Checkpointed(2)):
+        for adjoint in (fs.Direct(), fs.Checkpointed(1)):
             span = (6, 0) if module is stack else (0.9, 0.1)
             sol = fs.solve(dynamics, x, *span, adjoint=adjoint, **keywords)
             params = [p for p in module.parameters() if p.requires_grad]
@@ -287,6 +289,31 @@ def test_memory_of_saved_tensors() -> None:
     assert kept(fs.Checkpointed()) < kept(fs.Direct()) / 50
 
 
+@pytest.mark.parametrize("steps", [100, 1_000, 10_000])
+def test_checkpointed_holds_to_its_budget(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Bytes alive in what the backward pass holds and keeps, whenever it holds a new block."""
+    w, y0, budget = torch.randn(8, 8) / 8, torch.randn(16, 8, requires_grad=True), 50_000
+    peaks, hold = [], _tape.Tape._hold
+
+    def watched(tape: _tape.Tape, place: int) -> None:
+        hold(tape, place)
+        frames = [ref() for ref in tape._held]
+        alive = [x for frame in frames if frame is not None for x in frame.held or ()]
+        alive += [x for x in leaves(list(tape._kept.values())) if isinstance(x, Tensor)]
+        storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in alive}
+        peaks.append(sum(storages.values()))
+
+    monkeypatch.setattr(_tape.Tape, "_hold", watched)
+    sol = fs.solve(
+        fs.ODE(lambda t, y: torch.tanh(y @ w)), y0, integrator=Euler(),
+        stepping=fs.Fixed(steps=steps), adjoint=fs.Checkpointed(budget),
+    )  # fmt: skip
+    sol.y1.sum().backward()
+    assert max(peaks) <= 1.2 * budget
+    assert max(peaks) >= 0.5 * budget
+    assert sol.stats.backward_evaluations <= 8 * sol.stats.evaluations
+
+
 def test_graphs_leave_no_cycles_behind() -> None:
     """When the outputs go, the kept states go with them, without the garbage collector."""
     net, y0 = Net(), torch.randn(4, 3, requires_grad=True)
@@ -295,7 +322,7 @@ def test_graphs_leave_no_cycles_behind() -> None:
     try:
         sol = fs.solve(
             fs.ODE(net), y0, integrator=RK4(), stepping=fs.Fixed(steps=20),
-            adjoint=fs.Checkpointed(4),
+            adjoint=fs.Checkpointed(1),
         )  # fmt: skip
         node = weakref.ref(sol.y1)
         sol.y1.sum().backward()
@@ -308,7 +335,7 @@ def test_graphs_leave_no_cycles_behind() -> None:
 def test_recomputed_evaluations_are_counted() -> None:
     net, y0 = Net(), torch.randn(4, 3, requires_grad=True)
     sol = fs.solve(
-        fs.ODE(net), y0, integrator=RK4(), stepping=fs.Fixed(steps=10), adjoint=fs.Checkpointed(3)
+        fs.ODE(net), y0, integrator=RK4(), stepping=fs.Fixed(steps=10), adjoint=fs.Checkpointed()
     )
     assert (sol.stats.evaluations, sol.stats.backward_evaluations) == (40, 0)
     sol.y1.sum().backward()
@@ -343,7 +370,7 @@ def test_gradients_against_torchdiffeq() -> None:
 
 
 def test_bad_checkpointing_is_refused() -> None:
-    with pytest.raises(ValueError, match="every"):
+    with pytest.raises(ValueError, match="budget"):
         fs.Checkpointed(0)
     with pytest.raises(TypeError, match=r"Direct\(\)"):
         fs.solve(

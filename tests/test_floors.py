@@ -17,6 +17,7 @@ FLOORS = [
     {"_plan"},
     {"_save"},
     {"_loop"},
+    {"_tape"},
     {"adjoint", "executor"},
     {"solve"},
     {"flow"},

@@ -35,6 +35,11 @@ class Field:
         self._dtype, self._device = first.dtype.to_real(), first.device
         self._t, self._tensor = math.nan, torch.empty((), device="meta")
 
+    def parameters(self) -> list[Tensor]:
+        """The dynamics' parameters and buffers, and the tensors among the arguments."""
+        given = [x for x in leaves(self.args) if isinstance(x, Tensor)]
+        return [*self.dynamics.parameters(), *self.dynamics.buffers(), *given]
+
     def time(self, t: Scalar) -> Tensor:
         """t as a tensor of the state's real dtype; made once where stages share it."""
         if isinstance(t, Tensor):

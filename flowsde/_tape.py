@@ -1,0 +1,210 @@
+"""Steps that are forgotten on the way forward and taken again on the way back."""
+
+from __future__ import annotations
+
+import bisect
+import math
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from ._loop import Loop, Recorder
+from ._plan import Accept
+from ._scalar import Scalar
+from ._state import State, detach, leaves, where
+from .integrators.base import Carry, Step
+from .solution import Solution, Stats
+
+__all__ = ["Tape"]
+
+STRETCH = 16
+NOT_REPEATED = (
+    "the field did not repeat itself when Checkpointed took its steps again: is there dropout, "
+    "another random draw or a counter in it? Fix the draw for the solve, or use Direct()"
+)
+
+
+class _Frame:
+    """What one step saves for its backward: held while it runs, afterwards recomputed."""
+
+    def __init__(self, tape: Tape, place: int) -> None:
+        self.tape, self.place, self.count = tape, place, 0
+        self.held: list[Tensor] | None = []
+
+    def pack(self, x: Tensor) -> tuple[_Frame, int]:
+        if self.held is not None:
+            self.held.append(x)
+        self.count += 1
+        return self, self.count - 1
+
+    def unpack(self, handle: tuple[_Frame, int]) -> Tensor:
+        if self.held is None:
+            self.tape.hold(self.place)
+        assert self.held is not None
+        return self.held[handle[1]]
+
+
+@dataclass
+class _Record:
+    """One attempt that counted, at least for some rows."""
+
+    n: int
+    t0: Scalar
+    t1: Scalar
+    frame: weakref.ref[_Frame]
+    accept: Accept
+
+
+class Tape(Recorder):
+    """Keeps some states and the times of all steps; alive as long as a graph holds a frame.
+
+    On the way forward states are kept ``spacing`` steps apart; when they take up half of the
+    ``slots`` every other one is dropped. On the way back the steps of one block of at most
+    ``block`` steps are held at a time. The free slots serve for states in between, placed as
+    revolve does (Griewank and Walther 2000).
+    """
+
+    def __init__(self, budget: int | None) -> None:
+        self._budget, self._most = budget, 0
+        self._block, self._slots = STRETCH, math.inf
+        self._spacing = STRETCH if budget is None else 1
+        self._records: list[_Record] = []
+        self._kept: dict[int, tuple[State, Carry]] = {}
+        self._held: list[weakref.ref[_Frame]] = []
+        self._last: tuple[_Frame, int, Scalar, Scalar] | None = None
+        self._stats: Stats | None = None
+        self._loop: Loop | None = None
+        self._end: State = None
+
+    def take(self, loop: Loop, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> Step:
+        place = len(self._records)
+        if self._loop is None:
+            self._loop = loop
+            kind = leaves(y)[0].device.type
+            self._autocast = kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+        if place % self._spacing == 0 and place not in self._kept:
+            self._keep(place, y, carry)
+        frame = _Frame(self, place)
+        with saved_tensors_hooks(frame.pack, frame.unpack):
+            step = loop.advance(n, t0, t1, y, carry)
+        self._last = frame, n, detach(t0), detach(t1)
+        return step
+
+    def keep(self, accept: Accept) -> None:
+        assert self._last is not None
+        (frame, n, t0, t1), self._last = self._last, None
+        if self._budget is not None and frame.count > self._most:
+            self._share(self._budget, frame)
+        frame.held = None
+        if accept is not False:
+            self._records.append(_Record(n, t0, t1, weakref.ref(frame), accept))
+
+    def _share(self, budget: int, frame: _Frame) -> None:
+        """Half of the budget for the steps held, if all save what this one does; then states."""
+        assert self._loop is not None
+        assert frame.held is not None
+        own = {x.untyped_storage().data_ptr() for x in self._loop.field.parameters()}
+        step = max(1, _bytes(frame.held, own))
+        state = max(1, _bytes(leaves(self._kept[0]), set()))
+        self._block, self._most = max(1, budget // 2 // step), frame.count
+        self._slots = max(2, (budget - self._block * step) // state)
+
+    def _keep(self, place: int, y: State, carry: Carry) -> None:
+        if len(self._kept) >= self._slots / 2:
+            self._spacing *= 2
+            self._kept = {k: v for k, v in self._kept.items() if k % self._spacing == 0}
+            if place % self._spacing:
+                return
+        self._kept[place] = detach(y), detach(carry)
+
+    def finish(self, solution: Solution) -> None:
+        """The solve is over: what is needed again lives in the graph alone."""
+        self._end, self._stats = detach(solution.y1), solution.stats
+
+    def hold(self, place: int) -> None:
+        """Takes the steps of the block that ends with this one again, and holds what they save."""
+        assert self._loop is not None
+        for ref in self._held:
+            frame = ref()
+            if frame is not None:
+                frame.held = None
+        evaluations = self._loop.field.evaluations
+        kind, enabled, dtype = self._autocast
+        with torch.enable_grad(), torch.autocast(kind, enabled=enabled, dtype=dtype):
+            self._hold(place)
+        if self._stats is not None:
+            self._stats.backward_evaluations += self._loop.field.evaluations - evaluations
+
+    def _hold(self, place: int) -> None:
+        wanted = self._kept.get(place + 1, (None,))[0]
+        if place + 1 == len(self._records):
+            wanted = self._end
+        places = sorted(k for k in self._kept if k <= place)
+        start = max(places[-1], place + 1 - self._block)
+        at = places[bisect.bisect_right(places, start) - 1]
+        self._kept = {k: v for k, v in self._kept.items() if k <= at}
+        y, carry = self._kept[at]
+        stops = set(_stops(at, start, int(min(self._slots - len(self._kept), start - at))))
+        for n in range(at, start):
+            y, carry = self._again(n, y, carry, hold=False)
+            if n + 1 in stops:
+                self._kept[n + 1] = y, carry
+        self._held = [self._records[n].frame for n in range(start, place + 1)]
+        for n in range(start, place + 1):
+            y, carry = self._again(n, y, carry, hold=True)
+        if wanted is not None:
+            _compare(y, wanted)
+
+    def _again(self, n: int, y: State, carry: Carry, hold: bool) -> tuple[State, Carry]:
+        record, held = self._records[n], []
+        frame = record.frame()
+
+        def pack(x: Tensor) -> int:
+            held.append(x.detach())
+            return len(held) - 1
+
+        assert self._loop is not None
+        with saved_tensors_hooks(pack, held.__getitem__):
+            step = self._loop.advance(record.n, record.t0, record.t1, y, carry)
+        if frame is not None and len(held) != frame.count:
+            raise RuntimeError(NOT_REPEATED)
+        if hold and frame is not None:
+            frame.held = held
+        accept = record.accept
+        return detach(where(accept, step.y1, y)), detach(where(accept, step.carry, carry))
+
+
+def _bytes(tensors: Iterable[object], but: set[int]) -> int:
+    """Of the storages of these tensors, each counted once."""
+    storages = [x.untyped_storage() for x in tensors if isinstance(x, Tensor)]
+    sizes = {s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in but}
+    return sum(sizes.values())
+
+
+def _stops(start: int, end: int, slots: int) -> list[int]:
+    """Where to keep states between start and end, for the fewest steps taken again.
+
+    With s slots and at most r passes over each step, C(s + r, s) steps can be undone.
+    """
+    stops: list[int] = []
+    while slots > 0 and end - start > 1:
+        passes = 1
+        while math.comb(slots + passes, slots) < end - start:
+            passes += 1
+        jump = end - start - math.comb(slots + passes - 1, slots - 1)
+        jump = min(max(jump, math.comb(slots + passes - 2, slots), 1), end - start - 1)
+        start, slots = start + jump, slots - 1
+        stops.append(start)
+    return stops
+
+
+def _compare(again: State, kept: State) -> None:
+    for a, b in zip(leaves(again), leaves(kept), strict=True):
+        size = b.abs().nan_to_num(0.0, 0.0)
+        gap = (a.detach() - b.detach()).abs().nan_to_num(0.0, 0.0)
+        if b.numel() and bool(gap.max() > 1e-3 * size.max()):
+            raise RuntimeError(NOT_REPEATED)
