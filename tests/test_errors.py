@@ -20,7 +20,6 @@ from flowsde.integrators import (
     Dopri5,
     DPMSolverPP,
     EulerMaruyama,
-    ExplicitRK,
     Integrator,
     Iterate,
     StochasticHeun,
@@ -32,7 +31,7 @@ from flowsde.integrators.stochastic import _Stochastic
 from flowsde.models import coupling_stack
 from flowsde.paths import VP, Cosine, FlowMatching, karras, uniform_lambda
 
-from .systems import catalogue, generator
+from .systems import catalogue, generator, suited
 
 ODE = fs.ODE(lambda t, y: -y)
 Y0 = torch.ones(3, 2, device="cpu")
@@ -191,9 +190,10 @@ def stack() -> fs.Map:
 @pytest.mark.parametrize("method", catalogue(integrators, Integrator), ids=str)
 def test_every_integrator_refuses_what_it_cannot_integrate(method: Integrator) -> None:
     """With a TypeError that names an integrator that can."""
+    ordinary = not isinstance(method, (Exponential, _Stochastic, Iterate))
     fits = {
-        "ode": isinstance(method, (ExplicitRK, Engine)),
-        "split": isinstance(method, (ExplicitRK, Engine, Exponential)),
+        "ode": ordinary,
+        "split": ordinary or isinstance(method, Exponential),
         "ito": isinstance(method, EulerMaruyama),
         "stratonovich": isinstance(method, StochasticHeun),
         "map": isinstance(method, Iterate),
@@ -219,14 +219,10 @@ def test_every_integrator_refuses_what_it_cannot_integrate(method: Integrator) -
 def test_steps_need_what_they_are_chosen_by() -> None:
     for method in catalogue(integrators, Integrator):
         if method.error_order is None and not isinstance(method, (Engine, Iterate)):
-            dynamics = (
-                ITO if isinstance(method, EulerMaruyama)
-                else STRATONOVICH if isinstance(method, StochasticHeun)
-                else fs.ODE(lambda t, y: y, linear=-1.0)
-            )  # fmt: skip
-            refused(TypeError, "Fixed", dynamics=dynamics, integrator=method,
+            dynamics, y0 = suited(method, lambda t, y: y, torch.ones(3, 2))
+            refused(TypeError, "Fixed", dynamics=dynamics, y0=y0, integrator=method,
                     stepping=fs.Adaptive(), path=fs.Brownian(0))  # fmt: skip
-            refused(TypeError, "Fixed", dynamics=dynamics, integrator=method,
+            refused(TypeError, "Fixed", dynamics=dynamics, y0=y0, integrator=method,
                     path=fs.Brownian(0))  # fmt: skip
 
 
