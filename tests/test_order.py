@@ -15,6 +15,7 @@ from flowsde.integrators import Dopri5, ExplicitRK, Heun, Integrator, Iterate, T
 from flowsde.integrators.base import Engine
 from flowsde.integrators.exponential import Exponential
 from flowsde.integrators.stochastic import _Stochastic
+from flowsde.integrators.symplectic import Symplectic
 
 from .systems import admits, catalogue, log_norm, slope
 
@@ -27,8 +28,8 @@ EXPONENTIAL = catalogue(integrators, Exponential)
 
 
 def test_every_integrator_is_tested_for_its_order() -> None:
-    """One of the groups below, the strong orders of test_stochastic, or exact."""
-    kinds = (Exponential, _Stochastic, Iterate, Engine)
+    """One of the groups below, those of test_symplectic and test_stochastic, or exact."""
+    kinds = (Exponential, Symplectic, _Stochastic, Iterate, Engine)
     for method in catalogue(integrators, Integrator):
         assert method in ORDINARY or isinstance(method, kinds), method
 

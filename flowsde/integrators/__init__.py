@@ -18,10 +18,11 @@ from .exponential import DDIM, DPMSolverPP, ExponentialEuler
 from .reversible import AsynchronousLeapfrog, ReversibleRK
 from .runge_kutta import ExplicitRK, Tableau
 from .stochastic import EulerMaruyama, StochasticHeun
+from .symplectic import Leapfrog, Yoshida4
 
 __all__ = [
     "DDIM", "RK4", "AsynchronousLeapfrog", "Bosh3", "DPMSolverPP", "Dopri5", "Dopri8", "Euler",
-    "EulerMaruyama", "ExplicitRK", "ExponentialEuler", "Heun", "Integrator", "Iterate", "Midpoint",
-    "Ralston", "ReversibleIntegrator", "ReversibleRK", "Step", "StochasticHeun", "Tableau",
-    "TorchDiffEq", "Tsit5",
+    "EulerMaruyama", "ExplicitRK", "ExponentialEuler", "Heun", "Integrator", "Iterate", "Leapfrog",
+    "Midpoint", "Ralston", "ReversibleIntegrator", "ReversibleRK", "Step", "StochasticHeun",
+    "Tableau", "TorchDiffEq", "Tsit5", "Yoshida4",
 ]  # fmt: skip
