@@ -15,14 +15,15 @@ from .explicit import (
     Tsit5,
 )  # fmt: skip
 from .exponential import DDIM, DPMSolverPP, ExponentialEuler
+from .multistep import Adams
 from .reversible import AsynchronousLeapfrog, ReversibleRK
 from .runge_kutta import ExplicitRK, Tableau
 from .stochastic import EulerMaruyama, StochasticHeun
 from .symplectic import Leapfrog, Yoshida4
 
 __all__ = [
-    "DDIM", "RK4", "AsynchronousLeapfrog", "Bosh3", "DPMSolverPP", "Dopri5", "Dopri8", "Euler",
-    "EulerMaruyama", "ExplicitRK", "ExponentialEuler", "Heun", "Integrator", "Iterate", "Leapfrog",
-    "Midpoint", "Ralston", "ReversibleIntegrator", "ReversibleRK", "Step", "StochasticHeun",
-    "Tableau", "TorchDiffEq", "Tsit5", "Yoshida4",
+    "DDIM", "RK4", "Adams", "AsynchronousLeapfrog", "Bosh3", "DPMSolverPP", "Dopri5", "Dopri8",
+    "Euler", "EulerMaruyama", "ExplicitRK", "ExponentialEuler", "Heun", "Integrator", "Iterate",
+    "Leapfrog", "Midpoint", "Ralston", "ReversibleIntegrator", "ReversibleRK", "Step",
+    "StochasticHeun", "Tableau", "TorchDiffEq", "Tsit5", "Yoshida4",
 ]  # fmt: skip
