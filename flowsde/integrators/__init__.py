@@ -18,12 +18,13 @@ from .exponential import DDIM, DPMSolverPP, ExponentialEuler
 from .multistep import Adams
 from .reversible import AsynchronousLeapfrog, ReversibleRK
 from .runge_kutta import ExplicitRK, Tableau
+from .stabilised import RKC2
 from .stochastic import EulerMaruyama, StochasticHeun
 from .symplectic import Leapfrog, Yoshida4
 
 __all__ = [
-    "DDIM", "RK4", "Adams", "AsynchronousLeapfrog", "Bosh3", "DPMSolverPP", "Dopri5", "Dopri8",
-    "Euler", "EulerMaruyama", "ExplicitRK", "ExponentialEuler", "Heun", "Integrator", "Iterate",
-    "Leapfrog", "Midpoint", "Ralston", "ReversibleIntegrator", "ReversibleRK", "Step",
+    "DDIM", "RK4", "RKC2", "Adams", "AsynchronousLeapfrog", "Bosh3", "DPMSolverPP", "Dopri5",
+    "Dopri8", "Euler", "EulerMaruyama", "ExplicitRK", "ExponentialEuler", "Heun", "Integrator",
+    "Iterate", "Leapfrog", "Midpoint", "Ralston", "ReversibleIntegrator", "ReversibleRK", "Step",
     "StochasticHeun", "Tableau", "TorchDiffEq", "Tsit5", "Yoshida4",
 ]  # fmt: skip
