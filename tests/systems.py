@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import flowsde as fs
 from flowsde import Schedule
+from flowsde.integrators import Integrator
 from flowsde.paths import EDM, VE, VP, Cosine, FlowMatching
 
 DEVICE = torch.device(os.environ.get("FLOWSDE_TEST_DEVICE", "cpu"))
@@ -26,6 +28,26 @@ def catalogue(module: ModuleType, kind: type) -> list[Any]:
         if inspect.isclass(c) and issubclass(c, kind) and not inspect.isabstract(c)
         and c.__name__ != "ExplicitRK"
     ]  # fmt: skip
+
+
+def admits(method: Integrator, dynamics: fs.Dynamics) -> bool:
+    """Whether the dynamics has the structure that the method needs."""
+    try:
+        method.check(dynamics)
+    except TypeError:
+        return False
+    return True
+
+
+def suited(method: Integrator, f: Any, y0: Any) -> tuple[fs.Dynamics, Any]:
+    """Dynamics made of a field f with a structure that the method admits, and a start for it."""
+    systems = (
+        (fs.ODE(f, batched_time=True), y0),
+        (fs.ODE(f, linear=-1.5, batched_time=True), y0),
+        (fs.ODE(lambda t, y: (f(t, y[1]), f(t, y[0])), separable=True), (y0, y0)),
+        (fs.SDE(f, lambda t, y: 0.3 + 0.0 * y, noise="diagonal", additive=True), y0),
+    )
+    return next((d, start) for d, start in systems if admits(method, d))
 
 
 def generator(seed: int = 0) -> torch.Generator:

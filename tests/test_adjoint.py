@@ -21,16 +21,14 @@ from flowsde.integrators import (
     DPMSolverPP,
     Euler,
     EulerMaruyama,
-    ExplicitRK,
     Integrator,
     Iterate,
-    StochasticHeun,
     Tsit5,
 )  # fmt: skip
 from flowsde.integrators.base import Engine
 from flowsde.models import coupling_stack
 
-from .systems import catalogue
+from .systems import catalogue, suited
 
 
 class Net(nn.Module):
@@ -99,19 +97,17 @@ def test_every_integrator_differentiates(method: Integrator, backward: bool) -> 
     """Direct and Checkpointed agree, and meet central differences, with noise held."""
     net, y0 = Net(), torch.randn(2, 3)
     times = (1.0, 0.2) if backward else (0.2, 1.0)
-    if isinstance(method, ExplicitRK):
-        dynamics: fs.Dynamics = fs.ODE(net)
-    elif isinstance(method, (EulerMaruyama, StochasticHeun)):
-        dynamics = fs.SDE(net, lambda t, y: 0.3 + 0.0 * y, noise="diagonal", additive=True)
-    else:
-        dynamics = fs.ODE(net, linear=-1.5)
+    dynamics, _ = suited(method, net, y0)
     path = fs.Brownian(0) if dynamics.noise is not None else None
 
     def solve(y: Tensor, adjoint: fs.Adjoint) -> Tensor:
-        return measure(fs.solve(
-            dynamics, y, *times, integrator=method, stepping=fs.Fixed(steps=7), adjoint=adjoint,
-            path=path,
-        ))  # fmt: skip
+        start = suited(method, net, y)[1]
+        y1 = fs.solve(
+            dynamics, start, *times, integrator=method, stepping=fs.Fixed(steps=7),
+            adjoint=adjoint, path=path,
+        ).y1  # fmt: skip
+        scale = torch.arange(1.0, 1.0 + y.shape[-1])
+        return sum((leaf * scale).sum() for leaf in torch.utils._pytree.tree_leaves(y1))
 
     inputs = [y0.requires_grad_(), net.w]
     direct = gradients(solve(y0, fs.Direct()), inputs)

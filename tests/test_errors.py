@@ -20,7 +20,6 @@ from flowsde.integrators import (
     Dopri5,
     DPMSolverPP,
     EulerMaruyama,
-    ExplicitRK,
     Integrator,
     Iterate,
     StochasticHeun,
@@ -29,10 +28,11 @@ from flowsde.integrators import (
 from flowsde.integrators.base import Engine
 from flowsde.integrators.exponential import Exponential
 from flowsde.integrators.stochastic import _Stochastic
+from flowsde.integrators.symplectic import Symplectic
 from flowsde.models import coupling_stack
 from flowsde.paths import VP, Cosine, FlowMatching, karras, uniform_lambda
 
-from .systems import catalogue, generator
+from .systems import catalogue, generator, suited
 
 ODE = fs.ODE(lambda t, y: -y)
 Y0 = torch.ones(3, 2, device="cpu")
@@ -191,15 +191,18 @@ def stack() -> fs.Map:
 @pytest.mark.parametrize("method", catalogue(integrators, Integrator), ids=str)
 def test_every_integrator_refuses_what_it_cannot_integrate(method: Integrator) -> None:
     """With a TypeError that names an integrator that can."""
+    ordinary = not isinstance(method, (Exponential, Symplectic, _Stochastic, Iterate))
     fits = {
-        "ode": isinstance(method, (ExplicitRK, Engine)),
-        "split": isinstance(method, (ExplicitRK, Engine, Exponential)),
+        "ode": ordinary,
+        "split": ordinary or isinstance(method, Exponential),
+        "separable": ordinary or isinstance(method, Symplectic),
         "ito": isinstance(method, EulerMaruyama),
         "stratonovich": isinstance(method, StochasticHeun),
         "map": isinstance(method, Iterate),
     }
     systems = {
-        "ode": ODE, "split": fs.ODE(lambda t, y: y, linear=-1.0), "ito": ITO,
+        "ode": ODE, "split": fs.ODE(lambda t, y: y, linear=-1.0),
+        "separable": fs.ODE(lambda t, y: (y[1], -y[0]), separable=True), "ito": ITO,
         "stratonovich": STRATONOVICH, "map": stack(),
     }  # fmt: skip
     assert isinstance(method, _Stochastic) == (fits["ito"] or fits["stratonovich"])
@@ -210,23 +213,21 @@ def test_every_integrator_refuses_what_it_cannot_integrate(method: Integrator) -
             keywords["stepping"] = fs.Adaptive() if own else fs.Fixed(dt=0.5)
         if name in ("ito", "stratonovich"):
             keywords["path"] = fs.Brownian(0)
+        one = torch.ones(3, 2)
+        y0 = (one, one) if name == "separable" else one
         if fits[name]:
-            assert fs.solve(dynamics, torch.ones(3, 2), **keywords).success
+            assert fs.solve(dynamics, y0, **keywords).success
         else:
-            refused(TypeError, r"[Uu]se |add ", dynamics=dynamics, **keywords)
+            refused(TypeError, r"[Uu]se |add ", dynamics=dynamics, y0=y0, **keywords)
 
 
 def test_steps_need_what_they_are_chosen_by() -> None:
     for method in catalogue(integrators, Integrator):
         if method.error_order is None and not isinstance(method, (Engine, Iterate)):
-            dynamics = (
-                ITO if isinstance(method, EulerMaruyama)
-                else STRATONOVICH if isinstance(method, StochasticHeun)
-                else fs.ODE(lambda t, y: y, linear=-1.0)
-            )  # fmt: skip
-            refused(TypeError, "Fixed", dynamics=dynamics, integrator=method,
+            dynamics, y0 = suited(method, lambda t, y: y, torch.ones(3, 2))
+            refused(TypeError, "Fixed", dynamics=dynamics, y0=y0, integrator=method,
                     stepping=fs.Adaptive(), path=fs.Brownian(0))  # fmt: skip
-            refused(TypeError, "Fixed", dynamics=dynamics, integrator=method,
+            refused(TypeError, "Fixed", dynamics=dynamics, y0=y0, integrator=method,
                     path=fs.Brownian(0))  # fmt: skip
 
 

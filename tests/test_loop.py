@@ -17,10 +17,9 @@ from benchmarks.counting import Counter, uncounted
 from flowsde import integrators
 from flowsde.integrators import RK4, Dopri5, ExplicitRK, Heun, Integrator, Step, TorchDiffEq
 from flowsde.integrators.base import Engine
-from flowsde.integrators.stochastic import _Stochastic
 from flowsde.models import coupling_stack
 
-from .systems import catalogue, generator
+from .systems import admits, catalogue, generator, suited
 
 
 def test_a_dopri5_step_costs_at_most_forty_operations_and_one_read() -> None:
@@ -75,21 +74,24 @@ def test_a_given_grid_on_meta_makes_no_other_tensor(method: Integrator) -> None:
     y0 = torch.ones(3, 2, device="meta")
     f = lambda t, y: -y
     keywords: dict[str, Any] = {"stepping": fs.Fixed(steps=4)}
-    if isinstance(method, ExplicitRK):
-        dynamics: fs.Dynamics = fs.ODE(f)
-    elif isinstance(method, integrators.Iterate):
+    if isinstance(method, integrators.Iterate):
         made = coupling_stack(2, 2, 4, generator=torch.Generator("cpu").manual_seed(0))
-        dynamics, keywords = made.to("meta"), {}
-    elif isinstance(method, _Stochastic):
-        dynamics = fs.SDE(f, lambda t, y: 0.1 + 0.0 * y, noise="diagonal", additive=True)
-        keywords["path"] = fs.Brownian(0)
+        systems: list[tuple[fs.Dynamics, Any]] = [(made.to("meta"), y0)]
+        keywords = {}
     else:
-        dynamics = fs.LinearSDE(fs.paths.VP()).probability_flow(f)
-        keywords["t0"], keywords["t1"] = 0.9, 0.1
-    with Strays() as strays:
-        sol = fs.solve(dynamics, y0, integrator=method, **keywords)
-    assert sol.y1.device.type == "meta"
-    assert not strays.found
+        systems = [suited(method, f, y0)]
+        flow = fs.LinearSDE(fs.paths.VP()).probability_flow(f)
+        if admits(method, flow):
+            systems.append((flow, y0))
+        if systems[0][0].noise is not None:
+            keywords["path"] = fs.Brownian(0)
+    for dynamics, start in systems:
+        if dynamics.noise is None and not isinstance(dynamics, fs.Chain):
+            keywords["t0"], keywords["t1"] = 0.9, 0.1
+        with Strays() as strays:
+            sol = fs.solve(dynamics, start, integrator=method, **keywords)
+        assert {y.device.type for y in torch.utils._pytree.tree_leaves(sol.y1)} == {"meta"}
+        assert not strays.found
 
 
 # --- what is kept ---------------------------------------------------------------------------------

@@ -97,12 +97,14 @@ class Dynamics(nn.Module, ABC):
     Attributes:
         noise: what is declared of its noise; None for a deterministic system.
         batched_time: whether it accepts t of shape ``(batch,)`` beside 0-d.
+        separable: whether y = (q, p) with dq/dt = v(t, p) and dp/dt = a(t, q).
         random: whether ``prepare`` draws (a solve then needs a generator).
         horizon: the end of its natural time, from 0; where generative models hold noise.
     """
 
     noise: Noise | None = None
     batched_time: bool = True
+    separable: bool = False
     random: bool = False
     horizon: float = 1.0
 

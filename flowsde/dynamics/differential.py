@@ -47,14 +47,26 @@ class ODE(Dynamics):
         linear: the rate of a stiff linear part, a float or a tensor that multiplies the last axes
             of y, which exponential integrators then solve exactly.
         batched_time: whether f accepts t of shape ``(batch,)`` (per-sample steps and spans).
+        separable: whether y = (q, p) and f(t, (q, p)) = (v(t, p), a(t, q)), as symplectic methods
+            need it.
+
+    Raises:
+        ValueError: on a separable field with a linear part, which would mix q into dq/dt.
     """
 
     def __init__(
-        self, f: Field, *, linear: Scalar | None = None, batched_time: bool = False
+        self,
+        f: Field,
+        *,
+        linear: Scalar | None = None,
+        batched_time: bool = False,
+        separable: bool = False,
     ) -> None:
         super().__init__()
         _check_callable(f)
-        self.f, self.batched_time = f, batched_time
+        if separable and linear is not None:
+            raise ValueError("a separable field has no linear part: put it into f, or leave it out")
+        self.f, self.batched_time, self.separable = f, batched_time, separable
         if isinstance(linear, Tensor) and not isinstance(linear, nn.Parameter):
             self.register_buffer("linear", linear)
         else:

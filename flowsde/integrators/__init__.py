@@ -1,6 +1,6 @@
 """The catalogue: one step of one method each, as data."""
 
-from .base import Integrator, Step
+from .base import Integrator, ReversibleIntegrator, Step
 from .discrete import Iterate
 from .engines import TorchDiffEq
 from .explicit import (
@@ -15,11 +15,16 @@ from .explicit import (
     Tsit5,
 )  # fmt: skip
 from .exponential import DDIM, DPMSolverPP, ExponentialEuler
+from .multistep import Adams
+from .reversible import AsynchronousLeapfrog, ReversibleRK
 from .runge_kutta import ExplicitRK, Tableau
+from .stabilised import RKC2
 from .stochastic import EulerMaruyama, StochasticHeun
+from .symplectic import Leapfrog, Yoshida4
 
 __all__ = [
-    "DDIM", "RK4", "Bosh3", "DPMSolverPP", "Dopri5", "Dopri8", "Euler", "EulerMaruyama",
-    "ExplicitRK", "ExponentialEuler", "Heun", "Integrator", "Iterate", "Midpoint", "Ralston",
-    "Step", "StochasticHeun", "Tableau", "TorchDiffEq", "Tsit5",
+    "DDIM", "RK4", "RKC2", "Adams", "AsynchronousLeapfrog", "Bosh3", "DPMSolverPP", "Dopri5",
+    "Dopri8", "Euler", "EulerMaruyama", "ExplicitRK", "ExponentialEuler", "Heun", "Integrator",
+    "Iterate", "Leapfrog", "Midpoint", "Ralston", "ReversibleIntegrator", "ReversibleRK", "Step",
+    "StochasticHeun", "Tableau", "TorchDiffEq", "Tsit5", "Yoshida4",
 ]  # fmt: skip

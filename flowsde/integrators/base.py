@@ -14,7 +14,7 @@ from ..dynamics.field import Field
 if TYPE_CHECKING:
     from ..stepping import Stepping
 
-__all__ = ["Carry", "Engine", "Integrator", "Step"]
+__all__ = ["Carry", "Engine", "Integrator", "ReversibleIntegrator", "Step"]
 
 Carry = Any
 
@@ -82,6 +82,16 @@ class Integrator(ABC):
         self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: State | None, carry: Carry
     ) -> Step:
         """From y at t0 to t1, in either direction."""
+
+
+class ReversibleIntegrator(Integrator):
+    """A method whose steps can be taken back, exact to rounding: no state need be kept."""
+
+    @abstractmethod
+    def unstep(
+        self, field: Field, t0: Scalar, t1: Scalar, y1: State, dw: State | None, carry: Carry
+    ) -> tuple[State, Carry]:
+        """The y0 and the carry that ``step`` was given, from the y1 and the carry it returned."""
 
 
 class Engine(Integrator):

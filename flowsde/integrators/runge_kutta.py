@@ -147,7 +147,7 @@ class _RKStep(Step):
             return self._method.step(self._field, self._t0, t, self._y0, None, start).y1
         if self._end is None:
             self._end = self._field.drift(self._t1, self.y1)
-        return _hermite(self._y0, self.y1, self._ks[0], self._end, dt, theta)
+        return hermite(self._y0, self.y1, self._ks[0], self._end, dt, theta)
 
 
 def _polynomial(
@@ -164,7 +164,7 @@ def _polynomial(
     return total
 
 
-def _hermite(y0: State, y1: State, k0: State, k1: State, dt: Scalar, theta: Scalar) -> State:
+def hermite(y0: State, y1: State, k0: State, k1: State, dt: Scalar, theta: Scalar) -> State:
     """The cubic through both states with both slopes."""
     rest = 1.0 - theta
     jump = tree_map(lambda a, b: b - a, y0, y1)
