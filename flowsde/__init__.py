@@ -7,7 +7,7 @@ Catalogues stay in their modules: ``flowsde.integrators``, ``flowsde.paths``, ``
 ``flowsde.objectives``, ``flowsde.nn``, ``flowsde.training``.
 """
 
-from .adjoint import Adjoint, Checkpointed, Direct
+from .adjoint import Adjoint, Backsolve, Checkpointed, Direct, Reversible
 from .dynamics import (
     CDE,
     ODE,
@@ -28,15 +28,15 @@ from .paths import Brownian, Path, Schedule
 from .solution import Solution, Stats, Status, Steps
 from .solve import Solver, solve
 from .stepping import Adaptive, Fixed, Grid, Stepping
-from .transforms import Divergence, Exact, Hutchinson, change_clock, log_density
+from .transforms import Divergence, Exact, Hutchinson, change_clock, costate, log_density
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "CDE", "ODE", "SDE", "Adaptive", "Adjoint", "Base", "Brownian", "Chain", "Checkpointed",
-    "Composed", "Denoiser", "Direct", "Divergence", "Dynamics", "Eager", "Exact", "Executor",
-    "Fixed", "Flow", "Grid", "Hutchinson", "Integrator", "LinearSDE", "Map", "MaxStepsReached",
-    "Noise", "NonFiniteState", "Normal", "Path", "Schedule", "Solution", "SolveError", "Solver",
-    "Stats", "Status", "StepUnderflow", "Stepping", "Steps", "bits_per_dim", "change_clock",
-    "log_density", "solve",
+    "CDE", "ODE", "SDE", "Adaptive", "Adjoint", "Backsolve", "Base", "Brownian", "Chain",
+    "Checkpointed", "Composed", "Denoiser", "Direct", "Divergence", "Dynamics", "Eager",
+    "Exact", "Executor", "Fixed", "Flow", "Grid", "Hutchinson", "Integrator", "LinearSDE",
+    "Map", "MaxStepsReached", "Noise", "NonFiniteState", "Normal", "Path", "Reversible",
+    "Schedule", "Solution", "SolveError", "Solver", "Stats", "Status", "StepUnderflow",
+    "Stepping", "Steps", "bits_per_dim", "change_clock", "costate", "log_density", "solve",
 ]  # fmt: skip

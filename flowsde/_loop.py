@@ -15,6 +15,7 @@ from ._state import State, where
 from .dynamics.field import Field
 from .integrators.base import Carry, Integrator, Step
 from .solution import Dense, Solution, Stats
+from .stepping import Stepping
 
 __all__ = ["Loop", "Recorder"]
 
@@ -36,6 +37,7 @@ class Loop:
 
     field: Field
     integrator: Integrator
+    stepping: Stepping
     plan: Plan
     saver: Saver
     noise: Callable[[int], State] | None

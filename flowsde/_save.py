@@ -18,7 +18,22 @@ __all__ = ["SaveEnd", "SaveRows", "SaveSteps", "SaveTimes", "Saver"]
 
 
 class Saver(ABC):
-    """What is kept on the way."""
+    """What is kept on the way.
+
+    Attributes:
+        times: those asked for, which may require a gradient; None if there are none.
+    """
+
+    times: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        """How many states were saved so far."""
+        return 0
+
+    def value(self, i: int, t: Scalar, t0: Scalar, t1: Scalar, step: Step) -> State:
+        """The i-th saved state, at t within this step."""
+        raise NotImplementedError
 
     @abstractmethod
     def begin(self, t: Scalar, y: State) -> None: ...
@@ -48,6 +63,13 @@ class SaveSteps(Saver):
         self._ts: list[Scalar] = []
         self._ys: list[State] = []
 
+    @property
+    def count(self) -> int:
+        return len(self._ys)
+
+    def value(self, i: int, t: Scalar, t0: Scalar, t1: Scalar, step: Step) -> State:
+        return step.y1
+
     def begin(self, t: Scalar, y: State) -> None:
         self._ts.append(t)
         self._ys.append(y)
@@ -70,16 +92,26 @@ class SaveSteps(Saver):
 class SaveTimes(Saver):
     """At times that all samples share."""
 
+    times: Tensor
+
     def __init__(self, times: Tensor, sign: float) -> None:
-        self._times, self._sign = times, sign
+        self.times, self._sign = times, sign
         self._at = [sign * t for t in times.detach().tolist()]
         self._entries: list[Scalar] = (
             list(times.unbind()) if times.requires_grad else times.tolist()
         )
         self._ys: list[State] = []
 
+    @property
+    def count(self) -> int:
+        return len(self._ys)
+
+    def value(self, i: int, t: Scalar, t0: Scalar, t1: Scalar, step: Step) -> State:
+        ends = self._at[i] == self._sign * to_float(t1) and not isinstance(t, Tensor)
+        return step.y1 if ends else step.dense((t - t0) / (t1 - t0))
+
     def begin(self, t: Scalar, y: State) -> None:
-        if self._times.requires_grad:  # left to the first step, through which they differentiate
+        if self.times.requires_grad:  # left to the first step, through which they differentiate
             return
         start = self._sign * to_float(t)
         while len(self._ys) < len(self._at) and self._at[len(self._ys)] <= start:
@@ -90,23 +122,24 @@ class SaveTimes(Saver):
             return
         end = self._sign * to_float(t1)
         while len(self._ys) < len(self._at) and self._at[len(self._ys)] <= end:
-            t = self._entries[len(self._ys)]
-            ends = self._at[len(self._ys)] == end and not isinstance(t, Tensor)
-            self._ys.append(step.y1 if ends else step.dense((t - t0) / (t1 - t0)))
+            i = len(self._ys)
+            self._ys.append(self.value(i, self._entries[i], t0, t1, step))
 
     def finish(self, t: Scalar, y: State) -> tuple[Tensor | None, State | None]:
         while len(self._ys) < len(self._at) and self._at[len(self._ys)] == self._sign * to_float(t):
             self._ys.append(y)
         if not self._ys:
-            return self._times[:0], None
-        return self._times[: len(self._ys)], stack(self._ys)
+            return self.times[:0], None
+        return self.times[: len(self._ys)], stack(self._ys)
 
 
 class SaveRows(Saver):
     """At each sample's own times, ``(n, batch)``; one host read a step."""
 
+    times: Tensor
+
     def __init__(self, times: Tensor, sign: Tensor) -> None:
-        self._times, self._sign = times, sign
+        self.times, self._sign = times, sign
         self._at = times.detach() * sign
         self._next = torch.zeros(times.shape[1], dtype=torch.int64, device=times.device)
         self._rows = torch.arange(times.shape[1], device=times.device)
@@ -121,7 +154,7 @@ class SaveRows(Saver):
         self._next = self._next + due
 
     def begin(self, t: Scalar, y: State) -> None:
-        if not self._times.requires_grad:
+        if not self.times.requires_grad:
             self._rest(t, y)
 
     def _rest(self, t: Scalar, y: State) -> None:
@@ -134,13 +167,13 @@ class SaveRows(Saver):
         reached = torch.as_tensor(t1).detach() * self._sign
         width = torch.as_tensor(t1 - t0)
         while len(self._at) and bool((due := self._due(reached) & accept).any()):
-            t = self._times[self._next.clamp(max=len(self._at) - 1), self._rows]
+            t = self.times[self._next.clamp(max=len(self._at) - 1), self._rows]
             theta = torch.where(due, (t - t0) / torch.where(width == 0, 1.0, width), 1.0)
             self._record(due, step.dense(theta))
 
     def finish(self, t: Scalar, y: State) -> tuple[Tensor | None, State | None]:
         self._rest(t, y)
-        count, batch = self._times.shape
+        count, batch = self.times.shape
 
         def gather(leaf: Tensor, *found: Tensor) -> Tensor:
             rows = torch.full((count * batch, *leaf.shape[1:]), torch.nan).to(leaf)
@@ -150,4 +183,4 @@ class SaveRows(Saver):
             place = torch.cat([n * batch + self._rows for _, n, _ in self._found])
             return rows.index_put((place[due],), torch.cat(found)[due]).reshape(count, *leaf.shape)
 
-        return self._times, tree_map(gather, y, *(value for _, _, value in self._found))
+        return self.times, tree_map(gather, y, *(value for _, _, value in self._found))

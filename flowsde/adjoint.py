@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
+from ._backsolve import Back
+from ._graft import Inputs, graft
 from ._loop import Loop, Recorder
+from ._retrace import Trail, Way
+from ._save import SaveRows
+from ._scalar import Scalar
+from ._state import State
 from ._tape import Tape
-from .integrators.base import Engine
+from .dynamics.discrete import Chain
+from .integrators.base import Engine, Integrator, ReversibleIntegrator
 from .solution import Solution
+from .stepping import Adaptive, Norm, Stepping
+from .transforms.costate import costate
 
-__all__ = ["Adjoint", "Checkpointed", "Direct"]
+__all__ = ["Adjoint", "Backsolve", "Checkpointed", "Direct", "Reversible"]
 
 
 class Adjoint(ABC):
@@ -72,3 +82,143 @@ class Checkpointed(Adjoint):
         solution = loop.run(tape)
         tape.finish(solution)
         return solution
+
+
+def _refuse(adjoint: str, loop: Loop) -> None:
+    """Outputs through which no gradient would come back."""
+    if loop.dense:
+        raise TypeError(
+            f"{adjoint} gives no gradient through dense output: name the times in save_at, or use "
+            "adjoint=Checkpointed()"
+        )
+    if isinstance(loop.saver, SaveRows):
+        raise TypeError(
+            f"{adjoint} saves at times that the batch shares: give save_at as (n,) without "
+            "per-sample stepping, or use adjoint=Checkpointed()"
+        )
+
+
+def _times(*times: Scalar | None) -> list[Tensor]:
+    """Those that a gradient is asked for by, each once."""
+    found = {id(t): t for t in times if isinstance(t, Tensor) and t.requires_grad}
+    return list(found.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Backsolve(Adjoint):
+    """The continuous adjoint: a second solve, from t1 back to t0, of state, costate and integrals.
+
+        da/dt = -(df/dy)^T a,    dL/dtheta = integral over [t0, t1] of (df/dtheta)^T a
+
+    Memory does not grow with the steps, but the gradient is that of the equation, not of the
+    discrete solve: it errs with both tolerances, and on contracting fields the state is not met
+    again on the way back (at saved times it is reset to what was saved). ``Checkpointed`` is exact
+    and mostly faster.
+
+    Args:
+        integrator, stepping: of the way back; None for those of the way there.
+        seminorm: leave the integrals over parameters out of the error norm (Kidger et al. 2021).
+
+    Raises:
+        TypeError: on chains, noise, dense output, times of each sample's own, and on tensors that
+            the field holds on to from outside of its parameters and args; these are looked for at
+            both ends of the span.
+        SolveError: in the backward pass, if the solve back fails.
+
+    Source: Chen et al. 2018, arXiv 1806.07366; Kidger et al. 2021, arXiv 2009.09457.
+    """
+
+    integrator: Integrator | None = None
+    stepping: Stepping | None = None
+    seminorm: bool = True
+
+    def run(self, loop: Loop) -> Solution:
+        inputs = Inputs.of(loop.field, loop.y0)
+        start, times = loop.plan.t, loop.saver.times
+        if not torch.is_grad_enabled():
+            return loop.run(Recorder())
+        integrator, stepping = self._check(loop)
+        with torch.no_grad():
+            solution = loop.run(Recorder())
+        saved = _times(start, solution.t1, times)
+        if not inputs.any(saved):
+            return solution
+        for t, y in ((start, loop.y0), (solution.t1, solution.y1)):
+            inputs.check("Backsolve", t, y)
+        back = Back(loop, inputs, integrator, stepping, start, solution)
+
+        def pullback(end: State, rows: State | None) -> list[Tensor | None]:
+            found, by_time = back.run(end, rows)
+            return [*found, *(by_time[id(t)].to(t) for t in saved)]
+
+        return graft(solution, inputs, saved, pullback)
+
+    def _check(self, loop: Loop) -> tuple[Integrator, Stepping]:
+        _refuse("Backsolve", loop)
+        integrator = self.integrator or loop.integrator
+        if isinstance(loop.field.dynamics, Chain):
+            raise TypeError("Backsolve needs continuous time: use adjoint=Checkpointed()")
+        if loop.noise is not None:
+            raise TypeError("Backsolve takes ODEs and CDEs: use adjoint=Checkpointed()")
+        if isinstance(integrator, Engine):
+            raise TypeError(
+                f"Backsolve does not go back with {type(integrator).__name__}: give "
+                "Backsolve(integrator=Tsit5(), stepping=Adaptive())"
+            )
+        if isinstance(loop.plan.t, Tensor) and loop.plan.t.ndim:
+            raise TypeError(
+                "Backsolve has one time for all: use adjoint=Checkpointed() with per-sample times"
+            )
+        stepping = self.stepping or loop.stepping
+        if isinstance(stepping, Adaptive):
+            if any(isinstance(x, Tensor) and x.ndim for x in (stepping.rtol, stepping.atol)):
+                raise TypeError(
+                    "Backsolve takes tolerances that are numbers: give Backsolve(stepping="
+                    "Adaptive(rtol, atol))"
+                )
+            norm = _semi(stepping.norm) if self.seminorm else stepping.norm
+            stepping = replace(stepping, norm=norm)
+        integrator.check(costate(loop.field.dynamics))
+        return integrator, stepping
+
+
+def _semi(norm: Norm) -> Norm:
+    return lambda scaled, per_sample: norm(scaled[:2], per_sample)
+
+
+@dataclass(frozen=True)
+class Reversible(Adjoint):
+    """The exact gradient of the discrete solve from steps taken back, one by one.
+
+    Nothing of the states is kept: each is found again from the one after it, algebraically, by a
+    ``ReversibleIntegrator``. What stays is the times of the steps.
+
+    Raises:
+        TypeError: on an integrator whose steps do not reverse, dense output, save times of each
+            sample's own, and on tensors that the field holds on to from outside of its parameters
+            and args; these are looked for at both ends of the span.
+
+    Source: Zhuang et al. 2021, arXiv 2102.04668; McCallum and Foster 2024, arXiv 2410.11648.
+    """
+
+    def run(self, loop: Loop) -> Solution:
+        if not isinstance(loop.integrator, ReversibleIntegrator):
+            raise TypeError(
+                f"{type(loop.integrator).__name__} has no way back: use integrator="
+                "ReversibleRK(...) around an explicit Runge-Kutta method, or Checkpointed()"
+            )
+        inputs, trail = Inputs.of(loop.field, loop.y0), Trail()
+        start = loop.plan.t
+        if not torch.is_grad_enabled():
+            return loop.run(Recorder())
+        _refuse("Reversible", loop)
+        with torch.no_grad():
+            solution = loop.run(trail)
+        ends = (t for mark in trail.marks for t in (mark.t0, mark.t1))
+        times = _times(start, solution.t1, loop.saver.times, *ends)
+        if not inputs.any(times):
+            return solution
+        for t, y in ((start, loop.y0), (solution.t1, solution.y1)):
+            inputs.check("Reversible", t, y)
+        way = Way(replace(loop, field=inputs.field), inputs, trail, solution, start, times)
+        return graft(solution, inputs, times, way.pullback)

@@ -34,7 +34,7 @@ __all__ = ["Solver", "solve"]
 SaveAt = Tensor | Sequence[float] | Steps | None
 _KINDS = {
     "args": "a tuple of further inputs, args=(u,)",
-    "adjoint": "Direct() or Checkpointed()",
+    "adjoint": "Direct(), Checkpointed(), Reversible() or Backsolve()",
     "executor": "Eager()",
     "path": "a Brownian(seed)",
 }
@@ -96,7 +96,7 @@ def solve(
         args: more inputs of the field, ``f(t, y, *args)``.
         integrator: ``Tsit5()`` for ODEs and CDEs, ``Iterate()`` for chains and maps by default.
         stepping: ``Fixed``, ``Grid`` or ``Adaptive``; by default ``Adaptive()`` for ODEs.
-        adjoint: ``Direct()`` or ``Checkpointed()``.
+        adjoint: ``Direct()``, ``Checkpointed()``, ``Reversible()`` or ``Backsolve()``.
         save_at: times to keep, ordered from t0 towards t1, ``(n,)`` or per sample ``(batch, n)``;
             or ``Steps(every)``.
         dense: keep what ``sol(t)`` needs.
@@ -145,7 +145,16 @@ def solve(
 
     with _bar(progress) as report:
         loop = Loop(
-            field, integrator, plan, span.saver(save_at), noise, y0, max_steps, dense, report
+            field,
+            integrator,
+            stepping,
+            plan,
+            span.saver(save_at),
+            noise,
+            y0,
+            max_steps,
+            dense,
+            report,
         )
         loop.advance = executor.prepare(loop.step)
         solution = adjoint.run(loop)

@@ -1,6 +1,7 @@
 """Transformations return dynamics, and compose."""
 
 from .clock import change_clock
+from .costate import costate
 from .density import Divergence, Exact, Hutchinson, log_density
 
-__all__ = ["Divergence", "Exact", "Hutchinson", "change_clock", "log_density"]
+__all__ = ["Divergence", "Exact", "Hutchinson", "change_clock", "costate", "log_density"]

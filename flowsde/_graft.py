@@ -1,0 +1,106 @@
+"""Gradients given to a finished solve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ._scalar import Scalar
+from ._state import State, leaves, tree_map, unflatten
+from .dynamics.field import Field
+from .solution import Solution
+
+__all__ = ["Inputs", "graft"]
+
+Pullback = Callable[[State, State | None], list[Tensor | None]]
+
+
+@dataclass
+class Inputs:
+    """What the outputs of a solve may be differentiated by, and a field that ends there.
+
+    ``field`` has arguments cut from their graph; ``targets`` are the tensors that it uses for
+    ``args`` and ``parameters``, so that no gradient takes a path twice.
+    """
+
+    y0: State
+    args: list[Tensor]
+    parameters: list[Tensor]
+    field: Field
+    targets: list[Tensor]
+
+    @classmethod
+    def of(cls, field: Field, y0: State) -> Inputs:
+        given = leaves(field.args)
+        cut = [
+            x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
+            for x in given
+        ]
+        args = [x for x in given if isinstance(x, Tensor) and x.requires_grad]
+        parameters: list[Tensor] = [p for p in field.dynamics.parameters() if p.requires_grad]
+        bound = Field(field.dynamics, tuple(unflatten(cut, field.args)), y0)
+        mine = [x for x in cut if isinstance(x, Tensor) and x.requires_grad]
+        return cls(y0, args, parameters, bound, [*mine, *parameters])
+
+    def check(self, name: str, t: Scalar, y: State) -> None:
+        """Raises TypeError if the field holds on to a tensor whose gradient would be lost."""
+        with torch.enable_grad():
+            y = tree_map(lambda x: x.detach().requires_grad_(), y)
+            k = self.field.drift(t.detach() if isinstance(t, Tensor) else t, y)
+        known = {id(x) for x in (*leaves(y), *self.targets)}
+        nodes, seen = [x.grad_fn for x in leaves(k) if x.grad_fn is not None], set()
+        while nodes:
+            node = nodes.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            leaf = getattr(node, "variable", None)
+            if leaf is not None and id(leaf) not in known:
+                raise TypeError(
+                    f"{name} cannot reach a tensor of shape {tuple(leaf.shape)} that the field "
+                    "takes from outside: give it in args=(u,) with f(t, y, u), make it a parameter "
+                    "of the field's module, or use adjoint=Checkpointed()"
+                )
+            nodes += [n for n, _ in node.next_functions if n is not None]
+
+    def any(self, times: Sequence[Tensor]) -> bool:
+        return any(x.requires_grad for x in (*leaves(self.y0), *self.targets, *times))
+
+
+class _Graft(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pullback: Any, values: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.pullback = pullback
+        return tuple(v.detach().view_as(v) for v in values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *ctx.pullback(cotangents)
+
+
+def graft(
+    solution: Solution, inputs: Inputs, times: Sequence[Tensor], pullback: Pullback
+) -> Solution:
+    """The solution with y1 and ys differentiable by y0, args, parameters and times.
+
+    ``pullback`` takes the cotangents of y1 and of ys and returns those of the leaves of y0, then
+    of args, of parameters and of times. Its own derivative is refused.
+    """
+    ends, saved = leaves(solution.y1), [] if solution.ys is None else leaves(solution.ys)
+
+    def flat(cotangents: Sequence[Tensor]) -> list[Tensor | None]:
+        first = unflatten(cotangents[: len(ends)], solution.y1)
+        rest = None if solution.ys is None else unflatten(cotangents[len(ends) :], solution.ys)
+        return pullback(first, rest)
+
+    given = (*leaves(inputs.y0), *inputs.args, *inputs.parameters, *times)
+    values = _Graft.apply(flat, (*ends, *saved), *given)  # type: ignore[no-untyped-call]
+    y1 = unflatten(values[: len(ends)], solution.y1)
+    ys = None if solution.ys is None else unflatten(values[len(ends) :], solution.ys)
+    return replace(solution, y1=y1, ys=ys)
