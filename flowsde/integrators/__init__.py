@@ -2,7 +2,7 @@
 
 from .base import Integrator, ReversibleIntegrator, Step
 from .discrete import Iterate
-from .engines import TorchDiffEq
+from .engines import SciPy, TorchDiffEq
 from .explicit import (
     RK4,
     Bosh3,
@@ -25,6 +25,6 @@ from .symplectic import Leapfrog, Yoshida4
 __all__ = [
     "DDIM", "RK4", "RKC2", "Adams", "AsynchronousLeapfrog", "Bosh3", "DPMSolverPP", "Dopri5",
     "Dopri8", "Euler", "EulerMaruyama", "ExplicitRK", "ExponentialEuler", "Heun", "Integrator",
-    "Iterate", "Leapfrog", "Midpoint", "Ralston", "ReversibleIntegrator", "ReversibleRK", "Step",
-    "StochasticHeun", "Tableau", "TorchDiffEq", "Tsit5", "Yoshida4",
+    "Iterate", "Leapfrog", "Midpoint", "Ralston", "ReversibleIntegrator", "ReversibleRK", "SciPy",
+    "Step", "StochasticHeun", "Tableau", "TorchDiffEq", "Tsit5", "Yoshida4",
 ]  # fmt: skip
