@@ -85,6 +85,9 @@ class GivenPlan(Plan):
         return self._times[self._n], self._times[self._n + 1]
 
     def judge(self, step: Step, y: State) -> Accept:
+        if step.failure is not None:
+            self.status, self.message = step.failure
+            return False
         self._n += 1
         return True
 

@@ -16,6 +16,7 @@ from flowsde import integrators
 from flowsde.dynamics import NoisePrediction
 from flowsde.integrators import (
     DDIM,
+    ETDRK4,
     RK4,
     Dopri5,
     DPMSolverPP,
@@ -191,10 +192,11 @@ def stack() -> fs.Map:
 @pytest.mark.parametrize("method", catalogue(integrators, Integrator), ids=str)
 def test_every_integrator_refuses_what_it_cannot_integrate(method: Integrator) -> None:
     """With a TypeError that names an integrator that can."""
-    ordinary = not isinstance(method, (Exponential, Symplectic, _Stochastic, Iterate))
+    semilinear = isinstance(method, (Exponential, ETDRK4))
+    ordinary = not (semilinear or isinstance(method, (Symplectic, _Stochastic, Iterate)))
     fits = {
         "ode": ordinary,
-        "split": ordinary or isinstance(method, Exponential),
+        "split": ordinary or semilinear,
         "separable": ordinary or isinstance(method, Symplectic),
         "ito": isinstance(method, EulerMaruyama),
         "stratonovich": isinstance(method, StochasticHeun),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -70,6 +71,10 @@ class SemiLinear(ABC):
         """The time s in which the linear rate is constant."""
 
     @abstractmethod
+    def time(self, s: Scalar) -> Scalar:
+        """The t at which the clock is s."""
+
+    @abstractmethod
     def residual(self, t: Tensor, x: State, *args: Any) -> State:
         """What is not linear, shaped as x."""
 
@@ -85,6 +90,18 @@ class SemiLinear(ABC):
         """x at t1 if the residual stood still."""
         a, b = self.weights(t0, t1)
         return tree_map(lambda v, n: expand(a, v) * v + expand(b, v) * n, x, residual)
+
+    def bend(
+        self, t0: Scalar, t1: Scalar, weight: Callable[[Scalar], Scalar], change: State
+    ) -> State:
+        """What a change of the residual on the way adds to x at t1: scale(t1) h w(rate h) change.
+
+        Nothing where h is infinite.
+        """
+        h = self.clock(t1) - self.clock(t0)
+        h = _scalar.where(_scalar.isfinite(h), h, 0.0)
+        factor = self.scale(t1) * h * weight(self.rate * h)
+        return tree_map(lambda v: expand(factor, v) * v, change)
 
     def deviation(self, t0: Scalar, t1: Scalar) -> Scalar | None:
         """Exact standard deviation, in x, of the noise gathered over the step; None if none."""

@@ -26,16 +26,32 @@ class _LinearPart(SemiLinear):
     def clock(self, t: Scalar) -> Scalar:
         return t
 
+    def time(self, s: Scalar) -> Scalar:
+        return s
+
     def residual(self, t: Tensor, x: State, *args: Any) -> State:
         return self._field(t, x, *args)
 
     def advance(self, t0: Scalar, t1: Scalar, x: State, residual: State) -> State:
         if not isinstance(self.rate, Tensor):
             return super().advance(t0, t1, x, residual)
-        if isinstance(t0, Tensor) and t0.ndim:
-            raise TypeError("a rate per component needs a time that the batch shares")
+        self._check_shared(t0)
         a, b = self.weights(t0, t1)  # shaped as one sample, they broadcast as they are
         return tree_map(lambda v, n: a * v + b * n, x, residual)
+
+    def bend(
+        self, t0: Scalar, t1: Scalar, weight: Callable[[Scalar], Scalar], change: State
+    ) -> State:
+        if not isinstance(self.rate, Tensor):
+            return super().bend(t0, t1, weight, change)
+        self._check_shared(t0)
+        factor = (t1 - t0) * weight(self.rate * (t1 - t0))
+        return tree_map(lambda v: factor * v, change)
+
+    @staticmethod
+    def _check_shared(t: Scalar) -> None:
+        if isinstance(t, Tensor) and t.ndim:
+            raise TypeError("a rate per component needs a time that the batch shares")
 
 
 @final

@@ -35,6 +35,9 @@ class _DataSplit(SemiLinear):
     def clock(self, t: Scalar) -> Scalar:
         return self._schedule.half_log_snr(t)
 
+    def time(self, s: Scalar) -> Scalar:
+        return self._schedule.time(s)
+
     def residual(self, t: Tensor, x: Tensor, *args: Any) -> Tensor:
         return (1.0 + self._eta2) * self._denoiser(t, x, *args)
 

@@ -2,7 +2,8 @@
 
 from .base import Integrator, ReversibleIntegrator, Step
 from .discrete import Iterate
-from .engines import TorchDiffEq
+from .engines import SciPy, TorchDiffEq
+from .etd import ETDRK4
 from .explicit import (
     RK4,
     Bosh3,
@@ -23,8 +24,9 @@ from .stochastic import EulerMaruyama, StochasticHeun
 from .symplectic import Leapfrog, Yoshida4
 
 __all__ = [
-    "DDIM", "RK4", "RKC2", "Adams", "AsynchronousLeapfrog", "Bosh3", "DPMSolverPP", "Dopri5",
-    "Dopri8", "Euler", "EulerMaruyama", "ExplicitRK", "ExponentialEuler", "Heun", "Integrator",
-    "Iterate", "Leapfrog", "Midpoint", "Ralston", "ReversibleIntegrator", "ReversibleRK", "Step",
-    "StochasticHeun", "Tableau", "TorchDiffEq", "Tsit5", "Yoshida4",
+    "DDIM", "ETDRK4", "RK4", "RKC2", "Adams", "AsynchronousLeapfrog", "Bosh3", "DPMSolverPP",
+    "Dopri5", "Dopri8", "Euler", "EulerMaruyama", "ExplicitRK", "ExponentialEuler", "Heun",
+    "Integrator", "Iterate", "Leapfrog", "Midpoint", "Ralston", "ReversibleIntegrator",
+    "ReversibleRK", "SciPy", "Step", "StochasticHeun", "Tableau", "TorchDiffEq", "Tsit5",
+    "Yoshida4",
 ]  # fmt: skip

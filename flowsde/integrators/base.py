@@ -10,6 +10,7 @@ from .._state import State
 from ..dynamics.base import Dynamics, Noise
 from ..dynamics.discrete import Chain
 from ..dynamics.field import Field
+from ..solution import Status
 
 if TYPE_CHECKING:
     from ..stepping import Stepping
@@ -22,9 +23,13 @@ Carry = Any
 class Step(ABC):
     """What one attempted step gives: the new state, what the next step starts from, and, worked
     out only when asked for, the error estimate and the states between.
+
+    Attributes:
+        failure: why a step of given length could not be taken at all; the solve ends before it.
     """
 
     __slots__ = ("carry", "y1")
+    failure: tuple[Status, str] | None = None
 
     def __init__(self, y1: State, carry: Carry = None) -> None:
         self.y1, self.carry = y1, carry

@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .._scalar import Scalar
+from .._scalar import Scalar, to_float
 from .._state import State, leaves, unflatten
 from ..dynamics.field import Field
+from ..solution import Status
 from ..stepping import Adaptive, Fixed, Stepping
 from .base import Carry, Engine, Step
 
-__all__ = ["TorchDiffEq"]
+__all__ = ["SciPy", "TorchDiffEq"]
 
 _ADAMS = ("explicit_adams", "implicit_adams", "fixed_adams")
 _FIXED = frozenset(("euler", "midpoint", "heun2", "heun3", "rk4", *_ADAMS))
@@ -40,6 +42,8 @@ class TorchDiffEq(Engine):
     dense_order = 0
 
     def bind(self, stepping: Stepping) -> Engine:
+        if self.method == "scipy_solver":
+            raise TypeError("torchdiffeq's scipy_solver drops gradients: use SciPy(method)")
         fixed = self.method in _FIXED
         if isinstance(stepping, Adaptive) and not (stepping.per_sample or fixed):
             keywords: dict[str, Any] = {"rtol": stepping.rtol, "atol": stepping.atol}
@@ -65,8 +69,133 @@ class TorchDiffEq(Engine):
         return _Span(unflatten([end[-1] for end in ends], y))
 
 
+_SCIPY = ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA")
+
+
+@dataclass(frozen=True)
+class SciPy(Engine):
+    """SciPy's ``solve_ivp``, from one save time to the next, in float64 on the CPU.
+
+    For references and for stiff systems: "Radau", "BDF" and "LSODA" are implicit, with Jacobians
+    by finite differences of the whole state. Takes rtol, atol, dt0 and dt_max from
+    ``Adaptive(...)``; ``max_steps`` does not reach it. No gradients pass.
+
+    Args:
+        method: SciPy's name of it.
+
+    Raises:
+        ValueError: on another name.
+        TypeError: in a solve of which anything asks for a gradient.
+
+    Source: https://scipy.org; Virtanen et al. 2020.
+    """
+
+    method: str = "LSODA"
+    stepping: Adaptive | None = field(default=None, repr=False)
+    order = 1
+    dense_order = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in _SCIPY:
+            raise ValueError(f"SciPy's methods are {', '.join(_SCIPY)}; got {self.method!r}")
+
+    def bind(self, stepping: Stepping) -> Engine:
+        if (
+            not isinstance(stepping, Adaptive)
+            or stepping.per_sample
+            or any(isinstance(tolerance, Tensor) for tolerance in (stepping.rtol, stepping.atol))
+        ):
+            raise TypeError(
+                f"SciPy's {self.method} steps by itself: give Adaptive(rtol, atol), both numbers"
+            )
+        return replace(self, stepping=stepping)
+
+    def init(self, field: Field, t: Scalar, y: State) -> Carry:
+        if torch.is_grad_enabled():
+            given = [*leaves((t, y, field.args)), *field.dynamics.parameters()]
+            _refuse_gradients(given)
+            _refuse_gradients(leaves(field.drift(t, y)))  # what the field closes over
+        return None
+
+    def step(
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: State | None, carry: Carry
+    ) -> Step:
+        from scipy.integrate import solve_ivp
+
+        assert self.stepping is not None
+        if torch.is_grad_enabled():
+            _refuse_gradients([t1])
+        stepping, start, end = self.stepping, to_float(t0), to_float(t1)
+        finite = True
+
+        def f(t: float, flat: Any) -> Any:
+            nonlocal finite
+            slope = _to_numpy(field.drift(float(t), _to_state(flat, y)))
+            finite = bool(np.isfinite(slope).all())
+            return slope
+
+        first = None if stepping.dt0 is None else min(stepping.dt0, abs(end - start))
+        with torch.no_grad():
+            try:
+                found = solve_ivp(
+                    f, (start, end), _to_numpy(y), method=self.method, t_eval=(end,),
+                    rtol=stepping.rtol, atol=stepping.atol, first_step=first,
+                    max_step=stepping.dt_max,
+                )  # fmt: skip
+            except ValueError:  # linear algebra on a Jacobian that is not finite
+                if finite:
+                    raise
+                return _Failed(y, Status.NON_FINITE, _NOT_FINITE.format(start, end))
+            if not found.success:
+                cause = f"SciPy's {self.method} gave up between t = {start:.6g} and {end:.6g}"
+                cure = "loosen rtol and atol, try another method, or look at the field there"
+                return _Failed(y, Status.UNDERFLOW, f"{cause} ({found.message}): {cure}")
+            if not np.isfinite(found.y).all():
+                return _Failed(y, Status.NON_FINITE, _NOT_FINITE.format(start, end))
+            return _Span(_to_state(found.y[:, -1], y))
+
+
+_NOT_FINITE = (
+    "the field is not finite between t = {:.6g} and {:.6g}: look at the field there, bound its "
+    "output, or stop before"
+)
+
+
+def _refuse_gradients(values: list[Any]) -> None:
+    if any(isinstance(x, Tensor) and x.requires_grad for x in values):
+        raise TypeError(
+            "no gradient passes through SciPy: solve inside torch.no_grad(), or use an "
+            "integrator such as Tsit5()"
+        )
+
+
+def _to_numpy(y: State) -> Any:
+    """All components in one float64 vector; a complex one is two."""
+    flat = [torch.view_as_real(x) if x.is_complex() else x for x in map(torch.detach, leaves(y))]
+    return torch.cat([x.reshape(-1).cpu().double() for x in flat]).numpy()
+
+
+def _to_state(flat: Any, like: State) -> State:
+    parts, at, source = [], 0, torch.from_numpy(np.array(flat))
+    for leaf in leaves(like):
+        width = leaf.numel() * (2 if leaf.is_complex() else 1)
+        part, at = source[at : at + width], at + width
+        if leaf.is_complex():
+            part = torch.view_as_complex(part.reshape(-1, 2))
+        parts.append(part.reshape(leaf.shape).to(leaf))
+    return unflatten(parts, like)
+
+
 class _Span(Step):
     __slots__ = ()
 
     def dense(self, theta: Scalar) -> State:
         raise TypeError("an outside engine has no dense output: name the times in save_at")
+
+
+class _Failed(_Span):
+    __slots__ = ("failure",)
+
+    def __init__(self, y0: State, status: Status, message: str) -> None:
+        super().__init__(y0)
+        self.failure = status, message

@@ -20,6 +20,27 @@ from .base import Carry, Integrator, Step
 __all__ = ["DDIM", "DPMSolverPP", "Exponential", "ExponentialEuler"]
 
 
+def check_split(integrator: Integrator, dynamics: Dynamics) -> None:
+    """Raises TypeError, with the cure, on dynamics whose linear part is not known."""
+    if isinstance(dynamics, Chain) or dynamics.split() is None:
+        raise TypeError(
+            f"{type(integrator).__name__} needs dynamics with a split; got "
+            f"{type(dynamics).__name__}. Use Heun() or Tsit5(), or give ODE(f, linear=...) or "
+            "LinearSDE(schedule).probability_flow(denoiser)"
+        )
+
+
+def check_clock(integrator: Integrator, field: Field, t: Scalar) -> None:
+    """Raises ValueError, with the cure, on a start where the clock is infinite."""
+    assert field.split is not None
+    clock = field.split.clock(t)
+    if isinstance(clock, float) and clock == math.inf:
+        raise ValueError(
+            f"{type(integrator).__name__} starts at t = {t}, where there is no noise and the clock "
+            "is infinite: start at a small time such as 1e-3"
+        )
+
+
 class Exponential(Integrator):
     """x1 = A x0 + B r + noise: exact for a constant residual r; subclasses say which r.
 
@@ -27,25 +48,13 @@ class Exponential(Integrator):
     """
 
     def check(self, dynamics: Dynamics) -> None:
-        if isinstance(dynamics, Chain) or dynamics.split() is None:
-            raise TypeError(
-                f"{type(self).__name__} needs dynamics with a split; got "
-                f"{type(dynamics).__name__}. Use Heun() or Tsit5(), or give ODE(f, linear=...) or "
-                "LinearSDE(schedule).probability_flow(denoiser)"
-            )
+        check_split(self, dynamics)
 
     def noise_shapes(self, dynamics: Dynamics, y: State) -> State | None:
         return None if dynamics.noise is None else dynamics.noise.shapes(y)
 
     def init(self, field: Field, t: Scalar, y: State) -> Carry:
-        assert field.split is not None
-        clock = field.split.clock(t)
-        if isinstance(clock, float) and clock == math.inf:
-            raise ValueError(
-                f"{type(self).__name__} starts at t = {t}, where there is no noise and the clock "
-                "is infinite: start at a small time such as 1e-3"
-            )
-        return None
+        check_clock(self, field, t)
 
     @abstractmethod
     def extrapolate(

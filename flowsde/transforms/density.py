@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _random
-from .._scalar import Scalar, expand, log
+from .._scalar import Scalar, expand, isfinite, log, where
 from .._state import State, check_like
 from ..dynamics.base import Dynamics, SemiLinear
 from ..dynamics.discrete import Chain, Map
@@ -214,6 +214,9 @@ class _DensitySplit(SemiLinear):
     def clock(self, t: Scalar) -> Scalar:
         return self._inner.clock(t)
 
+    def time(self, s: Scalar) -> Scalar:
+        return self._inner.time(s)
+
     def residual(self, t: Tensor, x: State, *args: Any) -> State:
         value, trace = self._divergence(lambda v: self._inner.residual(t, v, *args), x[0])
         return value, -expand(self.scale(t), trace) * trace
@@ -226,3 +229,10 @@ class _DensitySplit(SemiLinear):
         moved = expand(a, state) * state + expand(b, state) * residual[0]
         shift = expand(h, density) * residual[1] - expand(size * log(a), density)
         return moved, density + shift
+
+    def bend(
+        self, t0: Scalar, t1: Scalar, weight: Callable[[Scalar], Scalar], change: State
+    ) -> State:
+        h = self.clock(t1) - self.clock(t0)
+        factor = expand(where(isfinite(h), h, 0.0) * weight(0.0), change[1])
+        return self._inner.bend(t0, t1, weight, change[0]), factor * change[1]
