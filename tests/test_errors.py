@@ -21,6 +21,7 @@ from flowsde.integrators import (
     DPMSolverPP,
     EulerMaruyama,
     ExplicitRK,
+    ImplicitRK,
     Integrator,
     Iterate,
     StochasticHeun,
@@ -192,12 +193,13 @@ def stack() -> fs.Map:
 def test_every_integrator_refuses_what_it_cannot_integrate(method: Integrator) -> None:
     """With a TypeError that names an integrator that can."""
     fits = {
-        "ode": isinstance(method, (ExplicitRK, Engine)),
-        "split": isinstance(method, (ExplicitRK, Engine, Exponential)),
+        "ode": isinstance(method, (ExplicitRK, Engine)) or (
+            isinstance(method, ImplicitRK) and method.tableau.explicit is None),
+        "split": isinstance(method, (ExplicitRK, Engine, Exponential, ImplicitRK)),
         "ito": isinstance(method, EulerMaruyama),
         "stratonovich": isinstance(method, StochasticHeun),
         "map": isinstance(method, Iterate),
-    }
+    }  # fmt: skip
     systems = {
         "ode": ODE, "split": fs.ODE(lambda t, y: y, linear=-1.0), "ito": ITO,
         "stratonovich": STRATONOVICH, "map": stack(),

@@ -77,6 +77,8 @@ def test_a_given_grid_on_meta_makes_no_other_tensor(method: Integrator) -> None:
     keywords: dict[str, Any] = {"stepping": fs.Fixed(steps=4)}
     if isinstance(method, ExplicitRK):
         dynamics: fs.Dynamics = fs.ODE(f)
+    elif isinstance(method, integrators.ImplicitRK):
+        dynamics = fs.ODE(f, linear=-1.0)
     elif isinstance(method, integrators.Iterate):
         made = coupling_stack(2, 2, 4, generator=torch.Generator("cpu").manual_seed(0))
         dynamics, keywords = made.to("meta"), {}

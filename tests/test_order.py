@@ -11,7 +11,15 @@ from torch import Tensor
 
 import flowsde as fs
 from flowsde import integrators
-from flowsde.integrators import Dopri5, ExplicitRK, Heun, Integrator, Iterate, Tableau
+from flowsde.integrators import (
+    Dopri5,
+    ExplicitRK,
+    Heun,
+    ImplicitRK,
+    Integrator,
+    Iterate,
+    Tableau,
+)  # fmt: skip
 from flowsde.integrators.base import Engine
 from flowsde.integrators.exponential import Exponential
 from flowsde.integrators.stochastic import _Stochastic
@@ -23,8 +31,8 @@ EXPONENTIAL = catalogue(integrators, Exponential)
 
 
 def test_every_integrator_is_tested_for_its_order() -> None:
-    """One of the groups below, the strong orders of test_stochastic, or exact."""
-    kinds = (ExplicitRK, Exponential, _Stochastic, Iterate, Engine)
+    """One of the groups below, test_implicit, the strong orders of test_stochastic, or exact."""
+    kinds = (ExplicitRK, ImplicitRK, Exponential, _Stochastic, Iterate, Engine)
     for method in catalogue(integrators, Integrator):
         assert isinstance(method, kinds), method
 
