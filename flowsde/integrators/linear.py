@@ -45,8 +45,8 @@ class Rows:
 
     def state(self, flat: Tensor) -> State:
         """The state of a matrix."""
-        if len(self._shapes) == 1:
-            return unflatten([flat.reshape(self._shapes[0])], self._structure)
+        if self._structure == 0:
+            return flat.reshape(self._shapes[0])
         parts = torch.split(flat, self._sizes, -1)
         return unflatten(
             [
@@ -201,7 +201,7 @@ class GMRES(LinearSolver):
             if not transpose:
                 return self._solve(matrix, b, self.tol)[0]
             eps = torch.finfo(b.dtype).eps
-            x, residual = self._solve(matrix, b, 8.0 * eps)
+            x, residual = self._solve(matrix, b, eps**0.8)
             size = torch.linalg.vector_norm(b, dim=-1)
             if bool((residual > eps**0.5 * size).any()):
                 raise RuntimeError(
@@ -229,10 +229,10 @@ class GMRES(LinearSolver):
 def _cycle(matrix: Solve, b: Tensor, goal: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """One cycle: Arnoldi's basis by modified Gram-Schmidt, its least squares by Givens rotations.
 
-    A row whose space is exhausted goes on with vectors of zero, which change nothing.
+    A row that is done goes on with vectors of zero, which change nothing.
     """
     size = torch.linalg.vector_norm(b, dim=-1)
-    basis = [_unit(b, size)]
+    basis = [_unit(b, torch.where(size > goal, size, 0.0))]
     columns: list[list[Tensor]] = []
     turns: list[tuple[Tensor, Tensor]] = []
     sides = [size]
@@ -257,8 +257,10 @@ def _cycle(matrix: Solve, b: Tensor, goal: Tensor, count: int) -> tuple[Tensor, 
         turns.append((c, s))
         columns.append(column)
         sides[j:] = [c * sides[j], -s * sides[j]]
-        if not b.is_meta and not bool((sides[-1].abs() > goal).any()):
+        live = sides[-1].abs() > goal
+        if not b.is_meta and not bool(live.any()):
             break
+        basis[-1] = basis[-1] * live[:, None]
     x = torch.zeros_like(b)
     for j in reversed(range(len(columns))):
         weight = sides[j] / columns[j][j]
@@ -269,4 +271,5 @@ def _cycle(matrix: Solve, b: Tensor, goal: Tensor, count: int) -> tuple[Tensor, 
 
 
 def _unit(v: Tensor, size: Tensor) -> Tensor:
-    return v / torch.where(size == 0, 1.0, size)[:, None]
+    """v over its size; nothing where that is zero."""
+    return torch.where((size > 0)[:, None], v / torch.where(size > 0, size, 1.0)[:, None], 0.0)
