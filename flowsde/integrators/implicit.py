@@ -346,7 +346,7 @@ class _Stages:
                 k = torch.where(active[:, None], k + delta, k)
                 done = active & (self._rate * size <= 1.0)
                 solved, active, before = solved | done, active & ~done & ~diverges, size
-                if not k.is_meta and not bool(active.any()):
+                if k.is_meta or not bool(active.any()):
                     break
         with torch.no_grad():
             self._rate = (self._rate**0.8).clamp(min=0.01)  # expected of the next stage's first
