@@ -80,6 +80,6 @@ class Loop:
             if self.progress is not None:
                 self.progress(plan.progress)
         plan.finish(y, stats)
-        stats.evaluations = self.field.evaluations
+        stats.evaluations, stats.products = self.field.evaluations, self.field.products
         ts, ys = saver.finish(plan.t, y)
         return Solution(y, plan.t, ts, ys, stats, plan.status, plan.message, dense)

@@ -34,6 +34,8 @@ class Stats:
         evaluations: calls of the field, batched calls counting once.
         accepted, rejected: steps; tensors ``(batch,)`` under per-sample stepping.
         attempts: passes of the loop.
+        products: Jacobian-vector products of an implicit method, each a pass backward through the
+            field beside its calls; a dense Jacobian counts one for each component of a sample.
         backward_evaluations: calls of the field made again by ``Checkpointed`` in the backward.
     """
 
@@ -41,6 +43,7 @@ class Stats:
     accepted: int | Tensor = 0
     rejected: int | Tensor = 0
     attempts: int = 0
+    products: int = 0
     backward_evaluations: int = 0
 
 

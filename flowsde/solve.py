@@ -133,8 +133,9 @@ def solve(
     dynamics = dynamics.prepare(y0, seed)
     field = Field(dynamics, args, y0)
     grid = None if isinstance(stepping, Adaptive) else _grid(dynamics, integrator, stepping, span)
+    integrator = integrator.bind(stepping)
     if isinstance(integrator, Engine):
-        integrator, grid = integrator.bind(stepping), _save_grid(span, save_at)
+        grid = _save_grid(span, save_at)
     plan = _plan(integrator, stepping, span, grid, y0)
     noise = None
     shapes = integrator.noise_shapes(dynamics, y0)

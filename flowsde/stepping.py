@@ -107,9 +107,9 @@ def rms_norm(scaled: State, per_sample: bool) -> Tensor:
         return torch.linalg.vector_norm(scaled) * max(1, scaled.numel()) ** -0.5
     flat = leaves(scaled)
     rows = len(flat[0]) if per_sample else 1
-    total = sum(leaf.reshape(rows, -1).abs().square().sum(-1) for leaf in flat)
+    total: Any = sum(leaf.reshape(rows, -1).abs().square().sum(-1) for leaf in flat)
     count = max(1, sum(leaf.numel() for leaf in flat)) / max(1, rows)
-    norm = torch.sqrt(torch.as_tensor(total) / count)
+    norm = torch.sqrt(total / count)
     return norm if per_sample else norm[0]
 
 

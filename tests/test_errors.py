@@ -21,6 +21,7 @@ from flowsde.integrators import (
     Dopri5,
     DPMSolverPP,
     EulerMaruyama,
+    ImplicitRK,
     Integrator,
     Iterate,
     StochasticHeun,
@@ -193,15 +194,16 @@ def stack() -> fs.Map:
 def test_every_integrator_refuses_what_it_cannot_integrate(method: Integrator) -> None:
     """With a TypeError that names an integrator that can."""
     semilinear = isinstance(method, (Exponential, ETDRK4))
+    imex = isinstance(method, ImplicitRK) and method.tableau.explicit is not None
     ordinary = not (semilinear or isinstance(method, (Symplectic, _Stochastic, Iterate)))
     fits = {
-        "ode": ordinary,
+        "ode": ordinary and not imex,
         "split": ordinary or semilinear,
-        "separable": ordinary or isinstance(method, Symplectic),
+        "separable": (ordinary and not imex) or isinstance(method, Symplectic),
         "ito": isinstance(method, EulerMaruyama),
         "stratonovich": isinstance(method, StochasticHeun),
         "map": isinstance(method, Iterate),
-    }
+    }  # fmt: skip
     systems = {
         "ode": ODE, "split": fs.ODE(lambda t, y: y, linear=-1.0),
         "separable": fs.ODE(lambda t, y: (y[1], -y[0]), separable=True), "ito": ITO,

@@ -11,7 +11,15 @@ from torch import Tensor
 
 import flowsde as fs
 from flowsde import integrators
-from flowsde.integrators import Dopri5, ExplicitRK, Heun, Integrator, Iterate, Tableau
+from flowsde.integrators import (
+    Dopri5,
+    ExplicitRK,
+    Heun,
+    ImplicitRK,
+    Integrator,
+    Iterate,
+    Tableau,
+)  # fmt: skip
 from flowsde.integrators.base import Engine
 from flowsde.integrators.stochastic import _Stochastic
 from flowsde.integrators.symplectic import Symplectic
@@ -26,12 +34,13 @@ ORDINARY = [
 EXPONENTIAL = [
     m for m in catalogue(integrators, Integrator)
     if admits(m, fs.ODE(lambda t, y: y, linear=-1.0)) and not admits(m, fs.ODE(lambda t, y: y))
+    and not isinstance(m, ImplicitRK)
 ]  # fmt: skip
 
 
 def test_every_integrator_is_tested_for_its_order() -> None:
-    """One of the groups below, those of test_symplectic and test_stochastic, or exact."""
-    kinds = (Symplectic, _Stochastic, Iterate, Engine)
+    """One of the groups below, those of test_symplectic, test_implicit and test_stochastic."""
+    kinds = (Symplectic, ImplicitRK, _Stochastic, Iterate, Engine)
     for method in catalogue(integrators, Integrator):
         assert method in ORDINARY + EXPONENTIAL or isinstance(method, kinds), method
 

@@ -13,7 +13,9 @@ from .. import _scalar
 from .._scalar import Scalar, expand
 from .._state import State, tree_map
 
-__all__ = ["Dynamics", "Noise", "SemiLinear"]
+__all__ = ["Dynamics", "Noise", "SemiLinear", "VectorField"]
+
+VectorField = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,12 @@ class Dynamics(nn.Module, ABC):
 
     def split(self) -> SemiLinear | None:
         """The semi-linear structure; None where it is unknown."""
+        return None
+
+    def parts(self) -> tuple[VectorField, VectorField] | None:
+        """(explicit, implicit): two fields whose sum is the drift, the second one stiff; None
+        where none was declared. What IMEX integrators need to know.
+        """
         return None
 
     def prepare(self, y0: State, seed: int | None) -> Self:

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, final
 
+import torch
 from torch import Tensor, nn
 
 from .._scalar import Scalar
-from .._state import State, contract, tree_map
-from .base import Dynamics, Noise, SemiLinear
+from .._state import State, check_like, contract, tree_map
+from .base import Dynamics, Noise, SemiLinear, VectorField
 
 __all__ = ["CDE", "ODE", "SDE", "Control"]
 
-Field = Callable[..., Any]
-
 
 class _LinearPart(SemiLinear):
-    def __init__(self, field: Field, rate: Scalar) -> None:
+    def __init__(self, field: VectorField, rate: Scalar) -> None:
         self._field, self.rate = field, rate
 
     def scale(self, t: Scalar) -> Scalar:
@@ -56,44 +55,74 @@ class _LinearPart(SemiLinear):
 
 @final
 class ODE(Dynamics):
-    """dy/dt = f(t, y, *args), or linear * y + f(t, y, *args).
+    """dy/dt = f(t, y, *args) [ + implicit(t, y, *args) ] [ + linear * y ].
 
     Args:
         f: the vector field; any callable, a module's parameters are registered.
         linear: the rate of a stiff linear part, a float or a tensor that multiplies the last axes
-            of y, which exponential integrators then solve exactly.
-        batched_time: whether f accepts t of shape ``(batch,)`` (per-sample steps and spans).
+            of y, which exponential integrators then solve exactly, and IMEX ones implicitly.
+        implicit: a stiff part, a field like f: IMEX integrators such as ``KenCarp4()`` treat it
+            implicitly and f explicitly. Any other integrator sees the sum.
+        batched_time: whether the fields accept t of shape ``(batch,)`` (per-sample steps and
+            spans).
         separable: whether y = (q, p) and f(t, (q, p)) = (v(t, p), a(t, q)), as symplectic methods
             need it.
 
     Raises:
-        ValueError: on a separable field with a linear part, which would mix q into dq/dt.
+        ValueError: on a separable field with a further part, which would mix q into dq/dt.
     """
 
     def __init__(
         self,
-        f: Field,
+        f: VectorField,
         *,
         linear: Scalar | None = None,
+        implicit: VectorField | None = None,
         batched_time: bool = False,
         separable: bool = False,
     ) -> None:
         super().__init__()
         _check_callable(f)
-        if separable and linear is not None:
-            raise ValueError("a separable field has no linear part: put it into f, or leave it out")
-        self.f, self.batched_time, self.separable = f, batched_time, separable
+        if implicit is not None:
+            _check_callable(implicit)
+        if separable and (linear is not None or implicit is not None):
+            raise ValueError(
+                "a separable field has no further part: put it into f, or leave it out"
+            )
+        self.f, self.implicit = f, implicit
+        self.batched_time, self.separable = batched_time, separable
         if isinstance(linear, Tensor) and not isinstance(linear, nn.Parameter):
             self.register_buffer("linear", linear)
         else:
             self.linear = linear
 
     def forward(self, t: Tensor, y: State, *args: Any) -> State:
-        k = self.f(t, y, *args)
+        k = self._nonlinear(t, y, *args)
         return k if self.linear is None else tree_map(lambda v, w: self.linear * v + w, y, k)
 
     def split(self) -> SemiLinear | None:
-        return None if self.linear is None else _LinearPart(self.f, self.linear)
+        return None if self.linear is None else _LinearPart(self._nonlinear, self.linear)
+
+    def parts(self) -> tuple[VectorField, VectorField] | None:
+        if self.implicit is None and self.linear is None:
+            return None
+        return self.f, self._stiff
+
+    def _nonlinear(self, t: Tensor, y: State, *args: Any) -> State:
+        k = self.f(t, y, *args)
+        return k if self.implicit is None else _add(y, k, self.implicit(t, y, *args))
+
+    def _stiff(self, t: Tensor, y: State, *args: Any) -> State:
+        if self.linear is None:
+            assert self.implicit is not None
+            return self.implicit(t, y, *args)
+        k = tree_map(lambda v: self.linear * v, y)
+        return k if self.implicit is None else _add(y, k, self.implicit(t, y, *args))
+
+
+def _add(y: State, a: State, b: State) -> State:
+    """The sum of two slopes of y, neither broadcast."""
+    return tree_map(torch.add, check_like(a, y, "the field"), check_like(b, y, "the implicit part"))
 
 
 @final
@@ -116,8 +145,8 @@ class SDE(Dynamics):
 
     def __init__(
         self,
-        f: Field,
-        g: Field,
+        f: VectorField,
+        g: VectorField,
         *,
         noise: Literal["diagonal", "scalar", "general"],
         stratonovich: bool = False,
@@ -159,7 +188,7 @@ class CDE(Dynamics):
     Source: Kidger et al. 2020, arXiv 2005.08926.
     """
 
-    def __init__(self, f: Field, path: Control, *, batched_time: bool = False) -> None:
+    def __init__(self, f: VectorField, path: Control, *, batched_time: bool = False) -> None:
         super().__init__()
         _check_callable(f)
         if not callable(getattr(path, "derivative", None)):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,11 +21,13 @@ __all__ = ["Field"]
 class Field:
     """Dynamics with the arguments bound, times made tensors, outputs checked, calls counted.
 
-    Integrators call this, never the dynamics: ``drift``, ``diffusion``, ``residual``, ``step``.
+    Integrators call this, never the dynamics: ``drift``, ``explicit`` and ``implicit``,
+    ``diffusion``, ``residual``, ``step``.
     """
 
     __slots__ = (
-        "_device", "_dtype", "_t", "_tensor", "args", "dynamics", "evaluations", "noise", "split",
+        "_device", "_dtype", "_made", "_t", "_tensor", "args", "dynamics", "evaluations", "mixes",
+        "noise", "parts", "products", "split",
     )  # fmt: skip
 
     def __init__(self, dynamics: Dynamics, args: tuple[Any, ...], y0: State) -> None:
@@ -31,7 +35,10 @@ class Field:
         self.dynamics, self.args = dynamics, args
         self.noise: Noise | None = dynamics.noise
         self.split: SemiLinear | None = dynamics.split()
-        self.evaluations = 0
+        self.parts = dynamics.parts()
+        self.evaluations = self.products = 0
+        self.mixes = False  # whether samples were found to depend on each other
+        self._made: tuple[Scalar, weakref.ref[Tensor], Any] | None = None
         self._dtype, self._device = first.dtype.to_real(), first.device
         self._t, self._tensor = math.nan, torch.empty((), device="meta")
 
@@ -57,6 +64,33 @@ class Field:
         if tensors and k.shape == y.shape and k.dtype is y.dtype:  # check_like's fast path
             return k
         return check_like(k, y, "the vector field")
+
+    def explicit(self, t: Scalar, y: State) -> State:
+        """The part of the drift that is not stiff, shaped as y."""
+        return self._part(0, t, y)
+
+    def implicit(self, t: Scalar, y: State) -> State:
+        """The stiff part of the drift, shaped as y."""
+        return self._part(1, t, y)
+
+    def _part(self, which: int, t: Scalar, y: State) -> State:
+        assert self.parts is not None
+        self.evaluations += 1
+        k = self.parts[which](self.time(t), y, *self.args)
+        return check_like(k, y, ("the explicit part", "the implicit part")[which])
+
+    def count(self, products: int) -> None:
+        """Told of Jacobian-vector products, passes through the field that call it not."""
+        self.products += products
+
+    def once(self, t: Scalar, y: State, make: Callable[[], Any]) -> Any:
+        """What make() returns; made once where a rejected step starts again from the same y."""
+        first = leaves(y)[0]
+        if self._made is not None and self._made[0] is t and self._made[1]() is first:
+            return self._made[2]
+        made = make()
+        self._made = t, weakref.ref(first), made
+        return made
 
     def residual(self, t: Scalar, x: State) -> State:
         """The split's residual, shaped as x."""

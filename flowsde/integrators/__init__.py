@@ -16,6 +16,19 @@ from .explicit import (
     Tsit5,
 )  # fmt: skip
 from .exponential import DDIM, DPMSolverPP, ExponentialEuler
+from .implicit import (
+    ImplicitEuler,
+    ImplicitRK,
+    ImplicitTableau,
+    KenCarp3,
+    KenCarp4,
+    KenCarp5,
+    Kvaerno3,
+    Kvaerno4,
+    Kvaerno5,
+    Trapezoid,
+)  # fmt: skip
+from .linear import GMRES, Dense, LinearSolver
 from .multistep import Adams
 from .reversible import AsynchronousLeapfrog, ReversibleRK
 from .runge_kutta import ExplicitRK, Tableau
@@ -24,9 +37,11 @@ from .stochastic import EulerMaruyama, StochasticHeun
 from .symplectic import Leapfrog, Yoshida4
 
 __all__ = [
-    "DDIM", "ETDRK4", "RK4", "RKC2", "Adams", "AsynchronousLeapfrog", "Bosh3", "DPMSolverPP",
-    "Dopri5", "Dopri8", "Euler", "EulerMaruyama", "ExplicitRK", "ExponentialEuler", "Heun",
-    "Integrator", "Iterate", "Leapfrog", "Midpoint", "Ralston", "ReversibleIntegrator",
-    "ReversibleRK", "SciPy", "Step", "StochasticHeun", "Tableau", "TorchDiffEq", "Tsit5",
+    "DDIM", "ETDRK4", "GMRES", "RK4", "RKC2", "Adams", "AsynchronousLeapfrog", "Bosh3",
+    "DPMSolverPP", "Dense", "Dopri5", "Dopri8", "Euler", "EulerMaruyama", "ExplicitRK",
+    "ExponentialEuler", "Heun", "ImplicitEuler", "ImplicitRK", "ImplicitTableau", "Integrator",
+    "Iterate", "KenCarp3", "KenCarp4", "KenCarp5", "Kvaerno3", "Kvaerno4", "Kvaerno5",
+    "Leapfrog", "LinearSolver", "Midpoint", "Ralston", "ReversibleIntegrator", "ReversibleRK",
+    "SciPy", "Step", "StochasticHeun", "Tableau", "TorchDiffEq", "Trapezoid", "Tsit5",
     "Yoshida4",
 ]  # fmt: skip

@@ -70,6 +70,10 @@ class Integrator(ABC):
                 "for additive or Stratonovich noise"
             )
 
+    def bind(self, stepping: Stepping) -> Integrator:
+        """The integrator with the tolerances or step sizes that the solve asks for."""
+        return self
+
     def noise_shapes(self, dynamics: Dynamics, y: State) -> State | None:
         """A state shaped as the Brownian increment a step needs; None if it needs none."""
         return None
@@ -101,10 +105,6 @@ class ReversibleIntegrator(Integrator):
 
 class Engine(Integrator):
     """A solver from outside: one of its steps spans one save interval, on steps of its own."""
-
-    @abstractmethod
-    def bind(self, stepping: Stepping) -> Engine:
-        """The engine with the tolerances or step sizes that the solve asks for."""
 
 
 def check_noise(integrator: Integrator, dynamics: Dynamics) -> Noise:

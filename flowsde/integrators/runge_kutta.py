@@ -17,7 +17,7 @@ __all__ = ["ExplicitRK", "Tableau"]
 Row = tuple[float, ...]
 
 
-def _sparse(row: Sequence[float]) -> Weights:
+def sparse(row: Sequence[float]) -> Weights:
     return tuple((i, float(w)) for i, w in enumerate(row) if w != 0)
 
 
@@ -62,27 +62,27 @@ class Tableau:
         if len(self.c) != stages or [len(row) for row in self.a] != list(range(1, stages)):
             raise ValueError(f"{stages} weights need {stages} nodes and rows of 1..{stages - 1}")
         for c, row in zip(self.c[1:], self.a, strict=True):
-            _demand(sum(row), c, "a row does not sum to its node")
+            demand(sum(row), c, "a row does not sum to its node")
         self._check(self.b, self.order)
         error = None
         if self.b_low is not None:
             self._check(self.b_low, self.order_low)
-            error = _sparse([b - low for b, low in zip(self.b, self.b_low, strict=True)])
+            error = sparse([b - low for b, low in zip(self.b, self.b_low, strict=True)])
         if self.dense is not None:
             for b, powers in zip(self.b, self.dense, strict=True):
-                _demand(sum(powers), b, "a dense weight does not end at its b")
-        object.__setattr__(self, "rows", tuple(_sparse(row) for row in self.a))
-        object.__setattr__(self, "weights", _sparse(self.b))
+                demand(sum(powers), b, "a dense weight does not end at its b")
+        object.__setattr__(self, "rows", tuple(sparse(row) for row in self.a))
+        object.__setattr__(self, "weights", sparse(self.b))
         object.__setattr__(self, "error", error)
         object.__setattr__(self, "fsal", stages > 1 and (*self.a[-1], 0) == self.b)
 
     def _check(self, b: Row, order: int) -> None:
         for q in range(1, order + 1):
             moment = math.fsum(w * c ** (q - 1) for w, c in zip(b, self.c, strict=True))
-            _demand(moment, 1 / q, f"the weights miss the quadrature condition of order {q}")
+            demand(moment, 1 / q, f"the weights miss the quadrature condition of order {q}")
 
 
-def _demand(value: float, wanted: float, complaint: str) -> None:
+def demand(value: float, wanted: float, complaint: str) -> None:
     if not math.isclose(value, wanted, rel_tol=1e-11, abs_tol=1e-11):
         raise ValueError(f"{complaint}: {value} for {wanted}")
 
@@ -140,7 +140,7 @@ class _RKStep(Step):
     def dense(self, theta: Scalar) -> State:
         tableau, dt = self._method.tableau, self._t1 - self._t0
         if tableau.dense is not None:
-            return _polynomial(self._y0, self._ks, tableau.dense, dt, theta)
+            return polynomial(self._y0, self._ks, tableau.dense, dt, theta)
         if tableau.order > 4:  # a shorter step from the same start: as exact as the method
             t = self._t0 + theta * dt
             start = self._ks[0]
@@ -150,7 +150,7 @@ class _RKStep(Step):
         return hermite(self._y0, self.y1, self._ks[0], self._end, dt, theta)
 
 
-def _polynomial(
+def polynomial(
     y0: State, ks: list[State], dense: tuple[Row, ...], dt: Scalar, theta: Scalar
 ) -> State:
     """y0 + dt sum_i b_i(theta) k_i."""
