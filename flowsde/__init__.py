@@ -21,11 +21,12 @@ from .dynamics import (
     Noise,
 )  # fmt: skip
 from .errors import MaxStepsReached, NonFiniteState, SolveError, StepUnderflow
+from .events import Event
 from .executor import Eager, Executor
 from .flow import Base, Flow, Normal, bits_per_dim
 from .integrators.base import Integrator
 from .paths import Brownian, Path, Schedule
-from .solution import Solution, Stats, Status, Steps
+from .solution import Crossings, Solution, Stats, Status, Steps
 from .solve import Solver, solve
 from .stepping import Adaptive, Fixed, Grid, Stepping
 from .transforms import Divergence, Exact, Hutchinson, change_clock, log_density
@@ -34,9 +35,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CDE", "ODE", "SDE", "Adaptive", "Adjoint", "Base", "Brownian", "Chain", "Checkpointed",
-    "Composed", "Denoiser", "Direct", "Divergence", "Dynamics", "Eager", "Exact", "Executor",
-    "Fixed", "Flow", "Grid", "Hutchinson", "Integrator", "LinearSDE", "Map", "MaxStepsReached",
-    "Noise", "NonFiniteState", "Normal", "Path", "Schedule", "Solution", "SolveError", "Solver",
-    "Stats", "Status", "StepUnderflow", "Stepping", "Steps", "bits_per_dim", "change_clock",
-    "log_density", "solve",
+    "Composed", "Crossings", "Denoiser", "Direct", "Divergence", "Dynamics", "Eager", "Event",
+    "Exact", "Executor", "Fixed", "Flow", "Grid", "Hutchinson", "Integrator", "LinearSDE", "Map",
+    "MaxStepsReached", "Noise", "NonFiniteState", "Normal", "Path", "Schedule", "Solution",
+    "SolveError", "Solver", "Stats", "Status", "StepUnderflow", "Stepping", "Steps", "bits_per_dim",
+    "change_clock", "log_density", "solve",
 ]  # fmt: skip

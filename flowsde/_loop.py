@@ -13,6 +13,7 @@ from ._scalar import Scalar
 from ._scalar import where as choose
 from ._state import State, where
 from .dynamics.field import Field
+from .events import Watch
 from .integrators.base import Carry, Integrator, Step
 from .solution import Dense, Solution, Stats
 
@@ -29,6 +30,9 @@ class Recorder:
     def keep(self, accept: Accept) -> None:
         """Told whether the last attempt counts."""
 
+    def restart(self, y: State) -> None:
+        """Told that the last step ended in y, and the next one starts afresh."""
+
 
 @dataclass
 class Loop:
@@ -43,6 +47,7 @@ class Loop:
     max_steps: int
     dense: bool
     progress: Callable[[float], None] | None
+    watch: Watch | None = None
 
     def __post_init__(self) -> None:
         self.advance: Callable[..., Step] = self.step  # an executor may put its own in its place
@@ -56,6 +61,8 @@ class Loop:
         plan, saver, y = self.plan, self.saver, self.y0
         stats, dense = Stats(), Dense() if self.dense else None
         saver.begin(plan.t, y)
+        if self.watch is not None:
+            self.watch.begin(plan.t, y)
         if plan.running:
             carry = self.integrator.init(self.field, plan.t, y)
             plan.start(self.field, y, carry)
@@ -70,14 +77,25 @@ class Loop:
                 t1 = choose(accept, t1, t0)
                 step = recorder.take(self, stats.attempts, t0, t1, y, carry)
             recorder.keep(accept)
+            landing = None
+            if self.watch is not None and accept is not False:
+                landing = self.watch.look(t0, t1, step, accept)
+            if landing is not None:
+                recorder.restart(where(accept, step.y1, y))
+                plan.land(landing.hit, landing.t1, landing.over)
+                t1, step = landing.t1, landing
             saver.keep(t0, t1, y, step, accept)
             if dense is not None and accept is not False:
                 dense.pieces.append((t0, choose(accept, t1, t0), step.dense))
             y, carry = where(accept, step.y1, y), where(accept, step.carry, carry)
+            if landing is not None:
+                y = landing.resume(plan.t, y)
+                carry = self.integrator.init(self.field, plan.t, y) if plan.running else None
             stats.attempts += 1
             if self.progress is not None:
                 self.progress(plan.progress)
         plan.finish(y, stats)
         stats.evaluations = self.field.evaluations
         ts, ys = saver.finish(plan.t, y)
-        return Solution(y, plan.t, ts, ys, stats, plan.status, plan.message, dense)
+        events = None if self.watch is None else self.watch.finish(y)
+        return Solution(y, plan.t, ts, ys, stats, plan.status, plan.message, dense, events)

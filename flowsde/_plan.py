@@ -56,6 +56,12 @@ class Plan(ABC):
         """Whether the attempt counts: a bool, or row by row."""
 
     @abstractmethod
+    def land(self, hit: Accept, t: Scalar, over: Accept) -> None:
+        """An event cut the step that was just judged: it ended at t, where it was hit; for good,
+        where it is over.
+        """
+
+    @abstractmethod
     def exhausted(self, max_steps: int) -> None:
         """Told that the loop stops short."""
 
@@ -68,6 +74,8 @@ class GivenPlan(Plan):
 
     def __init__(self, times: list[Scalar], batch: int | None) -> None:
         self._times, self._n, self._batch = times, 0, batch
+        self._over: Tensor | None = None  # rows that an event has ended, and where they stand
+        self._stay: Any = None
 
     @property
     def running(self) -> bool:
@@ -75,18 +83,34 @@ class GivenPlan(Plan):
 
     @property
     def t(self) -> Scalar:
-        return self._times[self._n]
+        return self._time(self._n)
+
+    def _time(self, n: int) -> Scalar:
+        t = self._times[n]
+        return t if self._over is None else torch.where(self._over, self._stay, t)
 
     @property
     def progress(self) -> float:
         return self._n / max(1, len(self._times) - 1)
 
     def interval(self) -> tuple[Scalar, Scalar]:
-        return self._times[self._n], self._times[self._n + 1]
+        return self._time(self._n), self._time(self._n + 1)
 
     def judge(self, step: Step, y: State) -> Accept:
         self._n += 1
         return True
+
+    def land(self, hit: Accept, t: Scalar, over: Accept) -> None:
+        """The rest of a step that was cut is taken next; rows that were not hit stand still."""
+        self._times.insert(self._n, t)
+        if not isinstance(over, Tensor):
+            self.status = Status.EVENT if over else Status.RUNNING
+            return
+        before = torch.zeros_like(over) if self._over is None else self._over
+        self._stay = torch.where(before, t if self._stay is None else self._stay, t)
+        self._over = before | over
+        if bool(self._over.all()):
+            self.status = Status.EVENT
 
     def exhausted(self, max_steps: int) -> None:
         self.status = Status.MAX_STEPS
@@ -105,6 +129,8 @@ class GivenPlan(Plan):
             self._check_finite(y)
         if self._batch is not None and not isinstance(self.status, Tensor):
             self.status = torch.full_like(count, int(self.status))
+        if self._over is not None:
+            self.status = torch.where(self._over, int(Status.EVENT), self.status)
 
     def _check_finite(self, y: State) -> None:
         if leaves(y)[0].is_meta:
@@ -232,7 +258,9 @@ class AdaptivePlan(Plan):
     def judge(self, step: Step, y: State) -> Accept:
         with torch.no_grad():
             error: Any = self._stepping.measure(step.error(), y, step.y1)
-            return self._decide(error if self._batch is not None else float(error), step)
+            accept = self._decide(error if self._batch is not None else float(error), step)
+        self._t = choose(accept, choose(self._last, self._end, self._reach), self._t)
+        return accept
 
     def _decide(self, error: Any, step: Step) -> Accept:
         width = abs(self._reach - self._now)
@@ -243,7 +271,6 @@ class AdaptivePlan(Plan):
         going = self.status == Status.RUNNING
         accept = accept & going
         self._now = torch.where(accept, self._reach, self._now)
-        self._t = torch.where(accept, choose(self._last, self._end, self._reach), self._t)
         self._accepted = self._accepted + accept
         self._rejected = self._rejected + (going & ~accept)
         self._dt = torch.as_tensor(dt).to(self._now.dtype)
@@ -257,6 +284,18 @@ class AdaptivePlan(Plan):
         self._live, self.spoiled = signs.tolist()
         return accept
 
+    def land(self, hit: Accept, t: Scalar, over: Accept) -> None:
+        if not isinstance(over, Tensor):
+            self._now, self._t = to_float(t), t
+            arrived = self._now == self._host[1]
+            self.status = Status.EVENT if over else Status.SUCCESS if arrived else Status.RUNNING
+            self._live = self.status is Status.RUNNING
+            return
+        self._now, self._t = choose(hit, _detach(t), self._now), choose(hit, t, self._t)
+        going = torch.where(self._now == self._host[1], int(Status.SUCCESS), int(Status.RUNNING))
+        landed: Any = choose(hit, torch.where(over, int(Status.EVENT), going), self.status)
+        self.status, self._live = landed, bool((landed == Status.RUNNING).any())
+
     def _too_small(self, dt: Any) -> Any:
         """Whether a step would hardly move the time, or is below the least allowed."""
         reach = abs(self._host[1] - self._host[0]) + abs(self._now)
@@ -268,7 +307,7 @@ class AdaptivePlan(Plan):
         self._dt, self._memory = dt, memory
         if accept:
             self._accepted += 1
-            self._now, self._t = self._reach, self._end if self._last else self._reach
+            self._now = self._reach
             if self._last:
                 self.status, self._live = Status.SUCCESS, False
             return True
@@ -311,8 +350,8 @@ class AdaptivePlan(Plan):
 
     def finish(self, y: State, stats: Stats) -> None:
         stats.accepted, stats.rejected = self._accepted, self._rejected
-        if isinstance(self.status, Tensor) and not bool((self.status == Status.SUCCESS).all()):
-            rows = torch.nonzero(self.status != Status.SUCCESS).flatten().tolist()
+        if isinstance(self.status, Tensor) and bool((self.status > Status.SUCCESS).any()):
+            rows = torch.nonzero(self.status > Status.SUCCESS).flatten().tolist()
             ends = [Status(int(self.status[i])).name for i in rows[:5]]
             self.message = (
                 f"{len(rows)} of {self._batch} samples failed; the first: "

@@ -199,6 +199,10 @@ class _Tape(Recorder):
             record = _Record(n, t0, t1, weakref.ref(frame), accept)
             self._current.records.append(record)
 
+    def restart(self, y: State) -> None:
+        if self._current is not None:
+            self._current.end, self._current = detach(y), None
+
     def finish(self, solution: Solution) -> None:
         """The solve is over: what is needed again lives in the graph alone."""
         if self._current is not None:

@@ -16,6 +16,7 @@ FLOORS = [
     {"transforms", "integrators"},
     {"_plan"},
     {"_save"},
+    {"events"},
     {"_loop"},
     {"adjoint", "executor"},
     {"solve"},
