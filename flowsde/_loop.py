@@ -57,6 +57,11 @@ class Loop:
         dw = None if self.noise is None else self.noise(n)
         return self.integrator.step(self.field, t0, t1, y, dw, carry)
 
+    def _attempt(
+        self, recorder: Recorder, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry
+    ) -> Step:
+        return recorder.take(self, n, self.plan.after(t0), self.plan.before(t1), y, carry)
+
     def run(self, recorder: Recorder) -> Solution:
         plan, saver, y = self.plan, self.saver, self.y0
         stats, dense = Stats(), Dense() if self.dense else None
@@ -64,24 +69,26 @@ class Loop:
         if self.watch is not None:
             self.watch.begin(plan.t, y)
         if plan.running:
-            carry = self.integrator.init(self.field, plan.t, y)
+            carry = self.integrator.init(self.field, plan.after(plan.t), y)
             plan.start(self.field, y, carry)
         while plan.running:
             if stats.attempts == self.max_steps:
                 plan.exhausted(self.max_steps)
                 break
             t0, t1 = plan.interval()
-            step = recorder.take(self, stats.attempts, t0, t1, y, carry)
+            step = self._attempt(recorder, stats.attempts, t0, t1, y, carry)
             accept = plan.judge(step, y)
             if plan.spoiled and torch.is_grad_enabled():  # rejected rows stand still instead
                 t1 = choose(accept, t1, t0)
-                step = recorder.take(self, stats.attempts, t0, t1, y, carry)
+                step = self._attempt(recorder, stats.attempts, t0, t1, y, carry)
             recorder.keep(accept)
             landing = None
             if self.watch is not None and accept is not False:
                 landing = self.watch.look(t0, t1, step, accept)
-            if landing is not None:
+            afresh = landing is not None or plan.jumped
+            if afresh:
                 recorder.restart(where(accept, step.y1, y))
+            if landing is not None:
                 plan.land(landing.hit, landing.t1, landing.over)
                 t1, step = landing.t1, landing
             saver.keep(t0, t1, y, step, accept)
@@ -90,7 +97,8 @@ class Loop:
             y, carry = where(accept, step.y1, y), where(accept, step.carry, carry)
             if landing is not None:
                 y = landing.resume(plan.t, y)
-                carry = self.integrator.init(self.field, plan.t, y) if plan.running else None
+            if afresh and plan.running:
+                carry = self.integrator.init(self.field, plan.after(plan.t), y)
             stats.attempts += 1
             if self.progress is not None:
                 self.progress(plan.progress)

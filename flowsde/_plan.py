@@ -29,6 +29,7 @@ class Plan(ABC):
     status: Status | Tensor = Status.RUNNING
     message: str = ""
     spoiled: bool = False  # whether rows that do not count were not finite: their graph is poison
+    jumped: bool = False  # whether the last step ended where the field jumps, at least for some
 
     @property
     @abstractmethod
@@ -50,6 +51,14 @@ class Plan(ABC):
     @abstractmethod
     def interval(self) -> tuple[Scalar, Scalar]:
         """The step to attempt."""
+
+    def before(self, t: Scalar) -> Scalar:
+        """The time that a step which ends at t shows to the field."""
+        return t
+
+    def after(self, t: Scalar) -> Scalar:
+        """The time that a step which starts at t shows to the field."""
+        return t
 
     @abstractmethod
     def judge(self, step: Step, y: State) -> Accept:
@@ -166,6 +175,41 @@ def _where(bad: list[Tensor]) -> str:
     return "no single component"
 
 
+class _Stops:
+    """The times inside one span on which steps land, and which of them the field jumps at."""
+
+    def __init__(
+        self, stepping: Adaptive, start: Any, end: Any, sign: Any, dtype: torch.dtype
+    ) -> None:
+        self._end, self._sign = end, sign
+        narrow = torch.finfo(dtype)  # the field sees times of the state's dtype
+        self._gaps = {t: max(2.0 * narrow.eps * abs(t), narrow.tiny) for t in stepping.jump_at}
+        times = sorted({*stepping.step_at, *stepping.jump_at})
+        self.inside = any(_some(((t - start) * sign > 0) & ((end - t) * sign > 0)) for t in times)
+        self._times = times
+
+    def next(self, now: Any) -> Any:
+        """The next of them; the end after the last."""
+        aim = self._end
+        for t in self._times:
+            ahead = (t - now) * self._sign
+            aim = choose((ahead > 0) & (ahead < (aim - now) * self._sign), t + 0.0 * now, aim)
+        return aim
+
+    def jumps_at(self, t: Any) -> Any:
+        """Whether t is a jump."""
+        found: Any = False
+        for jump in self._gaps:
+            found = found | (t == jump)
+        return found
+
+    def beside(self, t: Scalar, side: float) -> Scalar:
+        """t, or a time next to it where it is a jump: on the way to the end for side = 1."""
+        for jump, gap in self._gaps.items():
+            t = choose(_detach(t) == jump, t + side * self._sign * gap, t)
+        return t
+
+
 class AdaptivePlan(Plan):
     """Steps chosen on the way; one host read an attempt, shared or per sample.
 
@@ -174,8 +218,9 @@ class AdaptivePlan(Plan):
     """
 
     def __init__(
-        self, stepping: Adaptive, integrator: Integrator, t0: Any, t1: Any, batch: int | None
-    ) -> None:
+        self, stepping: Adaptive, integrator: Integrator, t0: Any, t1: Any, batch: int | None,
+        dtype: torch.dtype,
+    ) -> None:  # fmt: skip
         self._stepping, self._integrator, self._batch = stepping, integrator, batch
         assert integrator.error_order is not None
         self._order = integrator.error_order
@@ -189,6 +234,8 @@ class AdaptivePlan(Plan):
         self._now = self._host[0]
         gap = self._host[1] - self._now
         self._sign: Any = math.copysign(1.0, gap) if batch is None else torch.sign(gap)
+        self._stops = _Stops(stepping, *self._host, self._sign, dtype)
+        self._aim: Any = self._stops.next(self._now)
         self._memory: tuple[Scalar, Scalar] = (1.0, 1.0)
         self._accepted, self._rejected = self._zero, self._zero
         self._dt: Any = 0.0
@@ -197,6 +244,7 @@ class AdaptivePlan(Plan):
             arrived = gap == 0
             self.status = torch.where(arrived, int(Status.SUCCESS), self.status)
             self._live = not bool(arrived.all())
+        self._lands: Any = False  # whether the step ends on a stop, and whether on the last
         self._last: Any = False
         self._reach: Any = self._now
 
@@ -248,12 +296,18 @@ class AdaptivePlan(Plan):
         return choose(isfinite(first), first, guess)
 
     def interval(self) -> tuple[Scalar, Scalar]:
-        left = abs(self._host[1] - self._now)
-        self._last = self._dt * 1.01 >= left
+        self._lands = self._dt * 1.01 >= abs(self._aim - self._now)
+        self._last = self._lands & (self._aim == self._host[1])
         going = self.status == Status.RUNNING  # rows that have ended stand still
-        reach = choose(self._last, self._host[1], self._now + self._sign * self._dt)
+        reach = choose(self._lands, self._aim, self._now + self._sign * self._dt)
         self._reach = choose(going, reach, self._now)
         return self._t, choose(going, choose(self._last, self._end, reach), self._t)
+
+    def before(self, t: Scalar) -> Scalar:
+        return self._stops.beside(t, -1.0)
+
+    def after(self, t: Scalar) -> Scalar:
+        return self._stops.beside(t, 1.0)
 
     def judge(self, step: Step, y: State) -> Accept:
         with torch.no_grad():
@@ -265,6 +319,8 @@ class AdaptivePlan(Plan):
     def _decide(self, error: Any, step: Step) -> Accept:
         width = abs(self._reach - self._now)
         accept, dt, memory = self._stepping.advise(error, width, self._order, self._memory)
+        if self._stops.inside:  # a step cut short to land says little of the next
+            dt = choose(accept & self._lands & (dt < self._dt), self._dt, dt)
         if self._batch is None:
             return self._decide_shared(error, accept, dt, memory, step)
         self._memory = memory
@@ -280,8 +336,12 @@ class AdaptivePlan(Plan):
         self.status = torch.where(done, int(Status.SUCCESS), self.status)
         self.status = torch.where(stuck, failed.to(self.status.dtype), self.status)
         spoilt = ~accept & ~torch.isfinite(error)
-        signs = torch.stack(((self.status == Status.RUNNING).any(), spoilt.any()))
-        self._live, self.spoiled = signs.tolist()
+        signs = [(self.status == Status.RUNNING).any(), spoilt.any()]
+        if self._stops.inside:
+            self._aim = self._stops.next(self._now)
+            signs.append((accept & self._lands & self._stops.jumps_at(self._now)).any())
+        self._live, self.spoiled, *jumped = torch.stack(signs).tolist()
+        self.jumped = any(jumped)
         return accept
 
     def land(self, hit: Accept, t: Scalar, over: Accept) -> None:
@@ -290,11 +350,13 @@ class AdaptivePlan(Plan):
             arrived = self._now == self._host[1]
             self.status = Status.EVENT if over else Status.SUCCESS if arrived else Status.RUNNING
             self._live = self.status is Status.RUNNING
+            self._aim = self._stops.next(self._now)
             return
         self._now, self._t = choose(hit, _detach(t), self._now), choose(hit, t, self._t)
         going = torch.where(self._now == self._host[1], int(Status.SUCCESS), int(Status.RUNNING))
         landed: Any = choose(hit, torch.where(over, int(Status.EVENT), going), self.status)
         self.status, self._live = landed, bool((landed == Status.RUNNING).any())
+        self._aim = self._stops.next(self._now)
 
     def _too_small(self, dt: Any) -> Any:
         """Whether a step would hardly move the time, or is below the least allowed."""
@@ -310,7 +372,11 @@ class AdaptivePlan(Plan):
             self._now = self._reach
             if self._last:
                 self.status, self._live = Status.SUCCESS, False
+            elif self._stops.inside:
+                self._aim = self._stops.next(self._now)
+                self.jumped = bool(self._stops.jumps_at(self._now))
             return True
+        self.jumped = False
         self._rejected += 1
         if self._too_small(dt):
             self._live = False
@@ -359,6 +425,10 @@ class AdaptivePlan(Plan):
                             for i, e in zip(rows, ends, strict=False))
                 + ". Raise max_steps, loosen the tolerances, or look at the field there"
             )  # fmt: skip
+
+
+def _some(mask: Any) -> bool:
+    return bool(mask.any()) if isinstance(mask, Tensor) else mask
 
 
 def _detach(t: Scalar) -> Any:

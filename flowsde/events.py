@@ -277,12 +277,12 @@ def _polish(
     """The end of a bracket of the root that lies on its far side, by the ITP method.
 
     Never more looks than bisection and a few, about eight where phi is smooth; the host reads once
-    in eight.
+    in four.
     """
     sign = torch.where(fa < 0, 1.0, -1.0)
     fa, fb, width = sign * fa, sign * fb, torch.where(b > a, b - a, 1.0)
     for n in range(56):
-        if n % 8 == 0 and bool((b - a <= _WIDTH).all()):
+        if n % 4 == 0 and bool((b - a <= _WIDTH).all()):
             break
         middle, gap = 0.5 * (a + b), torch.where(fb > fa, fb - fa, 1.0)
         secant = torch.where(fb > fa, (fb * a - fa * b) / gap, middle)

@@ -137,6 +137,8 @@ def solve(
     field = Field(dynamics, args, y0)
     grid = None if isinstance(stepping, Adaptive) else _grid(dynamics, integrator, stepping, span)
     if isinstance(integrator, Engine):
+        if isinstance(stepping, Adaptive) and (stepping.step_at or stepping.jump_at):
+            raise TypeError("an outside engine steps by itself: leave out step_at and jump_at")
         integrator, grid = integrator.bind(stepping), _save_grid(span, save_at)
     plan = _plan(integrator, stepping, span, grid, y0)
     noise = None
@@ -383,7 +385,8 @@ def _plan(
     assert isinstance(stepping, Adaptive)
     if span.empty:
         return GivenPlan([span.t0], None)
-    return AdaptivePlan(stepping, integrator, span.t0, span.t1, span.batch)
+    dtype = leaves(y0)[0].dtype.to_real()
+    return AdaptivePlan(stepping, integrator, span.t0, span.t1, span.batch, dtype)
 
 
 def _seed(
