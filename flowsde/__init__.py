@@ -20,7 +20,7 @@ from .dynamics import (
     Map,
     Noise,
 )  # fmt: skip
-from .errors import MaxStepsReached, NonFiniteState, SolveError, StepUnderflow
+from .errors import MaxStepsReached, NonFiniteState, NotSettled, SolveError, StepUnderflow
 from .events import Event
 from .executor import Eager, Executor
 from .flow import Base, Flow, Normal, bits_per_dim
@@ -28,6 +28,7 @@ from .integrators.base import Integrator
 from .paths import Brownian, Path, Schedule
 from .solution import Crossings, Solution, Stats, Status, Steps
 from .solve import Solver, solve
+from .steady import steady_state
 from .stepping import Adaptive, Fixed, Grid, Stepping
 from .transforms import Divergence, Exact, Hutchinson, change_clock, log_density
 
@@ -37,7 +38,7 @@ __all__ = [
     "CDE", "ODE", "SDE", "Adaptive", "Adjoint", "Base", "Brownian", "Chain", "Checkpointed",
     "Composed", "Crossings", "Denoiser", "Direct", "Divergence", "Dynamics", "Eager", "Event",
     "Exact", "Executor", "Fixed", "Flow", "Grid", "Hutchinson", "Integrator", "LinearSDE", "Map",
-    "MaxStepsReached", "Noise", "NonFiniteState", "Normal", "Path", "Schedule", "Solution",
-    "SolveError", "Solver", "Stats", "Status", "StepUnderflow", "Stepping", "Steps", "bits_per_dim",
-    "change_clock", "log_density", "solve",
+    "MaxStepsReached", "Noise", "NonFiniteState", "Normal", "NotSettled", "Path", "Schedule",
+    "Solution", "SolveError", "Solver", "Stats", "Status", "StepUnderflow", "Stepping", "Steps",
+    "bits_per_dim", "change_clock", "log_density", "solve", "steady_state",
 ]  # fmt: skip

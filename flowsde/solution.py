@@ -25,6 +25,7 @@ class Status(IntEnum):
     MAX_STEPS = 1
     NON_FINITE = 2
     UNDERFLOW = 3
+    UNSETTLED = 4
 
 
 @dataclass

@@ -20,6 +20,7 @@ FLOORS = [
     {"_loop"},
     {"adjoint", "executor"},
     {"solve"},
+    {"steady"},
     {"flow"},
     {"objectives"},
     {"models"},
