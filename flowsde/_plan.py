@@ -10,17 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._scalar import Scalar, isfinite, minimum, to_float
+from ._scalar import Scalar, expand, isfinite, minimum, to_float
 from ._scalar import where as choose
 from ._state import State, combine, leaves, tree_map
 from .dynamics.field import Field
 from .integrators.base import Carry, Integrator, Step
+from .integrators.runge_kutta import ExplicitRK
 from .solution import Stats, Status
-from .stepping import Adaptive
+from .stepping import Adaptive, rms_norm
 
 __all__ = ["Accept", "AdaptivePlan", "GivenPlan", "Plan"]
 
 Accept = bool | Tensor
+_NAMED = 5  # samples that a message names
 
 
 class Plan(ABC):
@@ -236,6 +238,9 @@ class AdaptivePlan(Plan):
         self._sign: Any = math.copysign(1.0, gap) if batch is None else torch.sign(gap)
         self._stops = _Stops(stepping, *self._host, self._sign, dtype)
         self._aim: Any = self._stops.next(self._now)
+        self._field: Field | None = None
+        self._step: Step | None = None
+        self._notes: dict[int, str] = {}
         self._memory: tuple[Scalar, Scalar] = (1.0, 1.0)
         self._accepted, self._rejected = self._zero, self._zero
         self._dt: Any = 0.0
@@ -262,6 +267,7 @@ class AdaptivePlan(Plan):
         return (_mean(self._now) - start) / (end - start) if end != start else 1.0
 
     def start(self, field: Field, y: State, carry: Carry) -> None:
+        self._field = field
         stepping, span = self._stepping, abs(self._host[1] - self._now)
         if stepping.dt0 is not None:
             first: Any = stepping.dt0
@@ -310,19 +316,20 @@ class AdaptivePlan(Plan):
         return self._stops.beside(t, 1.0)
 
     def judge(self, step: Step, y: State) -> Accept:
+        self._step = step
         with torch.no_grad():
             error: Any = self._stepping.measure(step.error(), y, step.y1)
-            accept = self._decide(error if self._batch is not None else float(error), step)
+            accept = self._decide(error if self._batch is not None else float(error))
         self._t = choose(accept, choose(self._last, self._end, self._reach), self._t)
         return accept
 
-    def _decide(self, error: Any, step: Step) -> Accept:
+    def _decide(self, error: Any) -> Accept:
         width = abs(self._reach - self._now)
         accept, dt, memory = self._stepping.advise(error, width, self._order, self._memory)
         if self._stops.inside:  # a step cut short to land says little of the next
             dt = choose(accept & self._lands & (dt < self._dt), self._dt, dt)
         if self._batch is None:
-            return self._decide_shared(error, accept, dt, memory, step)
+            return self._decide_shared(error, accept, dt, memory)
         self._memory = memory
         going = self.status == Status.RUNNING
         accept = accept & going
@@ -336,12 +343,14 @@ class AdaptivePlan(Plan):
         self.status = torch.where(done, int(Status.SUCCESS), self.status)
         self.status = torch.where(stuck, failed.to(self.status.dtype), self.status)
         spoilt = ~accept & ~torch.isfinite(error)
-        signs = [(self.status == Status.RUNNING).any(), spoilt.any()]
+        signs = [(self.status == Status.RUNNING).any(), spoilt.any(), stuck.any()]
         if self._stops.inside:
             self._aim = self._stops.next(self._now)
             signs.append((accept & self._lands & self._stops.jumps_at(self._now)).any())
-        self._live, self.spoiled, *jumped = torch.stack(signs).tolist()
+        self._live, self.spoiled, failing, *jumped = torch.stack(signs).tolist()
         self.jumped = any(jumped)
+        if failing:
+            self._note(stuck)
         return accept
 
     def land(self, hit: Accept, t: Scalar, over: Accept) -> None:
@@ -363,9 +372,7 @@ class AdaptivePlan(Plan):
         reach = abs(self._host[1] - self._host[0]) + abs(self._now)
         return (dt < 4e-16 * reach) | (dt < self._stepping.dt_min)
 
-    def _decide_shared(
-        self, error: float, accept: bool, dt: Any, memory: Any, step: Step
-    ) -> Accept:
+    def _decide_shared(self, error: float, accept: bool, dt: Any, memory: Any) -> Accept:
         self._dt, self._memory = dt, memory
         if accept:
             self._accepted += 1
@@ -381,50 +388,100 @@ class AdaptivePlan(Plan):
         if self._too_small(dt):
             self._live = False
             self.status = Status.UNDERFLOW if math.isfinite(error) else Status.NON_FINITE
-            self.message = self._complaint(error, dt, step)
+            self.message = self._complaint(error, dt)
         return False
 
-    def _complaint(self, error: float, dt: float, step: Step) -> str:
-        place = f"at t = {self._now:.9g} with dt = {dt:.3g}"
+    def _place(self, t: float, dt: float, row: int | None = None) -> str:
+        """Where, how, and in which component the last attempt failed."""
+        worst = "" if self._step is None else f" (worst {_worst(self._step.error(), row)})"
+        return f"at t = {t:.9g} with dt = {dt:.3g}{worst}"
+
+    def _complaint(self, error: float, dt: float) -> str:
+        place = self._place(self._now, dt)
         if self.status is Status.NON_FINITE:
-            bad = _bad_components(step.error())
             return (
-                f"the field is not finite {place} ({_where(bad)}): look at the field there, bound "
-                "its output, or stop before that time"
+                f"the field is not finite {place}: look at the field there, bound its output, or "
+                "stop before that time"
             )
-        scaled = [leaf.abs() for leaf in leaves(step.error())]
-        peak = max(leaf.max() for leaf in scaled)
-        worst = _where([leaf == peak for leaf in scaled])
         return (
-            f"the step fell to nothing {place} (error {error:.3g} times the tolerance, worst "
-            f"{worst}): loosen rtol and atol, use float64, or lower dt_min; the system may be "
-            "stiff or blow up"
+            f"the step fell to nothing {place}, error {error:.3g} times the tolerance: loosen rtol "
+            "and atol, use float64, or lower dt_min; the system may blow up"
         )
 
     def exhausted(self, max_steps: int) -> None:
         self._live = False
-        cure = "raise max_steps, loosen the tolerances, or look for stiffness"
         if isinstance(self.status, Tensor):
             running = self.status == Status.RUNNING
             self.status = torch.where(running, int(Status.MAX_STEPS), self.status)
+            self._note(running)
         else:
             self.status = Status.MAX_STEPS
             self.message = (
-                f"max_steps = {max_steps} used up at t = {self._now:.6g} with dt = "
-                f"{self._dt:.3g}: {cure}"
+                f"max_steps = {max_steps} used up {self._place(self._now, self._dt)}: raise "
+                "max_steps, or loosen the tolerances"
             )
+
+    def _note(self, rows: Tensor) -> None:
+        """Remembers how rows failed, while it can still be told."""
+        for i in torch.nonzero(rows).flatten().tolist()[:_NAMED]:
+            kind = Status(int(self.status[i])).name  # type: ignore[index]
+            self._notes[i] = f"{i} {kind} {self._place(float(self._now[i]), float(self._dt[i]), i)}"
 
     def finish(self, y: State, stats: Stats) -> None:
         stats.accepted, stats.rejected = self._accepted, self._rejected
-        if isinstance(self.status, Tensor) and bool((self.status > Status.SUCCESS).any()):
-            rows = torch.nonzero(self.status > Status.SUCCESS).flatten().tolist()
-            ends = [Status(int(self.status[i])).name for i in rows[:5]]
-            self.message = (
-                f"{len(rows)} of {self._batch} samples failed; the first: "
-                + ", ".join(f"{i} {e} at t = {float(self._now[i]):.6g}"
-                            for i, e in zip(rows, ends, strict=False))
-                + ". Raise max_steps, loosen the tolerances, or look at the field there"
-            )  # fmt: skip
+        if isinstance(self.status, Tensor):
+            count = int((self.status > Status.SUCCESS).sum())
+            if count:
+                told = "; ".join(self._notes[i] for i in sorted(self._notes)[:_NAMED])
+                self.message = (
+                    f"{count} of {self._batch} samples failed; the first: {told}. Raise max_steps, "
+                    "loosen the tolerances, or look at the field there"
+                )
+        if self.message and self._stiff(y):
+            self.message += (
+                ". The steps are as long as an explicit method stands, at the field's fastest rate:"
+                " stiffness is likely. Use an implicit method, such as Kvaerno5()"
+            )
+        self._step = None
+
+    def _stiff(self, y: State) -> bool:
+        """Whether stability, not accuracy, seems to have set the steps where they ran out."""
+        if not isinstance(self._integrator, ExplicitRK) or self._field is None:
+            return False
+        slow: Any = (self.status == Status.MAX_STEPS) | (self.status == Status.UNDERFLOW)
+        if not _some(slow):
+            return False
+        with torch.no_grad():
+            rate = _fastest_rate(self._field, self._now, y, self._batch is not None)
+        return _some(slow & (self._dt * rate > 1.5))  # explicit methods stand up to 2 or 3
+
+
+def _fastest_rate(field: Field, t: Any, y: State, per_sample: bool) -> Tensor:
+    """The largest eigenvalue of df/dy in size, by power iteration on differences of f."""
+
+    def scaled(x: State, factor: Tensor) -> State:
+        return tree_map(lambda leaf: leaf * expand(factor, leaf), x)
+
+    slope = field.drift(t, y)
+    size = rms_norm(slope, per_sample)
+    way = tree_map(lambda k: k + 1.0, scaled(slope, 1.0 / torch.where(size > 0, size, 1.0)))
+    small = torch.finfo(size.dtype).eps ** 0.5 * (1.0 + rms_norm(y, per_sample))
+    for _ in range(12):
+        size = rms_norm(way, per_sample)
+        shift = scaled(way, small / torch.where(size > 0, size, 1.0))
+        change = tree_map(torch.sub, field.drift(t, tree_map(torch.add, y, shift)), slope)
+        way = scaled(change, 1.0 / small)
+    return rms_norm(way, per_sample)
+
+
+def _worst(error: State, row: int | None) -> str:
+    """Names the component of the largest error, or the first that is not finite."""
+    sizes = [(leaf if row is None else leaf[row]).detach().abs() for leaf in leaves(error)]
+    bad = [~torch.isfinite(size) for size in sizes]
+    if any(bool(mask.any()) for mask in bad):
+        return _where(bad)
+    peak = max(float(size.max()) for size in sizes if size.numel())
+    return _where([size == peak for size in sizes])
 
 
 def _some(mask: Any) -> bool:
