@@ -93,8 +93,8 @@ class Landing(Step):
         self.t1: Scalar = t0 + self._theta * (t1 - t0)
         if isinstance(hit, Tensor):
             self.t1, self.over = torch.where(hit, self.t1, t1), torch.zeros_like(hit) | self.over
-        elif not self.t1.requires_grad:
-            self.t1 = to_float(self.t1)
+        else:  # a shared time lives on the host
+            self.t1 = self.t1.cpu() if self.t1.requires_grad else to_float(self.t1)
         self.y1, self.carry = where(hit, step.dense(self._theta), step.y1), None
 
     def dense(self, theta: Scalar) -> State:
@@ -224,7 +224,8 @@ class Watch:
     def _record(self, i: int, mask: Tensor, t: Scalar, y: State) -> None:
         if self._batch is None:
             if bool(mask):
-                self._found[i].append((mask, mask, (t, y)))
+                time = t.cpu() if isinstance(t, Tensor) else t
+                self._found[i].append((mask, mask, (time, y)))
         elif bool(mask.any()):
             self._found[i].append((mask, self._counts[i], (t, y)))
             self._counts[i] = self._counts[i] + mask
@@ -255,8 +256,9 @@ class Watch:
     def _gather(self, found: list[Found], y: State) -> tuple[Tensor, State]:
         if self._batch is None:
             if not found:
-                return self._places[:0], tree_map(lambda leaf: leaf[None][:0], y)
-            ts = [torch.as_tensor(t, dtype=torch.float64) for _, _, (t, _) in found]
+                none = torch.empty(0, dtype=torch.float64, device="cpu")
+                return none, tree_map(lambda leaf: leaf[None][:0], y)
+            ts = [torch.as_tensor(t, dtype=torch.float64, device="cpu") for _, _, (t, _) in found]
             return torch.stack(ts), stack([state for _, _, (_, state) in found])
         count = max((int((n + mask).max()) for mask, n, _ in found), default=0)
         like = self._last[0], y
