@@ -21,7 +21,7 @@ from flowsde.models import coupling_stack
 from .systems import catalogue
 
 STEPPINGS = [
-    fs.Fixed(steps=7), fs.Adaptive(1e-9, 1e-9), fs.Adaptive(1e-9, 1e-9, per_sample=True),
+    fs.Fixed(steps=7), fs.Adaptive(1e-7, 1e-7), fs.Adaptive(1e-7, 1e-7, per_sample=True),
 ]  # fmt: skip
 ADJOINTS = [fs.Direct(), fs.Checkpointed(every=2)]
 
@@ -103,13 +103,11 @@ def test_derivatives_are_those_of_the_discrete_solve(method: ExplicitRK, per_sam
         assert bool(torch.as_tensor(sol.status == fs.Status.EVENT).all())
         return sol.t1, sol.y1
 
-    if per_sample and method.order > 5:
-        return  # its states between are steps of its own; one look at it is enough
     y0 = torch.tensor([[0.1, 1.1], [0.2, 1.3]])
     t0 = torch.tensor([0.0, 0.1]) if per_sample else torch.tensor(0.0)
     y0 = y0 if per_sample else y0[0]
     inputs = [x.requires_grad_() for x in (y0, torch.tensor(0.5), t0)]
-    assert gradcheck(run, inputs, atol=1e-6)
+    assert gradcheck(run, inputs, atol=1e-6, fast_mode=True)
 
 
 def test_second_derivatives() -> None:
@@ -121,7 +119,7 @@ def test_second_derivatives() -> None:
         return torch.as_tensor(sol.t1), sol.y1
 
     y0, a = torch.tensor([1.0, 1.5], requires_grad=True), torch.tensor(0.7, requires_grad=True)
-    assert gradgradcheck(run, [y0, a], atol=1e-5)
+    assert gradgradcheck(run, [y0, a], atol=1e-5, fast_mode=True)
 
 
 @settings(max_examples=6)
@@ -179,7 +177,7 @@ def test_direction_and_start(stepping: fs.Stepping) -> None:
         )  # fmt: skip
         assert sol.events is not None
         exact = torch.tensor([math.pi * n for n in multiples])
-        tolerance = 0.05 if isinstance(stepping, fs.Fixed) else 1e-6
+        tolerance = 0.05 if isinstance(stepping, fs.Fixed) else 1e-5
         assert torch.allclose(sol.events.ts[0].flatten(), exact, atol=tolerance)
         assert float(sol.events.ys[0][..., 0].abs().max()) < 1e-13
         assert sol.status == fs.Status.SUCCESS
