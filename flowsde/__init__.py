@@ -20,13 +20,15 @@ from .dynamics import (
     Map,
     Noise,
 )  # fmt: skip
-from .errors import MaxStepsReached, NonFiniteState, SolveError, StepUnderflow
+from .errors import MaxStepsReached, NonFiniteState, NotSettled, SolveError, StepUnderflow
+from .events import Event
 from .executor import Eager, Executor
 from .flow import Base, Flow, Normal, bits_per_dim
 from .integrators.base import Integrator
 from .paths import Brownian, Path, Schedule
-from .solution import Solution, Stats, Status, Steps
+from .solution import Crossings, Solution, Stats, Status, Steps
 from .solve import Solver, solve
+from .steady import steady_state
 from .stepping import Adaptive, Fixed, Grid, Stepping
 from .transforms import Divergence, Exact, Hutchinson, change_clock, costate, log_density
 
@@ -34,9 +36,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CDE", "ODE", "SDE", "Adaptive", "Adjoint", "Backsolve", "Base", "Brownian", "Chain",
-    "Checkpointed", "Composed", "Denoiser", "Direct", "Divergence", "Dynamics", "Eager",
-    "Exact", "Executor", "Fixed", "Flow", "Grid", "Hutchinson", "Integrator", "LinearSDE",
-    "Map", "MaxStepsReached", "Noise", "NonFiniteState", "Normal", "Path", "Reversible",
-    "Schedule", "Solution", "SolveError", "Solver", "Stats", "Status", "StepUnderflow",
-    "Stepping", "Steps", "bits_per_dim", "change_clock", "costate", "log_density", "solve",
+    "Checkpointed", "Composed", "Crossings", "Denoiser", "Direct", "Divergence", "Dynamics",
+    "Eager", "Event", "Exact", "Executor", "Fixed", "Flow", "Grid", "Hutchinson", "Integrator",
+    "LinearSDE", "Map", "MaxStepsReached", "Noise", "NonFiniteState", "Normal", "NotSettled",
+    "Path", "Reversible", "Schedule", "Solution", "SolveError", "Solver", "Stats", "Status",
+    "StepUnderflow", "Stepping", "Steps", "bits_per_dim", "change_clock", "costate",
+    "log_density", "solve", "steady_state",
 ]  # fmt: skip

@@ -74,7 +74,8 @@ class Back:
         field = Field(dynamics, self.inputs.field.args, state)
         plan: Plan
         if isinstance(self.stepping, Adaptive):
-            plan = AdaptivePlan(self.stepping, self.integrator, t0, t1, None)
+            dtype = leaves(state)[0].dtype.to_real()
+            plan = AdaptivePlan(self.stepping, self.integrator, t0, t1, None, dtype)
         else:
             plan = GivenPlan(self._grid(t0, t1), None)
         with torch.no_grad():

@@ -10,17 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._scalar import Scalar, isfinite, minimum, to_float
+from ._scalar import Scalar, expand, isfinite, minimum, to_float
 from ._scalar import where as choose
 from ._state import State, combine, leaves, tree_map
 from .dynamics.field import Field
 from .integrators.base import Carry, Integrator, Step
+from .integrators.runge_kutta import ExplicitRK
 from .solution import Stats, Status
-from .stepping import Adaptive
+from .stepping import Adaptive, rms_norm
 
 __all__ = ["Accept", "AdaptivePlan", "GivenPlan", "Plan"]
 
 Accept = bool | Tensor
+_NAMED = 5  # samples that a message names
 
 
 class Plan(ABC):
@@ -29,6 +31,7 @@ class Plan(ABC):
     status: Status | Tensor = Status.RUNNING
     message: str = ""
     spoiled: bool = False  # whether rows that do not count were not finite: their graph is poison
+    jumped: bool = False  # whether the last step ended where the field jumps, at least for some
 
     @property
     @abstractmethod
@@ -51,9 +54,23 @@ class Plan(ABC):
     def interval(self) -> tuple[Scalar, Scalar]:
         """The step to attempt."""
 
+    def before(self, t: Scalar) -> Scalar:
+        """The time that a step which ends at t shows to the field."""
+        return t
+
+    def after(self, t: Scalar) -> Scalar:
+        """The time that a step which starts at t shows to the field."""
+        return t
+
     @abstractmethod
     def judge(self, step: Step, y: State) -> Accept:
         """Whether the attempt counts: a bool, or row by row."""
+
+    @abstractmethod
+    def land(self, hit: Accept, t: Scalar, over: Accept) -> None:
+        """An event cut the step that was just judged: it ended at t, where it was hit; for good,
+        where it is over.
+        """
 
     @abstractmethod
     def exhausted(self, max_steps: int) -> None:
@@ -68,6 +85,8 @@ class GivenPlan(Plan):
 
     def __init__(self, times: list[Scalar], batch: int | None) -> None:
         self._times, self._n, self._batch = times, 0, batch
+        self._over: Tensor | None = None  # rows that an event has ended, and where they stand
+        self._stay: Any = None
 
     @property
     def running(self) -> bool:
@@ -75,14 +94,18 @@ class GivenPlan(Plan):
 
     @property
     def t(self) -> Scalar:
-        return self._times[self._n]
+        return self._time(self._n)
+
+    def _time(self, n: int) -> Scalar:
+        t = self._times[n]
+        return t if self._over is None else torch.where(self._over, self._stay, t)
 
     @property
     def progress(self) -> float:
         return self._n / max(1, len(self._times) - 1)
 
     def interval(self) -> tuple[Scalar, Scalar]:
-        return self._times[self._n], self._times[self._n + 1]
+        return self._time(self._n), self._time(self._n + 1)
 
     def judge(self, step: Step, y: State) -> Accept:
         if step.failure is not None:
@@ -90,6 +113,18 @@ class GivenPlan(Plan):
             return False
         self._n += 1
         return True
+
+    def land(self, hit: Accept, t: Scalar, over: Accept) -> None:
+        """The rest of a step that was cut is taken next; rows that were not hit stand still."""
+        self._times.insert(self._n, t)
+        if not isinstance(over, Tensor):
+            self.status = Status.EVENT if over else Status.RUNNING
+            return
+        before = torch.zeros_like(over) if self._over is None else self._over
+        self._stay = torch.where(before, t if self._stay is None else self._stay, t)
+        self._over = before | over
+        if bool(self._over.all()):
+            self.status = Status.EVENT
 
     def exhausted(self, max_steps: int) -> None:
         self.status = Status.MAX_STEPS
@@ -108,6 +143,8 @@ class GivenPlan(Plan):
             self._check_finite(y)
         if self._batch is not None and not isinstance(self.status, Tensor):
             self.status = torch.full_like(count, int(self.status))
+        if self._over is not None:
+            self.status = torch.where(self._over, int(Status.EVENT), self.status)
 
     def _check_finite(self, y: State) -> None:
         if leaves(y)[0].is_meta:
@@ -143,6 +180,41 @@ def _where(bad: list[Tensor]) -> str:
     return "no single component"
 
 
+class _Stops:
+    """The times inside one span on which steps land, and which of them the field jumps at."""
+
+    def __init__(
+        self, stepping: Adaptive, start: Any, end: Any, sign: Any, dtype: torch.dtype
+    ) -> None:
+        self._end, self._sign = end, sign
+        narrow = torch.finfo(dtype)  # the field sees times of the state's dtype
+        self._gaps = {t: max(2.0 * narrow.eps * abs(t), narrow.tiny) for t in stepping.jump_at}
+        times = sorted({*stepping.step_at, *stepping.jump_at})
+        self.inside = any(_some(((t - start) * sign > 0) & ((end - t) * sign > 0)) for t in times)
+        self._times = times
+
+    def next(self, now: Any) -> Any:
+        """The next of them; the end after the last."""
+        aim = self._end
+        for t in self._times:
+            ahead = (t - now) * self._sign
+            aim = choose((ahead > 0) & (ahead < (aim - now) * self._sign), t + 0.0 * now, aim)
+        return aim
+
+    def jumps_at(self, t: Any) -> Any:
+        """Whether t is a jump."""
+        found: Any = False
+        for jump in self._gaps:
+            found = found | (t == jump)
+        return found
+
+    def beside(self, t: Scalar, side: float) -> Scalar:
+        """t, or a time next to it where it is a jump: on the way to the end for side = 1."""
+        for jump, gap in self._gaps.items():
+            t = choose(_detach(t) == jump, t + side * self._sign * gap, t)
+        return t
+
+
 class AdaptivePlan(Plan):
     """Steps chosen on the way; one host read an attempt, shared or per sample.
 
@@ -151,8 +223,9 @@ class AdaptivePlan(Plan):
     """
 
     def __init__(
-        self, stepping: Adaptive, integrator: Integrator, t0: Any, t1: Any, batch: int | None
-    ) -> None:
+        self, stepping: Adaptive, integrator: Integrator, t0: Any, t1: Any, batch: int | None,
+        dtype: torch.dtype,
+    ) -> None:  # fmt: skip
         self._stepping, self._integrator, self._batch = stepping, integrator, batch
         assert integrator.error_order is not None
         self._order = integrator.error_order
@@ -166,6 +239,11 @@ class AdaptivePlan(Plan):
         self._now = self._host[0]
         gap = self._host[1] - self._now
         self._sign: Any = math.copysign(1.0, gap) if batch is None else torch.sign(gap)
+        self._stops = _Stops(stepping, *self._host, self._sign, dtype)
+        self._aim: Any = self._stops.next(self._now)
+        self._field: Field | None = None
+        self._step: Step | None = None
+        self._notes: dict[int, str] = {}
         self._memory: tuple[Scalar, Scalar] = (1.0, 1.0)
         self._accepted, self._rejected = self._zero, self._zero
         self._dt: Any = 0.0
@@ -174,6 +252,7 @@ class AdaptivePlan(Plan):
             arrived = gap == 0
             self.status = torch.where(arrived, int(Status.SUCCESS), self.status)
             self._live = not bool(arrived.all())
+        self._lands: Any = False  # whether the step ends on a stop, and whether on the last
         self._last: Any = False
         self._reach: Any = self._now
 
@@ -191,6 +270,7 @@ class AdaptivePlan(Plan):
         return (_mean(self._now) - start) / (end - start) if end != start else 1.0
 
     def start(self, field: Field, y: State, carry: Carry) -> None:
+        self._field = field
         stepping, span = self._stepping, abs(self._host[1] - self._now)
         if stepping.dt0 is not None:
             first: Any = stepping.dt0
@@ -225,28 +305,38 @@ class AdaptivePlan(Plan):
         return choose(isfinite(first), first, guess)
 
     def interval(self) -> tuple[Scalar, Scalar]:
-        left = abs(self._host[1] - self._now)
-        self._last = self._dt * 1.01 >= left
+        self._lands = self._dt * 1.01 >= abs(self._aim - self._now)
+        self._last = self._lands & (self._aim == self._host[1])
         going = self.status == Status.RUNNING  # rows that have ended stand still
-        reach = choose(self._last, self._host[1], self._now + self._sign * self._dt)
+        reach = choose(self._lands, self._aim, self._now + self._sign * self._dt)
         self._reach = choose(going, reach, self._now)
         return self._t, choose(going, choose(self._last, self._end, reach), self._t)
 
+    def before(self, t: Scalar) -> Scalar:
+        return self._stops.beside(t, -1.0)
+
+    def after(self, t: Scalar) -> Scalar:
+        return self._stops.beside(t, 1.0)
+
     def judge(self, step: Step, y: State) -> Accept:
+        self._step = step
         with torch.no_grad():
             error: Any = self._stepping.measure(step.error(), y, step.y1)
-            return self._decide(error if self._batch is not None else float(error), step)
+            accept = self._decide(error if self._batch is not None else float(error))
+        self._t = choose(accept, choose(self._last, self._end, self._reach), self._t)
+        return accept
 
-    def _decide(self, error: Any, step: Step) -> Accept:
+    def _decide(self, error: Any) -> Accept:
         width = abs(self._reach - self._now)
         accept, dt, memory = self._stepping.advise(error, width, self._order, self._memory)
+        if self._stops.inside:  # a step cut short to land says little of the next
+            dt = choose(accept & self._lands & (dt < self._dt), self._dt, dt)
         if self._batch is None:
-            return self._decide_shared(error, accept, dt, memory, step)
+            return self._decide_shared(error, accept, dt, memory)
         self._memory = memory
         going = self.status == Status.RUNNING
         accept = accept & going
         self._now = torch.where(accept, self._reach, self._now)
-        self._t = torch.where(accept, choose(self._last, self._end, self._reach), self._t)
         self._accepted = self._accepted + accept
         self._rejected = self._rejected + (going & ~accept)
         self._dt = torch.as_tensor(dt).to(self._now.dtype)
@@ -256,73 +346,149 @@ class AdaptivePlan(Plan):
         self.status = torch.where(done, int(Status.SUCCESS), self.status)
         self.status = torch.where(stuck, failed.to(self.status.dtype), self.status)
         spoilt = ~accept & ~torch.isfinite(error)
-        signs = torch.stack(((self.status == Status.RUNNING).any(), spoilt.any()))
-        self._live, self.spoiled = signs.tolist()
+        signs = [(self.status == Status.RUNNING).any(), spoilt.any(), stuck.any()]
+        if self._stops.inside:
+            self._aim = self._stops.next(self._now)
+            signs.append((accept & self._lands & self._stops.jumps_at(self._now)).any())
+        self._live, self.spoiled, failing, *jumped = torch.stack(signs).tolist()
+        self.jumped = any(jumped)
+        if failing:
+            self._note(stuck)
         return accept
+
+    def land(self, hit: Accept, t: Scalar, over: Accept) -> None:
+        if not isinstance(over, Tensor):
+            self._now, self._t = to_float(t), t
+            arrived = self._now == self._host[1]
+            self.status = Status.EVENT if over else Status.SUCCESS if arrived else Status.RUNNING
+            self._live = self.status is Status.RUNNING
+            self._aim = self._stops.next(self._now)
+            return
+        self._now, self._t = choose(hit, _detach(t), self._now), choose(hit, t, self._t)
+        going = torch.where(self._now == self._host[1], int(Status.SUCCESS), int(Status.RUNNING))
+        landed: Any = choose(hit, torch.where(over, int(Status.EVENT), going), self.status)
+        self.status, self._live = landed, bool((landed == Status.RUNNING).any())
+        self._aim = self._stops.next(self._now)
 
     def _too_small(self, dt: Any) -> Any:
         """Whether a step would hardly move the time, or is below the least allowed."""
         reach = abs(self._host[1] - self._host[0]) + abs(self._now)
         return (dt < 4e-16 * reach) | (dt < self._stepping.dt_min)
 
-    def _decide_shared(
-        self, error: float, accept: bool, dt: Any, memory: Any, step: Step
-    ) -> Accept:
+    def _decide_shared(self, error: float, accept: bool, dt: Any, memory: Any) -> Accept:
         self._dt, self._memory = dt, memory
         if accept:
             self._accepted += 1
-            self._now, self._t = self._reach, self._end if self._last else self._reach
+            self._now = self._reach
             if self._last:
                 self.status, self._live = Status.SUCCESS, False
+            elif self._stops.inside:
+                self._aim = self._stops.next(self._now)
+                self.jumped = bool(self._stops.jumps_at(self._now))
             return True
+        self.jumped = False
         self._rejected += 1
         if self._too_small(dt):
             self._live = False
             self.status = Status.UNDERFLOW if math.isfinite(error) else Status.NON_FINITE
-            self.message = self._complaint(error, dt, step)
+            self.message = self._complaint(error, dt)
         return False
 
-    def _complaint(self, error: float, dt: float, step: Step) -> str:
-        place = f"at t = {self._now:.9g} with dt = {dt:.3g}"
+    def _place(self, t: float, dt: float, row: int | None = None) -> str:
+        """Where, how, and in which component the last attempt failed."""
+        worst = "" if self._step is None else f" (worst {_worst(self._step.error(), row)})"
+        return f"at t = {t:.9g} with dt = {dt:.3g}{worst}"
+
+    def _complaint(self, error: float, dt: float) -> str:
+        place = self._place(self._now, dt)
         if self.status is Status.NON_FINITE:
-            bad = _bad_components(step.error())
             return (
-                f"the field is not finite {place} ({_where(bad)}): look at the field there, bound "
-                "its output, or stop before that time"
+                f"the field is not finite {place}: look at the field there, bound its output, or "
+                "stop before that time"
             )
-        scaled = [leaf.abs() for leaf in leaves(step.error())]
-        peak = max(leaf.max() for leaf in scaled)
-        worst = _where([leaf == peak for leaf in scaled])
         return (
-            f"the step fell to nothing {place} (error {error:.3g} times the tolerance, worst "
-            f"{worst}): loosen rtol and atol, use float64, or lower dt_min; the system may be "
-            "stiff or blow up"
+            f"the step fell to nothing {place}, error {error:.3g} times the tolerance: loosen rtol "
+            "and atol, use float64, or lower dt_min; the system may blow up"
         )
 
     def exhausted(self, max_steps: int) -> None:
         self._live = False
-        cure = "raise max_steps, loosen the tolerances, or look for stiffness"
         if isinstance(self.status, Tensor):
             running = self.status == Status.RUNNING
             self.status = torch.where(running, int(Status.MAX_STEPS), self.status)
+            self._note(running)
         else:
             self.status = Status.MAX_STEPS
             self.message = (
-                f"max_steps = {max_steps} used up at t = {self._now:.6g} with dt = "
-                f"{self._dt:.3g}: {cure}"
+                f"max_steps = {max_steps} used up {self._place(self._now, self._dt)}: raise "
+                "max_steps, or loosen the tolerances"
             )
+
+    def _note(self, rows: Tensor) -> None:
+        """Remembers how rows failed, while it can still be told."""
+        for i in torch.nonzero(rows).flatten().tolist()[:_NAMED]:
+            kind = Status(int(self.status[i])).name  # type: ignore[index]
+            self._notes[i] = f"{i} {kind} {self._place(float(self._now[i]), float(self._dt[i]), i)}"
 
     def finish(self, y: State, stats: Stats) -> None:
         stats.accepted, stats.rejected = self._accepted, self._rejected
-        if isinstance(self.status, Tensor) and not bool((self.status == Status.SUCCESS).all()):
-            rows = torch.nonzero(self.status != Status.SUCCESS).flatten().tolist()
-            ends = [Status(int(self.status[i])).name for i in rows[:5]]
-            self.message = (
-                f"{len(rows)} of {self._batch} samples failed; the first: "
-                + ", ".join(f"{i} {e} at t = {float(self._now[i]):.6g}"
-                            for i, e in zip(rows, ends, strict=False))
-                + ". Raise max_steps, loosen the tolerances, or look at the field there"
-            )  # fmt: skip
+        if isinstance(self.status, Tensor):
+            count = int((self.status > Status.SUCCESS).sum())
+            if count:
+                told = "; ".join(self._notes[i] for i in sorted(self._notes)[:_NAMED])
+                self.message = (
+                    f"{count} of {self._batch} samples failed; the first: {told}. Raise max_steps, "
+                    "loosen the tolerances, or look at the field there"
+                )
+        if self.message and self._stiff(y):
+            self.message += (
+                ". The steps are as long as an explicit method stands, at the field's fastest rate:"
+                " stiffness is likely. Use an implicit method, such as Kvaerno5()"
+            )
+        self._step = None
+
+    def _stiff(self, y: State) -> bool:
+        """Whether stability, not accuracy, seems to have set the steps where they ran out."""
+        if not isinstance(self._integrator, ExplicitRK) or self._field is None:
+            return False
+        slow: Any = (self.status == Status.MAX_STEPS) | (self.status == Status.UNDERFLOW)
+        if not _some(slow):
+            return False
+        with torch.no_grad():
+            rate = _fastest_rate(self._field, self._now, y, self._batch is not None)
+        return _some(slow & (self._dt * rate > 1.5))  # explicit methods stand up to 2 or 3
+
+
+def _fastest_rate(field: Field, t: Any, y: State, per_sample: bool) -> Tensor:
+    """The largest eigenvalue of df/dy in size, by power iteration on differences of f."""
+
+    def scaled(x: State, factor: Tensor) -> State:
+        return tree_map(lambda leaf: leaf * expand(factor, leaf), x)
+
+    slope = field.drift(t, y)
+    size = rms_norm(slope, per_sample)
+    way = tree_map(lambda k: k + 1.0, scaled(slope, 1.0 / torch.where(size > 0, size, 1.0)))
+    small = torch.finfo(size.dtype).eps ** 0.5 * (1.0 + rms_norm(y, per_sample))
+    for _ in range(12):
+        size = rms_norm(way, per_sample)
+        shift = scaled(way, small / torch.where(size > 0, size, 1.0))
+        change = tree_map(torch.sub, field.drift(t, tree_map(torch.add, y, shift)), slope)
+        way = scaled(change, 1.0 / small)
+    return rms_norm(way, per_sample)
+
+
+def _worst(error: State, row: int | None) -> str:
+    """Names the component of the largest error, or the first that is not finite."""
+    sizes = [(leaf if row is None else leaf[row]).detach().abs() for leaf in leaves(error)]
+    bad = [~torch.isfinite(size) for size in sizes]
+    if any(bool(mask.any()) for mask in bad):
+        return _where(bad)
+    peak = max(float(size.max()) for size in sizes if size.numel())
+    return _where([size == peak for size in sizes])
+
+
+def _some(mask: Any) -> bool:
+    return bool(mask.any()) if isinstance(mask, Tensor) else mask
 
 
 def _detach(t: Scalar) -> Any:

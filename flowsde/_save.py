@@ -14,7 +14,7 @@ from ._state import State, stack, tree_map, where
 from .integrators.base import Step
 from .solution import Steps
 
-__all__ = ["SaveEnd", "SaveRows", "SaveSteps", "SaveTimes", "Saver"]
+__all__ = ["SaveEnd", "SaveRows", "SaveSteps", "SaveTimes", "Saver", "scatter"]
 
 
 class Saver(ABC):
@@ -133,6 +133,28 @@ class SaveTimes(Saver):
         return self.times[: len(self._ys)], stack(self._ys)
 
 
+Found = tuple[Tensor, Tensor, State]
+
+
+def scatter(found: list[Found], count: int, like: State) -> State:
+    """Rows that were found one batch at a time, in their places of ``(count, batch, ...)``.
+
+    Each entry is (which rows, their places, values); where nothing was found there is NaN.
+    """
+
+    def gather(leaf: Tensor, *values: Tensor) -> Tensor:
+        batch = len(leaf)
+        out = torch.full((count * batch, *leaf.shape[1:]), torch.nan).to(leaf)
+        if values:
+            rows = torch.arange(batch, device=leaf.device)
+            due = torch.cat([d for d, _, _ in found])
+            place = torch.cat([n * batch + rows for _, n, _ in found])
+            out = out.index_put((place[due],), torch.cat(values)[due])
+        return out.reshape(count, *leaf.shape)
+
+    return tree_map(gather, like, *(value for _, _, value in found))
+
+
 class SaveRows(Saver):
     """At each sample's own times, ``(n, batch)``; one host read a step."""
 
@@ -143,7 +165,7 @@ class SaveRows(Saver):
         self._at = times.detach() * sign
         self._next = torch.zeros(times.shape[1], dtype=torch.int64, device=times.device)
         self._rows = torch.arange(times.shape[1], device=times.device)
-        self._found: list[tuple[Tensor, Tensor, State]] = []
+        self._found: list[Found] = []
 
     def _due(self, reached: Tensor) -> Tensor:
         index = self._next.clamp(max=len(self._at) - 1)
@@ -173,14 +195,4 @@ class SaveRows(Saver):
 
     def finish(self, t: Scalar, y: State) -> tuple[Tensor | None, State | None]:
         self._rest(t, y)
-        count, batch = self.times.shape
-
-        def gather(leaf: Tensor, *found: Tensor) -> Tensor:
-            rows = torch.full((count * batch, *leaf.shape[1:]), torch.nan).to(leaf)
-            if not found:
-                return rows.reshape(count, *leaf.shape)
-            due = torch.cat([d for d, _, _ in self._found])
-            place = torch.cat([n * batch + self._rows for _, n, _ in self._found])
-            return rows.index_put((place[due],), torch.cat(found)[due]).reshape(count, *leaf.shape)
-
-        return self.times, tree_map(gather, y, *(value for _, _, value in self._found))
+        return self.times, scatter(self._found, len(self.times), y)

@@ -74,11 +74,12 @@ class Tape(Recorder):
         self._spacing = STRETCH if budget is None else 1
         self._records: list[_Record] = []
         self._kept: dict[int, tuple[State, Carry]] = {}
+        self._starts: dict[int, tuple[State, Carry]] = {}  # where the solve started afresh
+        self._ends: dict[int, State] = {}  # what it had come to before
         self._held: list[weakref.ref[_Frame]] = []
         self._last: tuple[_Frame, int, Scalar, Scalar] | None = None
         self._stats: Stats | None = None
         self._loop: Loop | None = None
-        self._end: State = None
 
     def take(self, loop: Loop, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> Step:
         place = len(self._records)
@@ -86,7 +87,9 @@ class Tape(Recorder):
             self._loop = loop
             kind = leaves(y)[0].device.type
             self._autocast = kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-        if place % self._spacing == 0 and place not in self._kept:
+        if place in self._ends and place not in self._starts:
+            self._starts[place] = detach(y), detach(carry)
+        elif place % self._spacing == 0 and place not in self._kept:
             self._keep(place, y, carry)
         frame = _Frame(self, place)
         with saved_tensors_hooks(frame.pack, frame.unpack):
@@ -109,7 +112,7 @@ class Tape(Recorder):
         assert frame.held is not None
         own = {x.untyped_storage().data_ptr() for x in self._loop.field.parameters()}
         step = max(1, _bytes(frame.held, own))
-        state = max(1, _bytes(leaves(self._kept[0]), set()))
+        state = max(1, _bytes(leaves(next(iter(self._kept.values()))), set()))
         self._block, self._most = max(1, budget // 2 // step), frame.count
         self._slots = max(2, (budget - self._block * step) // state)
 
@@ -121,9 +124,13 @@ class Tape(Recorder):
                 return
         self._kept[place] = detach(y), detach(carry)
 
+    def restart(self, y: State) -> None:
+        self._ends[len(self._records)] = detach(y)
+
     def finish(self, solution: Solution) -> None:
         """The solve is over: what is needed again lives in the graph alone."""
-        self._end, self._stats = detach(solution.y1), solution.stats
+        self._ends.setdefault(len(self._records), detach(solution.y1))
+        self._stats = solution.stats
 
     def hold(self, place: int) -> None:
         """Takes the steps of the block that ends with this one again, and holds what they save."""
@@ -140,14 +147,13 @@ class Tape(Recorder):
             self._stats.backward_evaluations += self._loop.field.evaluations - evaluations
 
     def _hold(self, place: int) -> None:
-        wanted = self._kept.get(place + 1, (None,))[0]
-        if place + 1 == len(self._records):
-            wanted = self._end
-        places = sorted(k for k in self._kept if k <= place)
+        wanted = self._ends.get(place + 1, self._kept.get(place + 1, (None,))[0])
+        known = {**self._kept, **self._starts}
+        places = sorted(k for k in known if k <= place)
         start = max(places[-1], place + 1 - self._block)
         at = places[bisect.bisect_right(places, start) - 1]
         self._kept = {k: v for k, v in self._kept.items() if k <= at}
-        y, carry = self._kept[at]
+        y, carry = known[at]
         stops = set(_stops(at, start, int(min(self._slots - len(self._kept), start - at))))
         for n in range(at, start):
             y, carry = self._again(n, y, carry, hold=False)

@@ -194,9 +194,9 @@ class Reversible(Adjoint):
     ``ReversibleIntegrator``. What stays is the times of the steps.
 
     Raises:
-        TypeError: on an integrator whose steps do not reverse, dense output, save times of each
-            sample's own, and on tensors that the field holds on to from outside of its parameters
-            and args; these are looked for at both ends of the span.
+        TypeError: on an integrator whose steps do not reverse, dense output, ``jump_at``, save
+            times of each sample's own, and on tensors that the field holds on to from outside of
+            its parameters and args; these are looked for at both ends of the span.
 
     Source: Zhuang et al. 2021, arXiv 2102.04668; McCallum and Foster 2024, arXiv 2410.11648.
     """
@@ -212,6 +212,11 @@ class Reversible(Adjoint):
         if not torch.is_grad_enabled():
             return loop.run(Recorder())
         _refuse("Reversible", loop)
+        if isinstance(loop.stepping, Adaptive) and loop.stepping.jump_at:
+            raise TypeError(
+                "Reversible does not take back a fresh start: use adjoint=Checkpointed() with "
+                "jump_at"
+            )
         with torch.no_grad():
             solution = loop.run(trail)
         ends = (t for mark in trail.marks for t in (mark.t0, mark.t1))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .solution import Solution
 
-__all__ = ["MaxStepsReached", "NonFiniteState", "SolveError", "StepUnderflow"]
+__all__ = ["MaxStepsReached", "NonFiniteState", "NotSettled", "SolveError", "StepUnderflow"]
 
 
 class SolveError(RuntimeError):
@@ -24,6 +24,10 @@ class MaxStepsReached(SolveError):
 
 class NonFiniteState(SolveError):
     """The field or the state left the finite numbers."""
+
+
+class NotSettled(SolveError):
+    """The drift was not small by the end of the span of a search for a steady state."""
 
 
 class StepUnderflow(SolveError):

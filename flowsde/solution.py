@@ -13,17 +13,19 @@ from torch import Tensor
 from ._scalar import Scalar, clamp, rounding, to_float
 from ._state import State, stack, where
 
-__all__ = ["Dense", "Solution", "Stats", "Status", "Steps"]
+__all__ = ["Crossings", "Dense", "Solution", "Stats", "Status", "Steps"]
 
 
 class Status(IntEnum):
-    """How a solve, or one sample of it, ended."""
+    """How a solve, or one sample of it, ended. Failures are positive."""
 
-    RUNNING = -1
+    RUNNING = -2
+    EVENT = -1
     SUCCESS = 0
     MAX_STEPS = 1
     NON_FINITE = 2
     UNDERFLOW = 3
+    UNSETTLED = 4
 
 
 @dataclass
@@ -96,9 +98,25 @@ class Dense:
         for t0, t1, dense in self.pieces:
             width = torch.as_tensor(t1 - t0)
             theta = (t - t0) / torch.where(width == 0, 1.0, width)
-            inside = (theta >= 0) & (theta <= 1) & (width != 0)
+            inside = (theta > 0) & (theta <= 1) & (width != 0)  # before the jump of an event
             total = where(inside, dense(theta.clamp(0, 1)), total)
         return total
+
+
+@dataclass(frozen=True)
+class Crossings:
+    """Where the events of a solve fell; each list has an entry an event, in the order given.
+
+    Attributes:
+        ts: times, ``(n,)``; per sample ``(n, batch)``, NaN after a sample's last.
+        ys: states there, before any update, ``(n, batch, ...)``; filled up likewise.
+        fired: the number of the event that ended the solve, -1 where none did; an int, or
+            ``(batch,)``.
+    """
+
+    ts: list[Tensor]
+    ys: list[State]
+    fired: int | Tensor
 
 
 @dataclass
@@ -106,7 +124,8 @@ class Solution:
     """What comes out of a solve.
 
     Attributes:
-        y1: state at the end; at the last time reached where the solve failed.
+        y1: state at the end: at t1 of the solve, at the event that ended it, or at the last time
+            reached where it failed.
         t1: that time; a float, or ``(batch,)``.
         ts: saved times, ``(n,)`` or ``(n, batch)``; None without ``save_at``.
         ys: saved states, time first, ``(n, batch, ...)``. Times that were not reached are left
@@ -114,6 +133,7 @@ class Solution:
         stats: evaluations, accepted and rejected steps.
         status: a ``Status``, or ``(batch,)`` of their numbers.
         message: what went wrong and what to try; empty on success.
+        events: where the events fell; None where none was watched for.
 
     With ``dense=True``, ``sol(t)`` is the state at any t between, a float or a 1-d tensor of
     times; per sample, a ``(batch,)`` tensor gives each its own.
@@ -127,13 +147,14 @@ class Solution:
     status: Status | Tensor
     message: str = ""
     dense: Dense | None = None
+    events: Crossings | None = None
 
     @property
     def success(self) -> bool:
-        """Whether every sample reached its end."""
+        """Whether every sample reached its end, or an event that ended it."""
         if isinstance(self.status, Tensor):
-            return bool((self.status == Status.SUCCESS).all())
-        return self.status is Status.SUCCESS
+            return bool((self.status <= Status.SUCCESS).all())
+        return self.status <= Status.SUCCESS
 
     def __call__(self, t: Scalar | Sequence[float]) -> State:
         if self.dense is None:

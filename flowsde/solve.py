@@ -16,11 +16,12 @@ from ._plan import AdaptivePlan, GivenPlan, Plan
 from ._save import SaveEnd, Saver, SaveRows, SaveSteps, SaveTimes
 from ._scalar import Scalar, to_float
 from ._state import State, batch_size, describe, leaves
-from .adjoint import Adjoint, Direct
+from .adjoint import Adjoint, Checkpointed, Direct
 from .dynamics.base import Dynamics
 from .dynamics.discrete import Chain
 from .dynamics.field import Field
 from .errors import MaxStepsReached, NonFiniteState, SolveError, StepUnderflow
+from .events import Event, Watch
 from .executor import Eager, Executor
 from .integrators.base import Engine, Integrator
 from .integrators.discrete import Iterate
@@ -78,6 +79,7 @@ def solve(
     adjoint: Adjoint = Direct(),
     save_at: SaveAt = None,
     dense: bool = False,
+    events: Event | Sequence[Event] | None = None,
     path: Brownian | None = None,
     generator: torch.Generator | None = None,
     max_steps: int = 10_000,
@@ -100,6 +102,7 @@ def solve(
         save_at: times to keep, ordered from t0 towards t1, ``(n,)`` or per sample ``(batch, n)``;
             or ``Steps(every)``.
         dense: keep what ``sol(t)`` needs.
+        events: an ``Event`` or several: crossings to find, to end at or to go on from changed.
         path: a ``Brownian`` for stochastic dynamics; or give
         generator: from which one seed is drawn, for noise and for probes.
         max_steps: attempts allowed.
@@ -135,6 +138,8 @@ def solve(
     grid = None if isinstance(stepping, Adaptive) else _grid(dynamics, integrator, stepping, span)
     integrator = integrator.bind(stepping)
     if isinstance(integrator, Engine):
+        if isinstance(stepping, Adaptive) and (stepping.step_at or stepping.jump_at):
+            raise TypeError("an outside engine steps by itself: leave out step_at and jump_at")
         grid = _save_grid(span, save_at)
     plan = _plan(integrator, stepping, span, grid, y0)
     noise = None
@@ -143,20 +148,15 @@ def solve(
         noise = _noise(path, seed, grid, shapes)
     elif path is not None:
         raise TypeError("this solve takes no noise: leave out path")
+    watch = None
+    if events is not None:
+        watch = _watch(events, field, integrator, adjoint, span.batch)
 
     with _bar(progress) as report:
         loop = Loop(
-            field,
-            integrator,
-            stepping,
-            plan,
-            span.saver(save_at),
-            noise,
-            y0,
-            max_steps,
-            dense,
-            report,
-        )
+            field, integrator, stepping, plan, span.saver(save_at), noise, y0, max_steps, dense,
+            report, watch,
+        )  # fmt: skip
         loop.advance = executor.prepare(loop.step)
         solution = adjoint.run(loop)
     if throw and not solution.success:
@@ -387,7 +387,8 @@ def _plan(
     assert isinstance(stepping, Adaptive)
     if span.empty:
         return GivenPlan([span.t0], None)
-    return AdaptivePlan(stepping, integrator, span.t0, span.t1, span.batch)
+    dtype = leaves(y0)[0].dtype.to_real()
+    return AdaptivePlan(stepping, integrator, span.t0, span.t1, span.batch, dtype)
 
 
 def _seed(
@@ -419,6 +420,29 @@ def _noise(
     return path.bind(grid, shapes)
 
 
+def _watch(
+    events: Event | Sequence[Event], field: Field, integrator: Integrator, adjoint: Adjoint,
+    batch: int | None,
+) -> Watch:  # fmt: skip
+    """The events of one solve, or a TypeError where none can be found."""
+    several = tuple(events) if isinstance(events, Sequence) else (events,)
+    if not several or not all(isinstance(event, Event) for event in several):
+        raise TypeError("events is an Event(fn), or a list of them")
+    if field.noise is not None or isinstance(field.dynamics, Chain):
+        raise TypeError(
+            f"events are zeros of a smooth solution; {type(field.dynamics).__name__} has none: "
+            "look at save_at=Steps()"
+        )
+    if isinstance(integrator, Engine):
+        raise TypeError(
+            f"{type(integrator).__name__} shows no states between its ends: use Tsit5() or another "
+            "integrator of the library"
+        )
+    if not isinstance(adjoint, (Direct, Checkpointed)):
+        raise TypeError("events differentiate through Direct() or Checkpointed()")
+    return Watch(several, field, batch)
+
+
 class _bar:  # noqa: N801
     """A progress bar of the way from t0 to t1, where one is asked for."""
 
@@ -442,5 +466,5 @@ class _bar:  # noqa: N801
 def _error(solution: Solution) -> SolveError:
     status = solution.status
     if isinstance(status, Tensor):
-        status = Status(int(status.max()))
+        status = Status(int(status.max()))  # failures are positive
     return _ERRORS[status](solution.message, solution)

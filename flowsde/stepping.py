@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from ._state import State, batch_size, leaves, tree_map
 __all__ = ["Adaptive", "Fixed", "Grid", "Norm", "Stepping", "max_norm", "rms_norm"]
 
 Norm = Callable[[State, bool], Tensor]
+Times = Tensor | Sequence[float]
 
 
 class Stepping(ABC):
@@ -139,9 +140,13 @@ class Adaptive(Stepping):
         dt0: first step; None chooses it by Hairer's rule, for one more evaluation.
         dt_min, dt_max: bounds. Below ``dt_min`` the solve fails.
         norm: ``rms_norm``, ``max_norm``, or a callable of (scaled error, per_sample).
+        step_at: times, ``(n,)`` in any order, on which steps end; those outside the span of the
+            solve are ignored.
+        jump_at: the same, where f or a derivative of it jumps: the step before sees times before
+            the jump only, the step after it starts afresh from its far side.
 
     Raises:
-        ValueError: on tolerances, steps or factors out of range.
+        ValueError: on tolerances, steps, factors or times out of range.
 
     Source: Hairer, Norsett and Wanner 1993, II.4; Soderlind 2003.
     """
@@ -159,8 +164,15 @@ class Adaptive(Stepping):
     dt_min: float = 0.0
     dt_max: float = math.inf
     norm: Norm = rms_norm
+    step_at: Times = ()
+    jump_at: Times = ()
 
     def __post_init__(self) -> None:
+        for name in ("step_at", "jump_at"):
+            times = torch.as_tensor(getattr(self, name), dtype=torch.float64)
+            if times.ndim != 1 or times.requires_grad or not bool(torch.isfinite(times).all()):
+                raise ValueError(f"{name} is finite times, (n,), without a gradient: detach() it")
+            object.__setattr__(self, name, tuple(times.tolist()))
         for name, value, least in (("rtol", self.rtol, 0.0), ("atol", self.atol, None)):
             fine = value >= least if least is not None else value > 0.0
             if not (fine if isinstance(fine, bool) else bool(fine.all())):
