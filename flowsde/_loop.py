@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from ._plan import Accept, Plan
 from ._save import Saver
 from ._scalar import Scalar
 from ._scalar import where as choose
-from ._state import State, where
+from ._state import State, leaves, put_rows, rows_of, where
 from .dynamics.field import Field
 from .events import Watch
 from .integrators.base import Carry, Integrator, Step
@@ -22,7 +23,13 @@ __all__ = ["Loop", "Recorder"]
 
 
 class Recorder:
-    """How the loop takes its steps. An adjoint may put its own in the place of this one."""
+    """How the loop takes its steps. An adjoint may put its own in the place of this one.
+
+    Attributes:
+        whole: whether samples that have ended must stay in the batch.
+    """
+
+    whole: bool = False
 
     def take(self, loop: Loop, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> Step:
         """Attempt n."""
@@ -33,6 +40,13 @@ class Recorder:
 
     def restart(self, y: State) -> None:
         """Told that the last step ended in y, and the next one starts afresh."""
+
+    def branch(self, y: State) -> Recorder:
+        """Told that the last step ended in y; what takes the steps of fewer rows from there."""
+        return self
+
+    def finish(self, y: State, stats: Stats) -> None:
+        """Told that the steps ended in y. What is needed again lives in the graph alone."""
 
 
 @dataclass
@@ -53,6 +67,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.advance: Callable[..., Step] = self.step  # an executor may put its own in its place
+        self._thins = True  # whether rows that have ended may be left out
 
     def step(self, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> Step:
         """One attempt: a pure function of its arguments."""
@@ -73,6 +88,17 @@ class Loop:
         if plan.running:
             carry = self.integrator.init(self.field, plan.after(plan.t), y)
             plan.start(self.field, y, carry)
+            y = self._march(recorder, y, carry, stats, dense)
+        plan.finish(y, stats)
+        stats.evaluations, stats.products = self.field.evaluations, self.field.products
+        ts, ys = saver.finish(plan.t, y)
+        events = None if self.watch is None else self.watch.finish(y)
+        return Solution(y, plan.t, ts, ys, stats, plan.status, plan.message, dense, events)
+
+    def _march(
+        self, recorder: Recorder, y: State, carry: Carry, stats: Stats, dense: Dense | None
+    ) -> State:
+        plan, saver = self.plan, self.saver
         while plan.running:
             if stats.attempts == self.max_steps:
                 plan.exhausted(self.max_steps)
@@ -104,8 +130,39 @@ class Loop:
             stats.attempts += 1
             if self.progress is not None:
                 self.progress(plan.progress)
-        plan.finish(y, stats)
-        stats.evaluations, stats.products = self.field.evaluations, self.field.products
-        ts, ys = saver.finish(plan.t, y)
-        events = None if self.watch is None else self.watch.finish(y)
-        return Solution(y, plan.t, ts, ys, stats, plan.status, plan.message, dense, events)
+            rows = plan.rest() if self._thins else None
+            if rows is not None:
+                y = self._go_on(rows, recorder, y, carry, stats)
+        recorder.finish(y, stats)
+        return y
+
+    def _go_on(
+        self, rows: Tensor, recorder: Recorder, y: State, carry: Carry, stats: Stats
+    ) -> State:
+        """The rest of the way, of these rows alone; the state of all."""
+        part = self._part(rows, y, recorder)
+        if part is None:
+            self._thins = False
+            return y
+        end = part._march(recorder.branch(y), part.y0, rows_of(carry, rows), stats, None)
+        self.plan.absorb(rows, part.plan)
+        self.saver.absorb(rows, part.saver)
+        self.field.evaluations += part.field.evaluations
+        self.field.products += part.field.products
+        return put_rows(y, rows, end)
+
+    def _part(self, rows: Tensor, y: State, recorder: Recorder) -> Loop | None:
+        """The solve of these rows alone, from here; None where it takes the whole batch."""
+        plain = self.advance == self.step and self.noise is None and self.watch is None
+        saver = None if self.dense or recorder.whole or not plain else self.saver.select(rows)
+        if saver is None:
+            return None
+        field = self.field.select(rows, y)
+        if field is None:
+            return None
+        report, share = self.progress, len(rows) / len(leaves(y)[0])
+        progress = None if report is None else lambda done: report(1.0 - (1.0 - done) * share)
+        plan = self.plan.select(rows)
+        return replace(
+            self, field=field, plan=plan, saver=saver, y0=rows_of(y, rows), progress=progress
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ._scalar import Scalar, expand, isfinite, minimum, to_float
 from ._scalar import where as choose
-from ._state import State, combine, leaves, tree_map
+from ._state import State, combine, leaves, put_rows, rows_of, tree_map
 from .dynamics.field import Field
 from .integrators.base import Carry, Integrator, Step
 from .integrators.runge_kutta import ExplicitRK
@@ -23,6 +24,7 @@ __all__ = ["Accept", "AdaptivePlan", "GivenPlan", "Plan"]
 
 Accept = bool | Tensor
 _NAMED = 5  # samples that a message names
+_THIN = 7 / 8  # part of the samples that still run, at which the others are left out
 
 
 class Plan(ABC):
@@ -71,6 +73,17 @@ class Plan(ABC):
         """An event cut the step that was just judged: it ended at t, where it was hit; for good,
         where it is over.
         """
+
+    def rest(self) -> Tensor | None:
+        """The rows that still run, where others have ended and may be left out."""
+        return None
+
+    def select(self, index: Tensor) -> Plan:
+        """The plan of these rows alone."""
+        raise NotImplementedError
+
+    def absorb(self, index: Tensor, part: Plan) -> None:
+        """Takes what became of these rows."""
 
     @abstractmethod
     def exhausted(self, max_steps: int) -> None:
@@ -193,6 +206,12 @@ class _Stops:
         self.inside = any(_some(((t - start) * sign > 0) & ((end - t) * sign > 0)) for t in times)
         self._times = times
 
+    def select(self, index: Tensor) -> _Stops:
+        """Those of these rows alone."""
+        part = copy.copy(self)
+        part._end, part._sign = self._end[index], self._sign[index]
+        return part
+
     def next(self, now: Any) -> Any:
         """The next of them; the end after the last."""
         aim = self._end
@@ -244,6 +263,7 @@ class AdaptivePlan(Plan):
         self._field: Field | None = None
         self._step: Step | None = None
         self._notes: dict[int, str] = {}
+        self._ids, self._alive = list(range(batch or 0)), batch or 0
         self._memory: tuple[Scalar, Scalar] = (1.0, 1.0)
         self._accepted, self._rejected = self._zero, self._zero
         self._dt: Any = 0.0
@@ -346,15 +366,39 @@ class AdaptivePlan(Plan):
         self.status = torch.where(done, int(Status.SUCCESS), self.status)
         self.status = torch.where(stuck, failed.to(self.status.dtype), self.status)
         spoilt = ~accept & ~torch.isfinite(error)
-        signs = [(self.status == Status.RUNNING).any(), spoilt.any(), stuck.any()]
+        signs = [(self.status == Status.RUNNING).sum(), spoilt.sum(), stuck.sum()]
         if self._stops.inside:
             self._aim = self._stops.next(self._now)
-            signs.append((accept & self._lands & self._stops.jumps_at(self._now)).any())
-        self._live, self.spoiled, failing, *jumped = torch.stack(signs).tolist()
-        self.jumped = any(jumped)
+            signs.append((accept & self._lands & self._stops.jumps_at(self._now)).sum())
+        self._alive, spoiled, failing, *jumped = torch.stack(signs).tolist()
+        self._live, self.spoiled, self.jumped = self._alive > 0, spoiled > 0, any(jumped)
         if failing:
             self._note(stuck)
         return accept
+
+    def rest(self) -> Tensor | None:
+        if self._batch is None or not 0 < self._alive <= _THIN * self._batch:
+            return None
+        status: Any = self.status
+        return torch.nonzero(status == Status.RUNNING).flatten()
+
+    def select(self, index: Tensor) -> Plan:
+        part = copy.copy(self)
+        vars(part).update({k: rows_of(v, index) for k, v in self._rows().items()})
+        part._stops, part._batch, part._step = self._stops.select(index), len(index), None
+        part._ids = [self._ids[i] for i in index.tolist()]
+        return part
+
+    def absorb(self, index: Tensor, part: Plan) -> None:
+        assert isinstance(part, AdaptivePlan)
+        news = part._rows()
+        vars(self).update({k: put_rows(v, index, news[k]) for k, v in self._rows().items()})
+        self._live = False
+
+    def _rows(self) -> dict[str, Any]:
+        """What there is of each row."""
+        own = (Tensor, tuple)
+        return {k: v for k, v in vars(self).items() if isinstance(v, own)}
 
     def land(self, hit: Accept, t: Scalar, over: Accept) -> None:
         if not isinstance(over, Tensor):
@@ -428,7 +472,8 @@ class AdaptivePlan(Plan):
         """Remembers how rows failed, while it can still be told."""
         for i in torch.nonzero(rows).flatten().tolist()[:_NAMED]:
             kind = Status(int(self.status[i])).name  # type: ignore[index]
-            self._notes[i] = f"{i} {kind} {self._place(float(self._now[i]), float(self._dt[i]), i)}"
+            place = self._place(float(self._now[i]), float(self._dt[i]), i)
+            self._notes[self._ids[i]] = f"{self._ids[i]} {kind} {place}"
 
     def finish(self, y: State, stats: Stats) -> None:
         stats.accepted, stats.rejected = self._accepted, self._rejected

@@ -32,6 +32,8 @@ class _Mark:
 class Trail(Recorder):
     """The times of the steps, and what the last one carries."""
 
+    whole = True
+
     def __init__(self) -> None:
         self.marks: list[_Mark] = []
         self.carry: Carry = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 
 import torch
@@ -35,6 +36,13 @@ class Saver(ABC):
         """The i-th saved state, at t within this step."""
         raise NotImplementedError
 
+    def select(self, index: Tensor) -> Saver | None:
+        """What is kept of these rows alone; None where all are needed."""
+        return None
+
+    def absorb(self, index: Tensor, part: Saver) -> None:
+        """Takes what was kept of these rows."""
+
     @abstractmethod
     def begin(self, t: Scalar, y: State) -> None: ...
 
@@ -47,6 +55,9 @@ class Saver(ABC):
 
 
 class SaveEnd(Saver):
+    def select(self, index: Tensor) -> Saver:
+        return self
+
     def begin(self, t: Scalar, y: State) -> None:
         pass
 
@@ -139,16 +150,16 @@ Found = tuple[Tensor, Tensor, State]
 def scatter(found: list[Found], count: int, like: State) -> State:
     """Rows that were found one batch at a time, in their places of ``(count, batch, ...)``.
 
-    Each entry is (which rows, their places, values); where nothing was found there is NaN.
+    Each entry is (which rows, their places in n * batch + row, values); where nothing was found
+    there is NaN.
     """
 
     def gather(leaf: Tensor, *values: Tensor) -> Tensor:
         batch = len(leaf)
         out = torch.full((count * batch, *leaf.shape[1:]), torch.nan).to(leaf)
         if values:
-            rows = torch.arange(batch, device=leaf.device)
             due = torch.cat([d for d, _, _ in found])
-            place = torch.cat([n * batch + rows for _, n, _ in found])
+            place = torch.cat([p for _, p, _ in found])
             out = out.index_put((place[due],), torch.cat(values)[due])
         return out.reshape(count, *leaf.shape)
 
@@ -164,15 +175,29 @@ class SaveRows(Saver):
         self.times, self._sign = times, sign
         self._at = times.detach() * sign
         self._next = torch.zeros(times.shape[1], dtype=torch.int64, device=times.device)
-        self._rows = torch.arange(times.shape[1], device=times.device)
+        self._rows = self._ids = torch.arange(times.shape[1], device=times.device)
         self._found: list[Found] = []
+        self._batch = times.shape[1]
+
+    def select(self, index: Tensor) -> SaveRows:
+        part = copy.copy(self)
+        part.times, part._at, part._sign = (
+            x[..., index] for x in (self.times, self._at, self._sign)
+        )
+        part._next, part._ids = self._next[index], self._ids[index]
+        part._rows = torch.arange(len(index), device=index.device)
+        return part  # what it finds goes into the list that both share
+
+    def absorb(self, index: Tensor, part: Saver) -> None:
+        assert isinstance(part, SaveRows)
+        self._next = self._next.index_copy(0, index, part._next)
 
     def _due(self, reached: Tensor) -> Tensor:
         index = self._next.clamp(max=len(self._at) - 1)
         return (self._next < len(self._at)) & (self._at[index, self._rows] <= reached)
 
     def _record(self, due: Tensor, value: State) -> None:
-        self._found.append((due, self._next, value))
+        self._found.append((due, self._next * self._batch + self._ids, value))
         self._next = self._next + due
 
     def begin(self, t: Scalar, y: State) -> None:

@@ -13,7 +13,7 @@ from ._scalar import Scalar, expand
 
 __all__ = [
     "State", "batch_size", "check_like", "combine", "contract", "describe", "detach", "leaves",
-    "stack", "tree_map", "unflatten", "weigh", "where",
+    "put_rows", "rows_of", "stack", "tree_map", "unflatten", "weigh", "where",
 ]  # fmt: skip
 
 State = Any
@@ -40,6 +40,20 @@ def detach(tree: Any) -> Any:
     return tree_map(
         lambda x: x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x, tree
     )
+
+
+def rows_of(tree: Any, index: Tensor) -> Any:
+    """These rows of every tensor of the tree."""
+    return tree_map(lambda x: x[index] if isinstance(x, Tensor) else x, tree)
+
+
+def put_rows(tree: Any, index: Tensor, part: Any) -> Any:
+    """The tree with these rows of its tensors changed."""
+
+    def put(x: Any, new: Any) -> Any:
+        return x.index_copy(0, index, new.to(x.dtype)) if isinstance(x, Tensor) else x
+
+    return tree_map(put, tree, part)
 
 
 def stack(states: Sequence[State]) -> State:

@@ -17,7 +17,7 @@ from ._plan import Accept
 from ._scalar import Scalar
 from ._state import State, detach, leaves, where
 from .integrators.base import Carry, Step
-from .solution import Solution, Stats
+from .solution import Stats
 
 __all__ = ["Tape"]
 
@@ -124,13 +124,16 @@ class Tape(Recorder):
                 return
         self._kept[place] = detach(y), detach(carry)
 
+    def branch(self, y: State) -> Tape:
+        self.restart(y)
+        return Tape(self._budget)
+
     def restart(self, y: State) -> None:
         self._ends[len(self._records)] = detach(y)
 
-    def finish(self, solution: Solution) -> None:
-        """The solve is over: what is needed again lives in the graph alone."""
-        self._ends.setdefault(len(self._records), detach(solution.y1))
-        self._stats = solution.stats
+    def finish(self, y: State, stats: Stats) -> None:
+        self._ends.setdefault(len(self._records), detach(y))
+        self._stats = stats
 
     def hold(self, place: int) -> None:
         """Takes the steps of the block that ends with this one again, and holds what they save."""

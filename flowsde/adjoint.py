@@ -78,10 +78,7 @@ class Checkpointed(Adjoint):
             )
         if not torch.is_grad_enabled():
             return loop.run(Recorder())
-        tape = Tape(self.budget)
-        solution = loop.run(tape)
-        tape.finish(solution)
-        return solution
+        return loop.run(Tape(self.budget))
 
 
 def _refuse(adjoint: str, loop: Loop) -> None:

@@ -227,7 +227,8 @@ class Watch:
                 time = t.cpu() if isinstance(t, Tensor) else t
                 self._found[i].append((mask, mask, (time, y)))
         elif bool(mask.any()):
-            self._found[i].append((mask, self._counts[i], (t, y)))
+            rows = torch.arange(self._batch, device=mask.device)
+            self._found[i].append((mask, self._counts[i] * self._batch + rows, (t, y)))
             self._counts[i] = self._counts[i] + mask
 
     def update(self, fires: list[Any], hit: Accept, t: Scalar, y: State) -> State:
@@ -247,20 +248,20 @@ class Watch:
     def finish(self, y: State) -> Crossings:
         """All that was found."""
         ts, ys = [], []
-        for found in self._found:
-            t, state = self._gather(found, y)
+        for i, found in enumerate(self._found):
+            t, state = self._gather(i, found, y)
             ts.append(t)
             ys.append(state)
         return Crossings(ts, ys, self._fired)
 
-    def _gather(self, found: list[Found], y: State) -> tuple[Tensor, State]:
+    def _gather(self, i: int, found: list[Found], y: State) -> tuple[Tensor, State]:
         if self._batch is None:
             if not found:
                 none = torch.empty(0, dtype=torch.float64, device="cpu")
                 return none, tree_map(lambda leaf: leaf[None][:0], y)
             ts = [torch.as_tensor(t, dtype=torch.float64, device="cpu") for _, _, (t, _) in found]
             return torch.stack(ts), stack([state for _, _, (_, state) in found])
-        count = max((int((n + mask).max()) for mask, n, _ in found), default=0)
+        count = int(self._counts[i].max())
         like = self._last[0], y
         return scatter(found, count, like)
 

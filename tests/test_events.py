@@ -23,7 +23,7 @@ from .systems import catalogue
 STEPPINGS = [
     fs.Fixed(steps=7), fs.Adaptive(1e-7, 1e-7), fs.Adaptive(1e-7, 1e-7, per_sample=True),
 ]  # fmt: skip
-ADJOINTS = [fs.Direct(), fs.Checkpointed(every=2)]
+ADJOINTS = [fs.Direct(), fs.Checkpointed(1)]
 
 
 def fall(t: Tensor, y: Tensor, g: Tensor, *_: Tensor) -> Tensor:

@@ -153,3 +153,78 @@ def test_library_dynamics_take_both() -> None:
             assert torch.allclose(one[i], alone[0], atol=1e-10)
         assert torch.allclose(density[0], one, atol=1e-6)
     assert math.isfinite(float(density[1].sum()))
+
+
+# --- samples that have ended are left out ---------------------------------------------------------
+
+
+class Rows:
+    """A field that counts the rows it is called with."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+
+    def __call__(self, t: Tensor, y: Tensor, *args: Tensor) -> Tensor:
+        self.rows += len(y)
+        k = field(t, y)
+        return k if not args else k * args[0]
+
+
+@pytest.mark.parametrize(
+    "adjoint", [fs.Direct(), fs.Checkpointed(300_000), fs.Checkpointed()], ids=str
+)
+@pytest.mark.parametrize("save", [False, True])
+def test_samples_that_have_ended_cost_nothing(adjoint: fs.Adjoint, save: bool) -> None:
+    """The same results and gradients, from the rows that were still on their way alone."""
+    found, counts = [], []
+    spans = torch.linspace(0.1, 1.5, 24)
+    at = spans[:, None] * torch.tensor([0.0, 0.4, 0.9, 1.0]) if save else None
+    for rowwise in (False, True):
+        rows, y0 = Rows(), start(24).requires_grad_()
+        t1 = spans.clone().requires_grad_()
+        sol = fs.solve(
+            fs.ODE(rows, batched_time=True, rowwise=rowwise), y0, 0.0, t1, adjoint=adjoint,
+            stepping=fs.Adaptive(1e-6, 1e-6, per_sample=True), save_at=at,
+        )  # fmt: skip
+        counts.append((rows.rows, sol.stats.evaluations))
+        loss = sol.y1.square().sum() + (0.0 if sol.ys is None else sol.ys.sin().sum())
+        grads = torch.autograd.grad(loss, [y0, t1])
+        found.append([sol.y1, sol.t1, sol.stats.accepted, sol.stats.rejected, sol.status, *grads])
+        found[-1] += [] if sol.ys is None else [sol.ys]
+    for whole, thinned in zip(*found, strict=True):
+        assert torch.allclose(whole.double(), thinned.double(), rtol=1e-12, atol=1e-12)
+    assert counts[0][1] == counts[1][1]
+    assert counts[1][0] < 0.65 * counts[0][0]
+
+
+def test_failed_samples_are_left_out_and_named() -> None:
+    """One that blows up early is no burden on the others, and keeps its number."""
+    rows, count = Rows(), 16
+    y0 = torch.ones(count, 1)
+    y0[5] = 50.0
+
+    def blows(t: Tensor, y: Tensor) -> Tensor:
+        rows.rows += len(y)
+        return torch.where(y > 10.0, y * y, -y)
+
+    for limit in (10_000, 40):
+        sol = fs.solve(
+            fs.ODE(blows, batched_time=True, rowwise=True), y0, 0.0, torch.linspace(1, 20, count),
+            stepping=fs.Adaptive(1e-6, 1e-6, per_sample=True), max_steps=limit, throw=False,
+        )  # fmt: skip
+        assert int(sol.status[5]) > 0
+        assert "5 " in sol.message
+        assert float(sol.t1[5]) == pytest.approx(0.02, abs=5e-4)
+    assert int((sol.status > 0).sum()) > 1  # forty attempts do not suffice for the long spans
+
+
+@pytest.mark.parametrize(
+    "keywords", [{"dense": True}, {"save_at": fs.Steps()}, {"args": (torch.ones(24, 1),)}], ids=str
+)
+def test_rows_stay_where_all_are_needed(keywords: dict[str, object]) -> None:
+    rows = Rows()
+    sol = fs.solve(
+        fs.ODE(rows, batched_time=True, rowwise=True), start(24), 0.0, torch.linspace(0.2, 3.0, 24),
+        stepping=fs.Adaptive(1e-6, 1e-6, per_sample=True), **keywords,
+    )  # fmt: skip
+    assert rows.rows == 24 * sol.stats.evaluations

@@ -139,7 +139,7 @@ def test_gradients_of_a_kicked_system() -> None:
     def end(k: Tensor, q: Tensor, p: Tensor) -> Any:
         ode = fs.ODE(lambda t, y: (y[1] * k, -y[0].sin() * k * t), separable=True)
         return fs.solve(ode, (q, p), integrator=Leapfrog(), stepping=fs.Fixed(steps=4),
-                        adjoint=fs.Checkpointed(2)).y1  # fmt: skip
+                        adjoint=fs.Checkpointed(1)).y1  # fmt: skip
 
     assert torch.autograd.gradcheck(end, (strength, *y0))
 
@@ -158,7 +158,7 @@ def test_structure_is_declared_and_checked() -> None:
     for y0 in (two.T, (one,), (one, one, one), (one, two), [one, one], {"q": one, "p": one}):
         with pytest.raises(TypeError, match=r"\(q, p\)"):
             fs.solve(fs.ODE(f, separable=True), y0, **keywords)
-    with pytest.raises(ValueError, match="linear"):
+    with pytest.raises(ValueError, match="one part"):
         fs.ODE(f, linear=-1.0, separable=True)
     assert not calls
     tree = ({"a": one, "b": two}, {"a": one, "b": two})

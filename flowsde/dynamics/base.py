@@ -145,6 +145,10 @@ class Dynamics(nn.Module, ABC):
         """
         return None
 
+    def select(self, index: Tensor) -> Dynamics | None:
+        """The dynamics of these rows of the batch alone; None where that cannot be told."""
+        return None
+
     def prepare(self, y0: State, seed: int | None) -> Self:
         """Called once a solve: draws probes, learns shapes. Returns the dynamics to integrate."""
         return self

@@ -65,6 +65,8 @@ class ODE(Dynamics):
             implicitly and f explicitly. Any other integrator sees the sum.
         batched_time: whether the fields accept t of shape ``(batch,)`` (per-sample steps and
             spans).
+        rowwise: whether the fields take any rows of the batch by themselves, and give each what it
+            would get among the others. Samples that have ended then cost no more evaluations.
         separable: whether y = (q, p) and f(t, (q, p)) = (v(t, p), a(t, q)), as symplectic methods
             need it.
 
@@ -79,6 +81,7 @@ class ODE(Dynamics):
         linear: Scalar | None = None,
         implicit: VectorField | None = None,
         batched_time: bool = False,
+        rowwise: bool = False,
         separable: bool = False,
     ) -> None:
         super().__init__()
@@ -87,10 +90,10 @@ class ODE(Dynamics):
             _check_callable(implicit)
         if separable and (linear is not None or implicit is not None):
             raise ValueError(
-                "a separable field has no further part: put it into f, or leave it out"
+                "a separable field has one part: put the linear or implicit one into f"
             )
         self.f, self.implicit = f, implicit
-        self.batched_time, self.separable = batched_time, separable
+        self.batched_time, self.rowwise, self.separable = batched_time, rowwise, separable
         if isinstance(linear, Tensor) and not isinstance(linear, nn.Parameter):
             self.register_buffer("linear", linear)
         else:
@@ -102,6 +105,9 @@ class ODE(Dynamics):
 
     def split(self) -> SemiLinear | None:
         return None if self.linear is None else _LinearPart(self._nonlinear, self.linear)
+
+    def select(self, index: Tensor) -> Dynamics | None:
+        return self if self.rowwise else None
 
     def parts(self) -> tuple[VectorField, VectorField] | None:
         if self.implicit is None and self.linear is None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._scalar import Scalar
-from .._state import State, check_like, contract, describe, leaves, tree_map
+from .._state import State, batch_size, check_like, contract, describe, leaves, rows_of, tree_map
 from .base import Dynamics, Noise, SemiLinear
 from .discrete import Chain
 
@@ -41,6 +41,15 @@ class Field:
         self._made: tuple[Scalar, weakref.ref[Tensor], Any] | None = None
         self._dtype, self._device = first.dtype.to_real(), first.device
         self._t, self._tensor = math.nan, torch.empty((), device="meta")
+
+    def select(self, index: Tensor, y: State) -> Field | None:
+        """The field of these rows of y; None where the dynamics cannot tell, or args have rows."""
+        dynamics, batch = self.dynamics.select(index), batch_size(y)
+        if dynamics is None or any(
+            isinstance(x, Tensor) and x.ndim and len(x) == batch for x in leaves(self.args)
+        ):
+            return None
+        return Field(dynamics, self.args, rows_of(y, index))
 
     def parameters(self) -> list[Tensor]:
         """The dynamics' parameters and buffers, and the tensors among the arguments."""
