@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -163,7 +163,7 @@ class Adaptive(Stepping):
     dt0: float | None = None
     dt_min: float = 0.0
     dt_max: float = math.inf
-    norm: Norm = rms_norm
+    norm: Norm = field(default=rms_norm, repr=False)
     step_at: Times = ()
     jump_at: Times = ()
 

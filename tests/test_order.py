@@ -112,8 +112,9 @@ def test_order(method: Integrator, backward: bool) -> None:
     assert slope(errors, counts) < method.order + 0.6, errors
 
 
-@pytest.mark.parametrize("method", ORDINARY, ids=str)
+@pytest.mark.parametrize("method", [m for m in ORDINARY if not isinstance(m, ImplicitRK)], ids=str)
 def test_order_on_a_pytree(method: Integrator) -> None:
+    """One of its leaves is complex, which implicit methods refuse: see test_implicit for those."""
     errors, counts = [], steps_for(method.order)
     for n in counts:
         sol = fs.solve(
@@ -225,8 +226,10 @@ def test_adaptive_errors_follow_the_tolerance(method: Integrator) -> None:
             stepping=fs.Adaptive(tolerance, tolerance), save_at=[0.3, 0.7, 1.1, 2.0],
         )  # fmt: skip
         errors.append(difference(sol.y1, swung(2.0)))
-        assert errors[-1] < max(30, sol.stats.accepted) * tolerance  # local errors add up
-        assert difference(sol.ys[1], swung(0.7)) < 100 * tolerance
+        size = 3**0.5 * (1.0 + log_norm(sol.y1))  # of one component, in the norm of all three
+        assert errors[-1] < max(30, sol.stats.accepted * size) * tolerance  # local errors add up
+        between = min(1.0, (method.dense_order + 1) / method.error_order)
+        assert difference(sol.ys[1], swung(0.7)) < 100 * tolerance**between
         assert sol.ts is not None
         assert sol.ts.tolist() == [0.3, 0.7, 1.1, 2.0]
     assert errors[1] < errors[0] / 5

@@ -17,7 +17,7 @@ from .._scalar import Scalar
 from .._state import State, Weights, batch_size, combine, describe, leaves, tree_map, weigh
 from ..dynamics.base import Dynamics
 from ..dynamics.field import Field
-from ..stepping import Adaptive, Stepping
+from ..stepping import Adaptive, Stepping, rms_norm
 from .base import Carry, Integrator, Step
 from .linear import Dense, Linearization, LinearSolver, Rows, Solve
 from .runge_kutta import Row, demand, hermite, polynomial, sparse
@@ -302,10 +302,11 @@ class _Stages:
 
     def _size(self, correction: Tensor) -> Tensor:
         """Norm of a correction of the state over what is tolerated, ``(n,)``."""
-        stepping = self._method.stepping or Adaptive()
+        stepping = self._method.stepping
+        norm = rms_norm if stepping is None else stepping.norm
         scaled = tree_map(torch.div, self._rows.state(correction), self._scale)
         whole = self._rows.count == 1 and not self._own
-        return stepping.norm(scaled, not whole).reshape(-1)
+        return norm(scaled, not whole).reshape(-1)
 
     def solve(self, t: Scalar, start: State, guess: State) -> State:
         """k = g(t, start + h k), from a guess."""
