@@ -243,21 +243,9 @@ def _stiff_van_der_pol(xp: ModuleType, t: Array, y: Array) -> Array:
     return _join(xp, b, 1000.0 * (1.0 - a**2) * b - a)
 
 
-def _hires(xp: ModuleType, t: Array, y: Array) -> Array:
-    """The high irradiance response of photomorphogenesis: eight reactants."""
-    a, b, c, d, e, f, g, h = (y[..., i] for i in range(8))
-    pair = 280.0 * f * h
-    return _join(
-        xp,
-        -1.71 * a + 0.43 * b + 8.32 * c + 0.0007,
-        1.71 * a - 8.75 * b,
-        -10.03 * c + 0.43 * d + 0.035 * e,
-        8.32 * b + 1.71 * c - 1.12 * d,
-        -1.745 * e + 0.43 * f + 0.43 * g,
-        -pair + 0.69 * d + 1.71 * e - 0.43 * f + 0.69 * g,
-        pair - 1.81 * g,
-        -pair + 1.81 * g,
-    )
+def _hires(xp: ModuleType, t: Array, y: Array, rates: Array, inflow: Array, pair: Array) -> Array:
+    """The high irradiance response of photomorphogenesis: eight reactants, one pair of them."""
+    return y @ rates + inflow + (280.0 * y[..., 5:6] * y[..., 7:8]) * pair
 
 
 def _oregonator(xp: ModuleType, t: Array, y: Array) -> Array:
@@ -292,6 +280,23 @@ def _neural(batch: int = 64, dim: int = 8, width: int = 64) -> Problem:
         2.0 * draw.normal(size=(width, dim)) / math.sqrt(width),
     )
     return Problem("neural", _network, draw.normal(size=(batch, dim)), 4.0, constants=weights)
+
+
+def _light() -> Problem:
+    rates = (
+        (-1.71, 0.43, 8.32, 0.0, 0.0, 0.0, 0.0, 0.0),
+        (1.71, -8.75, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+        (0.0, 0.0, -10.03, 0.43, 0.035, 0.0, 0.0, 0.0),
+        (0.0, 8.32, 1.71, -1.12, 0.0, 0.0, 0.0, 0.0),
+        (0.0, 0.0, 0.0, 0.0, -1.745, 0.43, 0.43, 0.0),
+        (0.0, 0.0, 0.0, 0.69, 1.71, -0.43, 0.69, 0.0),
+        (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.81, 0.0),
+        (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.81, 0.0),
+    )
+    pair = np.array((0.0, 0.0, 0.0, 0.0, 0.0, -1.0, 1.0, -1.0))
+    y0 = _row(1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0057)
+    constants = np.array(rates).T.copy(), 0.0007 * np.eye(8)[0], pair
+    return Problem("HIRES", _hires, y0, 321.8122, 1e-4, True, constants)
 
 
 def oscillators(count: int = 256, end: float = 20.0) -> Problem:
@@ -332,6 +337,6 @@ NONSTIFF = (
 STIFF = (
     Problem("Robertson", _robertson, _row(1.0, 0.0, 0.0), 1e11, 1e-8, True),
     Problem("van der Pol", _stiff_van_der_pol, _row(2.0, 0.0), 2000.0, 1e-3, True),
-    Problem("HIRES", _hires, _row(1, 0, 0, 0, 0, 0, 0, 0.0057), 321.8122, 1e-4, True),
+    _light(),
     Problem("Oregonator", _oregonator, _row(1.0, 2.0, 3.0), 360.0, 1.0, True),
 )

@@ -5,10 +5,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 
 __all__ = ["alternate", "clock", "ratio"]
+
+T = TypeVar("T")
 
 
 def clock(run: Callable[[], object], device: str = "cpu") -> float:
@@ -22,9 +25,9 @@ def clock(run: Callable[[], object], device: str = "cpu") -> float:
     return time.perf_counter() - start
 
 
-def alternate(clocks: Mapping[str, Callable[[], float]], turns: int) -> dict[str, list[float]]:
+def alternate(clocks: Mapping[str, Callable[[], T]], turns: int) -> dict[str, list[T]]:
     """The readings of each clock; they take turns, so that a slow minute strikes them all."""
-    readings: dict[str, list[float]] = {name: [] for name in clocks}
+    readings: dict[str, list[T]] = {name: [] for name in clocks}
     for _ in range(turns):
         for name, read in clocks.items():
             readings[name].append(read())
