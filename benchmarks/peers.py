@@ -31,13 +31,27 @@ from flowsde.integrators.base import Engine
 from .problems import Problem
 from .timing import clock
 
-__all__ = ["PEERS", "Answer", "Failed", "Flowsde", "Library", "Place", "Solver", "peers"]
+__all__ = [
+    "PEERS",
+    "Answer",
+    "Exhausted",
+    "Failed",
+    "Flowsde",
+    "Library",
+    "Place",
+    "Solver",
+    "peers",
+]
 
 Field = Callable[[Any, Any], Any]
 
 
 class Failed(Exception):
     """A solve did not reach its end."""
+
+
+class Exhausted(Failed):
+    """It would have taken more evaluations than it may."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +116,7 @@ class Counted:
         self.calls += 1
         self.rows += y.shape[0]
         if self.calls > self._limit:
-            raise Failed(f"more than {self._limit} evaluations")
+            raise Exhausted(f"more than {self._limit} evaluations")
         return self._f(t, y)
 
 
@@ -398,7 +412,7 @@ class _Jitted:
                     stepsize_controller=diffrax.PIDController(
                         rtol=rtol, atol=rtol * problem.floor
                     ),
-                    max_steps=place.calls, throw=False,
+                    max_steps=place.calls // 3, throw=False,
                 )  # fmt: skip
                 return solution.ys[-1], solution.result == diffrax.RESULTS.successful
 
@@ -408,12 +422,14 @@ class _Jitted:
     def count(self, problem: Problem, method: str, rtol: float, place: Place) -> Answer:
         import jax
 
-        self._calls = 0
-        y1, reached = self._solve(problem, method, place, True)(rtol)
-        jax.effects_barrier()
+        y1, reached = self._solve(problem, method, place, False)(rtol)
         if not bool(reached):
             raise Failed("the solve did not reach its end")
-        self._solve(problem, method, place, False)(rtol)  # compiled before it is timed
+        self._calls = 0
+        self._solve(problem, method, place, True)(rtol)
+        jax.effects_barrier()
+        if self._calls > place.calls:
+            raise Exhausted(f"more than {place.calls} evaluations")
         y1 = np.asarray(y1, np.float64)
         return Answer(y1, self._calls, self._calls * len(y1))
 

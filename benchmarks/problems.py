@@ -78,7 +78,7 @@ class Problem:
 
 @cache
 def _reference(problem: Problem) -> np.ndarray:
-    method, rtol = ("Radau", 1e-11) if problem.stiff else ("DOP853", 1e-13)
+    method, rtol = ("Radau", 1e-9) if problem.stiff else ("DOP853", 1e-13)
     solution = solve_ivp(
         problem.flat(), (0.0, problem.end), problem.y0.ravel(), method=method, rtol=rtol,
         atol=1e-2 * rtol * problem.floor, t_eval=[problem.end],

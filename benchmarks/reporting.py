@@ -79,7 +79,7 @@ def figure(rows: int, columns: int) -> tuple[Any, Any]:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    room = {"wspace": 0.25, "hspace": 0.3, "top": 0.93, "bottom": 0.1}
+    room = {"wspace": 0.25, "hspace": 0.3, "top": 0.93, "bottom": 0.13, "left": 0.08, "right": 0.97}
     size = 5.5 * columns, 4.2 * rows
     return plt.subplots(rows, columns, figsize=size, squeeze=False, gridspec_kw=room)
 
