@@ -79,7 +79,7 @@ def figure(rows: int, columns: int) -> tuple[Any, Any]:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    room = {"wspace": 0.25, "hspace": 0.3, "top": 0.93, "bottom": 0.13, "left": 0.08, "right": 0.97}
+    room = {"wspace": 0.25, "hspace": 0.3}
     size = 5.5 * columns, 4.2 * rows
     return plt.subplots(rows, columns, figsize=size, squeeze=False, gridspec_kw=room)
 
@@ -88,7 +88,7 @@ def save(name: str, parsed: argparse.Namespace, drawn: Any) -> Path:
     from matplotlib import pyplot as plt
 
     path = parsed.out / f"{name}.png"
-    drawn.savefig(path.with_suffix(".partial"), dpi=110, format="png")
+    drawn.savefig(path.with_suffix(".partial"), dpi=110, format="png", bbox_inches="tight")
     plt.close(drawn)
     os.replace(path.with_suffix(".partial"), path)
     print(f"picture in {path}")
