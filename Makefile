@@ -16,8 +16,12 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[bench]"
 	$(BIN)/python -m benchmarks.overhead
-	$(BIN)/python -m benchmarks.work_precision
+	$(BIN)/python -m benchmarks.work_precision --set nonstiff
+	$(BIN)/python -m benchmarks.work_precision --set stiff
+	$(BIN)/python -m benchmarks.heterogeneous
+	$(BIN)/python -m benchmarks.adjoints
 
 docs: $(STAMP)
 	$(BIN)/python -m pip install -q -c constraints.txt "pdoc>=15"

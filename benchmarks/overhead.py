@@ -4,18 +4,15 @@ Counts first: dispatcher operations and host reads per attempted step, outside t
 ratio of an adaptive solve to its bare evaluations: both libraries and the bare evaluations take
 turns in one process, one thread pinned, and ratios are medians over the turns. Beside them stands a
 Dopri5 loop written out by hand, without checks, options or statistics: what the dispatcher of the
-machine allows an eager solver at all.
+machine allows an eager solver at all. ``--executor`` adds flowsde's solve as others run it.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import torchdiffeq
@@ -24,7 +21,9 @@ from torch import Tensor, nn
 import flowsde as fs
 from flowsde.integrators import Dopri5
 
+from . import reporting
 from .counting import Counter, uncounted
+from .timing import alternate, clock, ratio
 
 TOLERANCE = 1e-6
 SIZES = ((64, 2, 64, 1.35), (256, 16, 128, 1.2), (512, 64, 256, 1.1), (2048, 64, 512, 1.1))
@@ -47,14 +46,18 @@ class Field(nn.Module):
         return self.net(y)
 
 
-def ours(f: Callable[[Tensor, Tensor], Tensor], y0: Tensor, end: float = 4.0) -> fs.Solution:
+def ours(
+    f: Callable[[Tensor, Tensor], Tensor], y0: Tensor, end: float = 4.0,
+    executor: fs.Executor = fs.Eager(),
+) -> fs.Solution:  # fmt: skip
     return fs.solve(
-        fs.ODE(f), y0, 0.0, end, integrator=Dopri5(), stepping=fs.Adaptive(TOLERANCE, TOLERANCE)
-    )
+        fs.ODE(f), y0, 0.0, end, integrator=Dopri5(), executor=executor,
+        stepping=fs.Adaptive(TOLERANCE, TOLERANCE),
+    )  # fmt: skip
 
 
 def theirs(f: Callable[[Tensor, Tensor], Tensor], y0: Tensor, end: float = 4.0) -> Tensor:
-    times = torch.tensor([0.0, end], device=y0.device)
+    times = torch.tensor([0.0, end], device=y0.device, dtype=y0.dtype)
     return torchdiffeq.odeint(f, y0, times, method="dopri5", rtol=TOLERANCE, atol=TOLERANCE)
 
 
@@ -85,10 +88,11 @@ def by_hand(f: Callable[[Tensor, Tensor], Tensor], y0: Tensor, end: float = 4.0)
     return y
 
 
-SOLVES = {"flowsde": ours, "torchdiffeq": theirs, "by hand": by_hand}
+Solve = Callable[..., object]
+SOLVES: dict[str, Solve] = {"flowsde": ours, "torchdiffeq": theirs, "by hand": by_hand}
 
 
-def visited(solve: Callable[..., object], f: nn.Module, y0: Tensor) -> list[tuple[Tensor, Tensor]]:
+def visited(solve: Solve, f: nn.Module, y0: Tensor) -> list[tuple[Tensor, Tensor]]:
     """The points at which a solve evaluates its field, in order."""
     points = []
 
@@ -100,11 +104,14 @@ def visited(solve: Callable[..., object], f: nn.Module, y0: Tensor) -> list[tupl
     return points
 
 
-def count(device: str) -> dict[str, tuple[float, float]]:
+def count(
+    solves: dict[str, Solve], device: str, dtype: torch.dtype
+) -> dict[str, tuple[float, float]]:
     """Operations and reads per attempted step: the slope between a short and a long solve."""
-    f, y0 = Field(2, 64).to(device), torch.randn(64, 2, device=device)
+    f = Field(2, 64).to(device=device, dtype=dtype)
+    y0 = torch.randn(64, 2, device=device, dtype=dtype)
     found = {}
-    for name, solve in SOLVES.items():
+    for name, solve in solves.items():
         marks = []
         for end in (2.0, 20.0):
             counter, calls = Counter(), []
@@ -118,68 +125,80 @@ def count(device: str) -> dict[str, tuple[float, float]]:
     return found
 
 
-def clock(run: Callable[[], object], device: str) -> float:
-    if device != "cpu":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+@torch.no_grad()
+def ratios(
+    size: tuple[int, int, int, float], solves: dict[str, Solve], executors: dict[str, Solve],
+    options: Any,
+) -> dict[str, float]:  # fmt: skip
+    """Each solve over its own evaluations, made bare at the points it visited.
 
-
-def ratios(size: tuple[int, int, int, float], turns: int, device: str) -> dict[str, float]:
-    """Each library's solve over its own evaluations, made bare at the points it visited."""
+    Executors visit the points that flowsde's eager solve does; their first solve, which may
+    compile, is not timed.
+    """
     batch, dim, width, bound = size
-    f, y0 = Field(dim, width).to(device), torch.randn(batch, dim, device=device)
+    f = Field(dim, width).to(device=options.device, dtype=options.real)
+    y0 = torch.randn(batch, dim, device=options.device, dtype=options.real)
+    points = {name: visited(solve, f, y0) for name, solve in solves.items()}
+    for name, solve in executors.items():
+        solve(f, y0)
+        points[name] = points["flowsde"]
+
+    def share(name: str, solve: Solve) -> tuple[float, float]:
+        bare = partial(clock, lambda: [f(t, y) for t, y in points[name]], options.device)
+        before = bare()
+        taken = clock(lambda: solve(f, y0), options.device)
+        return taken, 2.0 * taken / (before + bare())
+
+    readings = alternate(
+        {name: partial(share, name, solve) for name, solve in (solves | executors).items()},
+        options.turns,
+    )
     row: dict[str, float] = {"bound": bound}
-    times: dict[str, list[float]] = {name: [] for name in SOLVES}
-    shares: dict[str, list[float]] = {name: [] for name in SOLVES}
-    with torch.no_grad():
-        points = {name: visited(solve, f, y0) for name, solve in SOLVES.items()}
-        for _ in range(turns):
-            for name, solve in SOLVES.items():
-                bare = clock(lambda n=name: [f(t, y) for t, y in points[n]], device)
-                times[name].append(clock(lambda s=solve: s(f, y0), device))
-                again = clock(lambda n=name: [f(t, y) for t, y in points[n]], device)
-                shares[name].append(2.0 * times[name][-1] / (bare + again))
-    for name in SOLVES:
-        row[name] = statistics.median(shares[name])
+    for name, pairs in readings.items():
+        row[name] = statistics.median(part for _, part in pairs)
         row[f"{name} evaluations"] = len(points[name])
-    pairs = zip(times["flowsde"], times["torchdiffeq"], strict=True)
-    row["time"] = statistics.median(a / b for a, b in pairs)
+    seconds = {name: [taken for taken, _ in pairs] for name, pairs in readings.items()}
+    if "torchdiffeq" in seconds:
+        row["time"] = ratio(seconds["flowsde"], seconds["torchdiffeq"])
+    for name in executors:
+        row[f"{name} time"] = ratio(seconds[name], seconds["flowsde"])
     return row
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--turns", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=None, help="write the figures as JSON")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+def main(arguments: Sequence[str] | None = None) -> None:
+    known = {
+        name: entry for name in fs.__all__
+        if isinstance(entry := getattr(fs, name), type) and issubclass(entry, fs.Executor)
+        and entry not in (fs.Executor, fs.Eager)
+    }  # fmt: skip
+    parser = reporting.parser(__doc__, dtype="float32", turns=15)
+    parser.add_argument("--executor", nargs="*", choices=known, default=[])
+    options = reporting.options(parser, arguments)
+    solves = dict(SOLVES)
+    if options.peers is not None and "torchdiffeq" not in options.peers:
+        del solves["torchdiffeq"]
+    executors = {
+        f"flowsde, {name}": partial(ours, executor=known[name]()) for name in options.executor
+    }
 
-    counts = count(options.device)
-    print(f"Dopri5, per attempted step beyond the field ({options.device}):")
-    for name, (operations, reads) in counts.items():
-        print(f"  {name:12s} {operations:6.1f} dispatcher operations {reads:6.2f} host reads")
+    counts = count(solves, options.device, options.real)
+    print(f"Dopri5, per attempted step beyond the field ({options.device})\n")
+    head = ["", "dispatcher operations", "host reads"]
+    reporting.table(head, ([name, *pair] for name, pair in counts.items()))
 
-    print("adaptive solve / bare evaluations (median of alternating turns, one thread):")
-    print("  state, width      flowsde (bound)  by hand  torchdiffeq  ours/theirs  evaluations")
-    table = {}
-    for size in SIZES:
-        row = ratios(size, options.turns, options.device)
-        table[str(size[:3])] = row
-        counts_of = f"{row['flowsde evaluations']:.0f} / {row['torchdiffeq evaluations']:.0f}"
-        print(
-            f"  ({size[0]:4d}, {size[1]:2d}), {size[2]:3d}    {row['flowsde']:6.3f} ({size[3]:.2f})"
-            f"{row['by hand']:10.3f}{row['torchdiffeq']:12.3f}{row['time']:13.3f}    {counts_of}"
-        )
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        device = torch.cuda.get_device_name() if options.device != "cpu" else platform.processor()
-        record = {"device": device or platform.machine(), "torch": torch.__version__}
-        options.out.write_text(json.dumps({**record, "counts": counts, "ratios": table}, indent=1))
+    print("Adaptive solve over bare evaluations, median of alternating turns, one thread\n")
+    sizes = SIZES[:1] if options.small else SIZES
+    table = {str(size[:3]): ratios(size, solves, executors, options) for size in sizes}
+    columns = [key for key in next(iter(table.values())) if not key.endswith("evaluations")]
+    rows = (
+        [
+            size, *(row[key] for key in columns),
+            " / ".join(str(row[f"{name} evaluations"]) for name in solves),
+        ]
+        for size, row in table.items()
+    )  # fmt: skip
+    reporting.table(["batch, dimension, width", *columns, "evaluations"], rows)
+    reporting.write("overhead", options, {"counts": counts, "ratios": table})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,253 @@
+"""Time and memory of a gradient, by adjoint: ``python -m benchmarks.adjoints``.
+
+Time: forward and gradient of the squared norm of y(4), by the parameters and y0, at the sizes of
+benchmarks/overhead.py: every adjoint that flowsde exports beside torchdiffeq's ``odeint`` (through
+its operations) and ``odeint_adjoint`` (backwards in time), at tolerances 1e-6. Alternating turns,
+medians; ``gap`` is the relative distance of the gradient from Direct's. An adjoint that does not
+take Dopri5 gets the first integrator of the catalogue that it takes, with 50 fixed steps where it
+takes none that adapts.
+
+Memory: the most bytes of tensors alive at once during forward and gradient, over the number of
+fixed steps of one span (the allocator's own peak on a GPU).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import flowsde as fs
+from flowsde import integrators
+from flowsde.integrators import RK4, Dopri5
+from flowsde.integrators.base import Engine
+
+from . import reporting
+from .overhead import SIZES, TOLERANCE, Field
+from .peers import peers
+from .storages import Storages
+from .timing import alternate, clock, ratio
+
+END = 4.0
+Solve = Callable[[nn.Module, Tensor], Tensor]  # (f, y0) to y(END)
+
+
+def adjoints() -> tuple[dict[str, fs.Adjoint], dict[str, str]]:
+    """Every adjoint that is exported, as made by default; and why others are left out."""
+    found: dict[str, fs.Adjoint] = {}
+    skipped: dict[str, str] = {}
+    for name in fs.__all__:
+        entry = getattr(fs, name)
+        if not inspect.isclass(entry) or not issubclass(entry, fs.Adjoint):
+            continue
+        if inspect.isabstract(entry):
+            continue
+        try:
+            found[name] = entry()
+        except TypeError as error:
+            skipped[name] = str(error)
+            continue
+        if "budget" in {field.name for field in dataclasses.fields(entry)}:
+            found[f"{name}(budget=16)"] = entry(budget=16)
+    return found, skipped
+
+
+def candidates(first: fs.Integrator) -> list[fs.Integrator]:
+    """The catalogue of ODE integrators, the wanted one first."""
+    found = [first]
+    for name in integrators.__all__:
+        entry = getattr(integrators, name)
+        if inspect.isclass(entry) and issubclass(entry, fs.Integrator):
+            if inspect.isabstract(entry) or issubclass(entry, Engine):
+                continue
+            try:
+                made = entry()
+                made.check(fs.ODE(lambda t, y: -y))
+            except TypeError:
+                continue
+            found.append(made)
+    return found
+
+
+Choice = tuple[fs.Adjoint, fs.Integrator, fs.Stepping]
+
+
+def choices(
+    first: fs.Integrator, steppings: Sequence[fs.Stepping]
+) -> tuple[dict[str, Choice], dict[str, str]]:
+    """For each adjoint the first integrator and stepping that it takes; and why some have none."""
+    known, skipped = adjoints()
+    found: dict[str, Choice] = {}
+    for name, adjoint in known.items():
+        pair = admitted(adjoint, first, steppings)
+        if isinstance(pair, str):
+            skipped[name] = pair
+            continue
+        own = "" if pair[0] == first else f", {type(pair[0]).__name__}"
+        own += "" if pair[1] is steppings[0] else ", fixed steps"
+        found[f"flowsde {name}{own}"] = adjoint, *pair
+    return found, skipped
+
+
+def admitted(
+    adjoint: fs.Adjoint, first: fs.Integrator, steppings: Sequence[fs.Stepping]
+) -> tuple[fs.Integrator, fs.Stepping] | str:
+    """The first pair that the adjoint takes, tried on a small solve; else the first complaint."""
+    f, y0, complaint = Field(2, 4), torch.ones(3, 2, requires_grad=True), ""
+    for stepping in steppings:
+        for integrator in candidates(first):
+            try:
+                gradient(solving(adjoint, integrator, stepping), f, y0)
+            except (TypeError, ValueError) as error:
+                complaint = complaint or str(error)
+                continue
+            return integrator, stepping
+    return complaint
+
+
+def solving(adjoint: fs.Adjoint, integrator: fs.Integrator, stepping: fs.Stepping) -> Solve:
+    return lambda f, y0: fs.solve(
+        fs.ODE(f), y0, 0.0, END, integrator=integrator, stepping=stepping, adjoint=adjoint,
+        max_steps=1_000_000,
+    ).y1  # fmt: skip
+
+
+def torchdiffeq_solves(**keywords: Any) -> dict[str, Solve]:
+    """Its two gradients: through the operations, and backwards in time."""
+    from torchdiffeq import odeint, odeint_adjoint
+
+    def solves(solve: Callable[..., Tensor]) -> Solve:
+        def run(f: nn.Module, y0: Tensor) -> Tensor:
+            times = torch.tensor([0.0, END], device=y0.device, dtype=y0.dtype)
+            return solve(f, y0, times, **keywords)[-1]
+
+        return run
+
+    return {f"torchdiffeq {solve.__name__}": solves(solve) for solve in (odeint, odeint_adjoint)}
+
+
+def gradient(solve: Solve, f: nn.Module, y0: Tensor) -> Tensor:
+    """Of the squared norm of y(END), by parameters and y0, in one vector."""
+    inputs = [y0, *f.parameters()]
+    grads = torch.autograd.grad(solve(f, y0).square().sum(), inputs)
+    return torch.cat([g.reshape(-1) for g in grads])
+
+
+def times(options: Any, solves: dict[str, Solve]) -> dict[str, dict[str, dict[str, float]]]:
+    """Milliseconds of each, by size."""
+    found = {}
+    for batch, dim, width, _ in SIZES[:1] if options.small else SIZES:
+        f = Field(dim, width).to(device=options.device, dtype=options.real)
+        y0 = torch.randn(batch, dim, device=options.device, dtype=options.real, requires_grad=True)
+        grads = {name: gradient(solve, f, y0) for name, solve in solves.items()}
+        exact = grads["flowsde Direct"]
+
+        def timer(solve: Solve, f: nn.Module = f, y0: Tensor = y0) -> Callable[[], float]:
+            return lambda: clock(lambda: gradient(solve, f, y0), options.device)
+
+        readings = alternate({n: timer(solve) for n, solve in solves.items()}, options.turns)
+        found[str((batch, dim, width))] = {
+            name: {
+                "seconds": statistics.median(own),
+                "gap": float((grads[name] - exact).norm() / exact.norm()),
+                **{
+                    f"over {peer}": ratio(own, readings[peer])
+                    for peer in ("torchdiffeq odeint", "torchdiffeq odeint_adjoint")
+                    if peer in readings
+                },
+            }
+            for name, own in readings.items()
+        }
+    return found
+
+
+def peak(run: Callable[[], object], device: str) -> int:
+    """The most bytes alive at once, beyond what was there before."""
+    if device == "cpu":
+        with Storages() as storages:
+            run()
+        return storages.peak
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def memory(options: Any, with_peer: bool) -> dict[str, dict[str, int]]:
+    """Peak bytes, by adjoint and number of steps."""
+    found: dict[str, dict[str, int]] = {}
+    batch, dim, width, _ = SIZES[0]
+    f = Field(dim, width).to(device=options.device, dtype=options.real)
+    y0 = torch.randn(batch, dim, device=options.device, dtype=options.real, requires_grad=True)
+    chosen, _ = choices(RK4(), [fs.Fixed(steps=10)])
+    for steps in (10, 30) if options.small else (100, 300, 1000, 3000, 10_000):
+        solves = {
+            name: solving(adjoint, integrator, fs.Fixed(steps=steps))
+            for name, (adjoint, integrator, _) in chosen.items()
+        }
+        if with_peer:
+            solves |= torchdiffeq_solves(method="rk4", options={"step_size": END / steps})
+        for name, solve in solves.items():
+            bytes_ = peak(lambda solve=solve: gradient(solve, f, y0), options.device)
+            found.setdefault(name, {})[str(steps)] = bytes_
+    return found
+
+
+def draw(options: Any, by_size: dict[str, Any], by_steps: dict[str, dict[str, int]]) -> None:
+    figure, axes = reporting.figure(1, 2)
+    for name in next(iter(by_size.values())):
+        seconds = [row[name]["seconds"] for row in by_size.values()]
+        style = "-" if name.startswith("flowsde") else "--"
+        axes[0, 0].semilogy(list(by_size), seconds, style, marker="o", markersize=3, label=name)
+    for name, curve in by_steps.items():
+        style = "-" if name.startswith("flowsde") else "--"
+        mebibytes = [b / 2**20 for b in curve.values()]
+        steps = [int(n) for n in curve]
+        axes[0, 1].loglog(steps, mebibytes, style, marker="o", markersize=3, label=name)
+    axes[0, 0].set(xlabel="batch, dimension, width", ylabel="seconds, forward and gradient")
+    axes[0, 1].set(xlabel="fixed steps", ylabel="peak MiB of live tensors")
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    reporting.save("adjoints", options, figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = reporting.options(reporting.parser(__doc__, dtype="float32"), arguments)
+    asked = ["torchdiffeq"] if options.peers is None else options.peers
+    found, versions = peers([name for name in asked if name == "torchdiffeq"])
+    steppings = [fs.Adaptive(TOLERANCE, TOLERANCE), fs.Fixed(steps=50)]
+    chosen, skipped = choices(Dopri5(), steppings)
+    solves = {name: solving(*choice) for name, choice in chosen.items()}
+    if found:
+        solves |= torchdiffeq_solves(method="dopri5", rtol=TOLERANCE, atol=TOLERANCE)
+    for name, why in skipped.items():
+        print(f"{name} left out: {why}")
+
+    by_size = times(options, solves)
+    over = [f"over torchdiffeq {name}" for name in ("odeint", "odeint_adjoint") if found]
+    print("Forward and gradient, milliseconds, over torchdiffeq's; gap to Direct's gradient\n")
+    rows = (
+        [size, name, 1e3 * row["seconds"], *(row[key] for key in over), row["gap"]]
+        for size, of in by_size.items()
+        for name, row in of.items()
+    )
+    reporting.table(["batch, dimension, width", "adjoint", "ms", *over, "gap"], rows)
+
+    by_steps = memory(options, bool(found))
+    print("Peak KiB of live tensors, by fixed steps\n")
+    head = ["adjoint", *next(iter(by_steps.values()))]
+    kibibytes = ([name, *(b / 2**10 for b in row.values())] for name, row in by_steps.items())
+    reporting.table(head, kibibytes)
+    record = {"peers": versions, "skipped": skipped, "times": by_size, "peak bytes": by_steps}
+    reporting.write("adjoints", options, record)
+    draw(options, by_size, by_steps)
+
+
+if __name__ == "__main__":
+    main()

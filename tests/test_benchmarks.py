@@ -1,0 +1,230 @@
+"""Benchmarks run, and what they compare with is right; their figures are not tested here."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import flowsde as fs
+from flowsde.integrators import Dopri5, Euler
+
+pytest.importorskip("matplotlib")
+
+from benchmarks import (
+    adjoints,
+    heterogeneous,
+    overhead,
+    peers,
+    problems,
+    work_precision,
+)
+from benchmarks.storages import Storages
+
+PROBLEMS = {problem.name: problem for problem in problems.NONSTIFF + problems.STIFF}
+HALF = math.sqrt(2.0 / (21.0 * math.pi))  # of the Bessel function of order one half at 21
+CLOSED = {
+    "A1": [math.exp(-20.0)],
+    "A2": [1.0 / math.sqrt(21.0)],
+    "A3": [math.exp(math.sin(20.0))],
+    "A4": [20.0 / (1.0 + 19.0 * math.exp(-5.0))],
+    "E1": [HALF * math.sin(21.0), HALF * (math.cos(21.0) - math.sin(21.0) / 42.0)],
+    "E5": [14.117973909, 2.4],  # the slope is sinh(log(25 / (25 - t)))
+}
+# Mazzia and Magherini, "Test set for initial value problem solvers"
+HIRES = (
+    0.7371312573325668e-3, 0.1442485726316185e-3, 0.5888729740967575e-4, 0.1175651343283149e-2,
+    0.2386356198831331e-2, 0.6238968252742796e-2, 0.2849998395185769e-2, 0.2850001604814231e-2,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_shell() -> Any:
+    torch.set_default_dtype(torch.float32)
+    with torch.device("cpu"):
+        yield
+
+
+def numbers(record: Any) -> list[float]:
+    """Every number of a JSON record."""
+    if isinstance(record, dict):
+        return [x for value in record.values() for x in numbers(value)]
+    if isinstance(record, list):
+        return [x for value in record for x in numbers(value)]
+    return [record] if isinstance(record, (int, float)) else []
+
+
+def record(path: Path, name: str) -> dict[str, Any]:
+    found = json.loads((path / f"{name}-cpu.json").read_text())
+    assert found["torch"] == torch.__version__
+    assert {"device", "dtype", "turns"} <= set(found)
+    assert all(map(math.isfinite, numbers(found)))
+    assert not list(path.glob("*.partial"))
+    return found
+
+
+def adaptive() -> set[str]:
+    return {f"flowsde {name}" for name in peers.Flowsde().catalogue}
+
+
+def test_work_precision(tmp_path: Path) -> None:
+    work_precision.main(["--small", "--peers", "scipy", "torchdiffeq", "--out", str(tmp_path)])
+    found = record(tmp_path, "work_precision-nonstiff")
+    assert set(found["peers"]) == {"scipy", "torchdiffeq"}
+    of = found["curves"]["A3"]
+    assert adaptive() <= set(of)
+    assert {"scipy DOP853", "torchdiffeq dopri5"} <= set(of)
+    for name in ("flowsde Tsit5", "scipy DOP853", "torchdiffeq dopri5"):
+        assert [point["rtol"] for point in of[name]] == [1e-2, 1e-4]
+        assert of[name][1]["error"] < of[name][0]["error"] < 1.0
+        assert all(point["seconds"] > 0.0 for point in of[name])
+    assert {"DDIM", "RK4"} <= set(found["samplers"])
+    assert (tmp_path / "work_precision.png").stat().st_size > 0
+
+
+def test_work_precision_of_stiff_problems(tmp_path: Path) -> None:
+    work_precision.main(["--set", "stiff", "--small", "--peers", "scipy", "--out", str(tmp_path)])
+    found = record(tmp_path, "work_precision-stiff")
+    assert adaptive() <= set(found["curves"]["HIRES"])
+    assert found["curves"]["HIRES"]["scipy Radau"][-1]["error"] < 1e-2
+    assert (tmp_path / "work_precision-stiff.png").stat().st_size > 0
+
+
+def test_heterogeneous(tmp_path: Path) -> None:
+    heterogeneous.main(["--small", "--peers", "torchdiffeq", "--out", str(tmp_path)])
+    of = record(tmp_path, "heterogeneous")["curves"]
+    assert {"flowsde per sample Tsit5", "flowsde shared Tsit5", "torchdiffeq dopri5"} <= set(of)
+    for point in of["flowsde per sample Tsit5"]:
+        assert 0 < point["needed"] <= point["rows"] <= 16 * point["evaluations"]
+    for point in of["flowsde shared Tsit5"]:
+        assert point["rows"] == 16 * point["evaluations"]
+    assert (tmp_path / "heterogeneous.png").stat().st_size > 0
+
+
+def test_adjoints(tmp_path: Path) -> None:
+    adjoints.main(["--small", "--out", str(tmp_path)])
+    found = record(tmp_path, "adjoints")
+    (times,) = found["times"].values()
+    peak = found["peak bytes"]
+    for of in (times, peak):
+        assert {"flowsde Direct", "flowsde Checkpointed", "torchdiffeq odeint"} <= set(of)
+    assert times["flowsde Checkpointed"]["gap"] == 0.0
+    assert all(row["gap"] < 1e-2 for row in times.values())
+    assert peak["flowsde Direct"]["30"] > 2 * peak["flowsde Direct"]["10"]
+    assert peak["flowsde Checkpointed"]["30"] < 2 * peak["flowsde Checkpointed"]["10"]
+    assert (tmp_path / "adjoints.png").stat().st_size > 0
+
+
+def test_overhead(tmp_path: Path) -> None:
+    overhead.main(["--small", "--out", str(tmp_path)])
+    found = record(tmp_path, "overhead")
+    assert set(found["counts"]) == {"flowsde", "torchdiffeq", "by hand"}
+    (row,) = found["ratios"].values()
+    assert set(found["counts"]) | {"time", "bound"} <= set(row)
+
+
+def test_an_executor_gets_a_row() -> None:
+    options = overhead.reporting.parser(None, dtype="float32").parse_args(["--turns", "1"])
+    options.real = torch.float32
+    row = overhead.ratios(
+        overhead.SIZES[0], {"flowsde": overhead.ours}, {"again": overhead.ours}, options
+    )
+    assert row["again evaluations"] == row["flowsde evaluations"]
+    assert row["again time"] > 0.0
+
+
+@dataclass(frozen=True)
+class Picky(fs.Adjoint):
+    """Takes Euler steps of one size, nothing else."""
+
+    def run(self, loop: Any) -> fs.Solution:
+        if not isinstance(loop.integrator, Euler):
+            raise TypeError("Picky takes Euler()")
+        return loop.run(adjoints_recorder())
+
+
+def adjoints_recorder() -> Any:
+    from flowsde._loop import Recorder
+
+    return Recorder()
+
+
+def test_an_adjoint_gets_what_it_takes() -> None:
+    adaptive, fixed = fs.Adaptive(), fs.Fixed(steps=3)
+    assert adjoints.admitted(Picky(), Dopri5(), [adaptive, fixed]) == (Euler(), fixed)
+    assert adjoints.admitted(Picky(), Dopri5(), [adaptive]) == "Picky takes Euler()"
+
+
+def test_a_peer_that_is_missing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    class Missing(peers.TorchDyn):
+        name = "no_such_library"
+
+    known = dict(peers.PEERS)
+    try:
+        peers.PEERS["no_such_library"] = Missing
+        found, versions = peers.peers(["no_such_library", "scipy"])
+    finally:
+        del peers.PEERS["no_such_library"]
+    assert known == peers.PEERS
+    assert [peer.name for peer in found] == ["scipy"]
+    assert versions["no_such_library"] == "not installed"
+    assert "no_such_library: not installed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_references_are_closed_forms(name: str) -> None:
+    np.testing.assert_allclose(PROBLEMS[name].reference[0], CLOSED[name], rtol=1e-8, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", ["D1", "D3", "D5"])
+def test_orbits_solve_keplers_equation(name: str) -> None:
+    e = 0.2 * int(name[1]) - 0.1
+    anomaly = 20.0
+    for _ in range(100):
+        anomaly -= (anomaly - e * math.sin(anomaly) - 20.0) / (1.0 - e * math.cos(anomaly))
+    wanted = math.cos(anomaly) - e, math.sqrt(1.0 - e * e) * math.sin(anomaly)
+    np.testing.assert_allclose(PROBLEMS[name].reference[0, :2], wanted, atol=1e-9)
+
+
+def test_the_stiff_reference_is_the_published_one() -> None:
+    np.testing.assert_allclose(PROBLEMS["HIRES"].reference[0], HIRES, rtol=1e-8)
+
+
+@pytest.mark.parametrize("problem", [*problems.NONSTIFF, *problems.STIFF], ids=lambda p: p.name)
+def test_a_field_is_one_formula(problem: problems.Problem) -> None:
+    """numpy and torch, one time and a time for each row, agree."""
+    f, y0 = problem.torch("cpu", torch.float64)
+    y = y0 + 0.1
+    numpy = problem.bind(np, np.asarray)(0.7, y.numpy())
+    shared = f(torch.tensor(0.7, dtype=torch.float64), y)
+    apart = f(torch.full((len(y),), 0.7, dtype=torch.float64), y)
+    np.testing.assert_allclose(shared.numpy(), numpy, rtol=1e-12)
+    np.testing.assert_allclose(apart.numpy(), numpy, rtol=1e-12)
+    assert numpy.shape == problem.y0.shape
+
+
+def test_costs_are_interpolated() -> None:
+    curve = [{"error": 1e-2, "evaluations": 100.0}, {"error": 1e-6, "evaluations": 10_000.0}]
+    assert work_precision.cost(curve, 1e-4, "evaluations") == pytest.approx(1000.0)
+    assert work_precision.cost(curve, 1e-1, "evaluations") == 100.0
+    assert work_precision.cost(curve, 1e-7, "evaluations") is None
+
+
+def test_storages_follow_the_graph() -> None:
+    x = torch.ones(1000, requires_grad=True)
+    with Storages() as storages:
+        y = x
+        for _ in range(10):
+            y = y.tanh()
+        assert storages.live == 10 * 4000
+        y.sum().backward()
+        del y
+        x.grad = None
+        assert storages.live == 0
+        assert 10 * 4000 < storages.peak < 14 * 4000
