@@ -22,7 +22,7 @@ from .dynamics import (
 )  # fmt: skip
 from .errors import MaxStepsReached, NonFiniteState, NotSettled, SolveError, StepUnderflow
 from .events import Event
-from .executor import Eager, Executor
+from .executor import Compiled, Eager, Executor
 from .flow import Base, Flow, Normal, bits_per_dim
 from .integrators.base import Integrator
 from .paths import Brownian, Path, Schedule
@@ -36,10 +36,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CDE", "ODE", "SDE", "Adaptive", "Adjoint", "Backsolve", "Base", "Brownian", "Chain",
-    "Checkpointed", "Composed", "Crossings", "Denoiser", "Direct", "Divergence", "Dynamics",
-    "Eager", "Event", "Exact", "Executor", "Fixed", "Flow", "Grid", "Hutchinson", "Integrator",
-    "LinearSDE", "Map", "MaxStepsReached", "Noise", "NonFiniteState", "Normal", "NotSettled",
-    "Path", "Reversible", "Schedule", "Solution", "SolveError", "Solver", "Stats", "Status",
-    "StepUnderflow", "Stepping", "Steps", "bits_per_dim", "change_clock", "costate",
+    "Checkpointed", "Compiled", "Composed", "Crossings", "Denoiser", "Direct", "Divergence",
+    "Dynamics", "Eager", "Event", "Exact", "Executor", "Fixed", "Flow", "Grid", "Hutchinson",
+    "Integrator", "LinearSDE", "Map", "MaxStepsReached", "Noise", "NonFiniteState", "Normal",
+    "NotSettled", "Path", "Reversible", "Schedule", "Solution", "SolveError", "Solver", "Stats",
+    "Status", "StepUnderflow", "Stepping", "Steps", "bits_per_dim", "change_clock", "costate",
     "log_density", "solve", "steady_state",
 ]  # fmt: skip

@@ -341,7 +341,9 @@ class AdaptivePlan(Plan):
     def judge(self, step: Step, y: State) -> Accept:
         self._step = step
         with torch.no_grad():
-            error: Any = self._stepping.measure(step.error(), y, step.y1)
+            error: Any = step.size
+            if error is None:
+                error = self._stepping.measure(step.error(), y, step.y1)
             accept = self._decide(error if self._batch is not None else float(error))
         self._t = choose(accept, choose(self._last, self._end, self._reach), self._t)
         return accept

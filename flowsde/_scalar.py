@@ -111,5 +111,6 @@ def expand(x: Scalar, like: Tensor) -> Scalar:
     """A float, 0-d or ``(batch,)`` scalar, ready to multiply ``like`` of shape ``(batch, ...)``."""
     if not isinstance(x, Tensor) or (x.ndim == 0 and like.ndim > 0):
         return x
-    dtype = like.dtype.to_real() if x.is_floating_point() else x.dtype
+    real = like.dtype.to_real() if like.is_complex() else like.dtype
+    dtype = real if x.is_floating_point() else x.dtype
     return x.to(dtype).reshape(x.shape + (1,) * (like.ndim - x.ndim))

@@ -36,7 +36,7 @@ SaveAt = Tensor | Sequence[float] | Steps | None
 _KINDS = {
     "args": "a tuple of further inputs, args=(u,)",
     "adjoint": "Direct(), Checkpointed(), Reversible() or Backsolve()",
-    "executor": "Eager()",
+    "executor": "Eager() or Compiled()",
     "path": "a Brownian(seed)",
 }
 _ERRORS = {
@@ -157,7 +157,7 @@ def solve(
             field, integrator, stepping, plan, span.saver(save_at), noise, y0, max_steps, dense,
             report, watch,
         )  # fmt: skip
-        loop.advance = executor.prepare(loop.step)
+        loop.advance = executor.prepare(loop)
         solution = adjoint.run(loop)
     if throw and not solution.success:
         raise _error(solution)

@@ -65,9 +65,13 @@ class Field:
             self._tensor = torch.full((), t, dtype=self._dtype, device=self._device)
         return self._tensor
 
+    def _count(self) -> None:
+        if not torch.compiler.is_compiling():  # a compiled step counts its calls from outside
+            self.evaluations += 1
+
     def drift(self, t: Scalar, y: State) -> State:
         """f(t, y), shaped as y."""
-        self.evaluations += 1
+        self._count()
         k = self.dynamics(self.time(t), y, *self.args)
         tensors = isinstance(k, Tensor) and isinstance(y, Tensor)
         if tensors and k.shape == y.shape and k.dtype is y.dtype:  # check_like's fast path
@@ -84,7 +88,7 @@ class Field:
 
     def _part(self, which: int, t: Scalar, y: State) -> State:
         assert self.parts is not None
-        self.evaluations += 1
+        self._count()
         k = self.parts[which](self.time(t), y, *self.args)
         return check_like(k, y, ("the explicit part", "the implicit part")[which])
 
@@ -104,7 +108,7 @@ class Field:
     def residual(self, t: Scalar, x: State) -> State:
         """The split's residual, shaped as x."""
         assert self.split is not None
-        self.evaluations += 1
+        self._count()
         return check_like(self.split.residual(self.time(t), x, *self.args), x, "the residual")
 
     def noise_term(self, t: Scalar, y: State, dw: State) -> State:
@@ -128,13 +132,13 @@ class Field:
 
     def step(self, k: int, y: State) -> State:
         """The state after step k of a chain."""
-        self.evaluations += 1
+        self._count()
         assert isinstance(self.dynamics, Chain)
         return _state(self.dynamics.step(k, y, *self.args))
 
     def unstep(self, k: int, y: State) -> State:
         """The state before step k of a map."""
-        self.evaluations += 1
+        self._count()
         return _state(self.dynamics.unstep(k, y, *self.args))  # type: ignore[operator]
 
 

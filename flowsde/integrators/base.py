@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from .._scalar import Scalar
 from .._state import State
 from ..dynamics.base import Dynamics, Noise
@@ -25,14 +27,16 @@ class Step(ABC):
     out only when asked for, the error estimate and the states between.
 
     Attributes:
+        size: the norm of the error over the tolerance, where an executor has worked it out.
         failure: why a step of given length could not be taken at all; the solve ends before it.
     """
 
-    __slots__ = ("carry", "y1")
+    __slots__ = ("carry", "size", "y1")
     failure: tuple[Status, str] | None = None
 
     def __init__(self, y1: State, carry: Carry = None) -> None:
         self.y1, self.carry = y1, carry
+        self.size: Tensor | None = None
 
     def error(self) -> State:
         """The embedded estimate of the local error, shaped as the state."""
@@ -50,11 +54,13 @@ class Integrator(ABC):
         order: of convergence; for a stochastic method see ``strong_order``.
         dense_order: of the states between steps.
         error_order: the exponent q of a step's error estimate, O(dt^q); None without one.
+        static: whether all steps are the same operations, whatever the values.
     """
 
     order: int
     dense_order: int
     error_order: int | None = None
+    static: bool = True
 
     def check(self, dynamics: Dynamics) -> None:
         """Raises TypeError, with the cure, on dynamics without the structure this needs."""
@@ -105,6 +111,8 @@ class ReversibleIntegrator(Integrator):
 
 class Engine(Integrator):
     """A solver from outside: one of its steps spans one save interval, on steps of its own."""
+
+    static = False
 
 
 def check_noise(integrator: Integrator, dynamics: Dynamics) -> Noise:

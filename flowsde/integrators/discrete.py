@@ -20,6 +20,7 @@ class Iterate(Integrator):
 
     order = 1
     dense_order = 0
+    static = False
 
     def check(self, dynamics: Dynamics) -> None:
         if not isinstance(dynamics, Chain):

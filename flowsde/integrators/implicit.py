@@ -151,6 +151,7 @@ class ImplicitRK(Integrator):
     newton: int = 10
     linear: LinearSolver = Dense()
     stepping: Adaptive | None = field(default=None, repr=False)
+    static = False
     tableau: ClassVar[ImplicitTableau]
 
     def __init_subclass__(cls) -> None:
@@ -404,8 +405,8 @@ class _ImplicitStep(Step):
         self, method: ImplicitRK, t0: Scalar, t1: Scalar, y0: State, ks: list[State]
     ) -> None:
         tableau = method.tableau
-        self.y1 = combine(y0, t1 - t0, tableau.weights, ks)
-        self.carry = (ks[-1],) if tableau.fsal else None
+        y1 = combine(y0, t1 - t0, tableau.weights, ks)
+        super().__init__(y1, (ks[-1],) if tableau.fsal else None)
         self._method, self._t0, self._t1, self._y0, self._ks = method, t0, t1, y0, ks
 
     def error(self) -> State:

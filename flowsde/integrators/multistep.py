@@ -46,6 +46,7 @@ class Adams(Integrator):
     """
 
     order: int = 4
+    static = False
 
     def __post_init__(self) -> None:
         if self.order not in _STARTERS:

@@ -128,7 +128,7 @@ class _RKStep(Step):
         self, method: ExplicitRK, field: Field, t0: Scalar, t1: Scalar, y0: State, y1: State,
         ks: list[State], end: State | None,
     ) -> None:  # fmt: skip
-        self.y1, self.carry = y1, end
+        super().__init__(y1, end)
         self._method, self._field = method, field
         self._t0, self._t1, self._y0, self._ks, self._end = t0, t1, y0, ks, end
 
