@@ -203,9 +203,10 @@ class Flowsde(TorchLibrary):
         self, f: Field, y0: Tensor, end: float, method: str, rtol: float, atol: float
     ) -> Tensor:
         stepping = fs.Adaptive(rtol, atol, per_sample=self._per_sample)
+        dynamics = fs.ODE(f, batched_time=self._per_sample, rowwise=self._per_sample)
         solution = fs.solve(
-            fs.ODE(f, batched_time=self._per_sample), y0, 0.0, end, max_steps=1_000_000,
-            integrator=self.catalogue[method], stepping=stepping,
+            dynamics, y0, 0.0, end, max_steps=1_000_000, integrator=self.catalogue[method],
+            stepping=stepping,
         )  # fmt: skip
         self._last = solution.stats, len(y0)
         return solution.y1

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import flowsde as fs
 from flowsde import integrators
-from flowsde.integrators import RK4, Dopri5, EulerMaruyama, Integrator, ReversibleRK, Tsit5
+from flowsde.integrators import AsynchronousLeapfrog, Bosh3, EulerMaruyama, Integrator
 from flowsde.integrators.base import Engine
 
 from .systems import catalogue, suited
@@ -74,14 +74,15 @@ def test_adaptive_solves_share_one_graph(per_sample: bool) -> None:
 
 
 @pytest.mark.parametrize("adjoint", ADJOINTS, ids=lambda a: type(a).__name__)
-@pytest.mark.parametrize("stepping", [fs.Fixed(steps=8), fs.Adaptive(1e-5, 1e-5)], ids=["f", "a"])
+@pytest.mark.parametrize("stepping", [fs.Fixed(steps=8), fs.Adaptive(1e-3, 1e-3)], ids=["f", "a"])
 def test_gradients_of_compiled_steps(adjoint: fs.Adjoint, stepping: fs.Stepping) -> None:
     net, y0 = Net(), torch.randn(4, 3, requires_grad=True)
+    net.late.data.zero_()
     dynamics, found = fs.ODE(net), []
     for run in (fs.Eager(), fs.Compiled(backend="aot_eager")):
         sol = fs.solve(
-            dynamics, y0, 0.1, 1.2, integrator=ReversibleRK(RK4() if isinstance(stepping, fs.Fixed)
-            else Tsit5()), stepping=stepping, adjoint=adjoint, executor=run, save_at=[0.5, 1.2],
+            dynamics, y0, 0.1, 0.9, integrator=AsynchronousLeapfrog(), stepping=stepping,
+            adjoint=adjoint, executor=run, save_at=[0.5, 0.9],
         )  # fmt: skip
         found.append(gradients(measure(sol), [y0, net.w, net.b]))
     assert_same(found[1], found[0], 1e-9)
@@ -94,7 +95,7 @@ def test_inductor_agrees() -> None:
     sde = fs.SDE(net, lambda t, y: 0.2 + 0.1 * y, noise="diagonal")
     ode = fs.ODE(net)
     for run in (fs.Eager(), executor):
-        a = fs.solve(ode, y0, integrator=Dopri5(), executor=run).y1
+        a = fs.solve(ode, y0, integrator=Bosh3(), executor=run).y1
         b = fs.solve(
             sde, y0, integrator=EulerMaruyama(), stepping=fs.Fixed(steps=5), path=fs.Brownian(3),
             executor=run,
