@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ._scalar import Scalar, expand, isfinite, minimum, to_float
 from ._scalar import where as choose
-from ._state import State, combine, leaves, put_rows, rows_of, tree_map
+from ._state import State, combine, leaves, mapped, put_rows, rows_of, tree_map
 from .dynamics.field import Field
 from .integrators.base import Carry, Integrator, Step
 from .integrators.runge_kutta import ExplicitRK
@@ -160,7 +160,7 @@ class GivenPlan(Plan):
             self.status = torch.where(self._over, int(Status.EVENT), self.status)
 
     def _check_finite(self, y: State) -> None:
-        if leaves(y)[0].is_meta:
+        if leaves(y)[0].is_meta or mapped(y):
             return
         bad = _bad_components(y)
         if not bool(torch.stack([b.any() for b in bad]).any()):

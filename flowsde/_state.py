@@ -13,7 +13,7 @@ from ._scalar import Scalar, expand
 
 __all__ = [
     "State", "batch_size", "check_like", "combine", "contract", "describe", "detach", "leaves",
-    "put_rows", "rows_of", "stack", "tree_map", "unflatten", "weigh", "where",
+    "mapped", "put_rows", "rows_of", "stack", "tree_map", "unflatten", "weigh", "where",
 ]  # fmt: skip
 
 State = Any
@@ -114,6 +114,17 @@ def batch_size(y: State) -> int | None:
     """The leading size that all leaves share, or None."""
     sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves(y)}
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def mapped(y: State) -> bool:
+    """Whether ``torch.func.vmap`` maps over the state, so that the host cannot read its values."""
+    functorch = torch._C._functorch
+    for leaf in leaves(y):
+        while functorch.is_functorch_wrapped_tensor(leaf):
+            if functorch.is_batchedtensor(leaf):
+                return True
+            leaf = functorch.get_unwrapped(leaf)
+    return False
 
 
 def describe(y: State) -> str:

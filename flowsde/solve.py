@@ -15,7 +15,7 @@ from ._loop import Loop
 from ._plan import AdaptivePlan, GivenPlan, Plan
 from ._save import SaveEnd, Saver, SaveRows, SaveSteps, SaveTimes
 from ._scalar import Scalar, to_float
-from ._state import State, batch_size, describe, leaves
+from ._state import State, batch_size, describe, leaves, mapped
 from .adjoint import Adjoint, Checkpointed, Direct
 from .dynamics.base import Dynamics
 from .dynamics.discrete import Chain
@@ -131,6 +131,11 @@ def solve(
         raise ValueError(f"max_steps is a whole number >= 0; got {max_steps}")
     t1 = dynamics.horizon if t1 is None else t1
     integrator, stepping = _choose(dynamics, integrator, stepping)
+    if isinstance(stepping, Adaptive) and mapped(y0):
+        raise TypeError(
+            "vmap cannot choose steps: give Fixed(...) or Grid(...), or leave vmap out and solve "
+            "the batch with Adaptive(per_sample=True)"
+        )
     span = _Span.of(dynamics, y0, t0, t1, stepping, save_at)
     seed = _seed(dynamics, path, generator)
     dynamics = dynamics.prepare(y0, seed)
@@ -180,7 +185,7 @@ def _check_state(y0: State) -> None:
         raise TypeError(f"y0 is real or complex; got {describe(y0)}. Use y0.float()")
     if len({leaf.device for leaf in flat}) > 1:
         raise TypeError(f"y0 lies on several devices: {describe(y0)}. Move it to one")
-    if any(leaf.is_meta for leaf in flat):
+    if any(leaf.is_meta for leaf in flat) or mapped(y0):
         return
     if not all(bool(torch.isfinite(leaf.detach()).all()) for leaf in flat):
         raise ValueError("y0 holds values that are not finite: clean it with torch.nan_to_num")

@@ -339,17 +339,25 @@ def test_recomputed_evaluations_are_counted() -> None:
 
 
 def test_functional_transforms_through_direct() -> None:
-    net, y0 = Net(), torch.randn(3)
+    """Forward and reverse mode and vmap, on given steps; adaptive steps under vmap are refused."""
+    net, y0, way = Net(), torch.randn(3), torch.randn(3)
 
-    def end(y: Tensor) -> Tensor:
-        return fs.solve(
-            fs.ODE(net), y, integrator=RK4(), stepping=fs.Fixed(steps=6), throw=False
-        ).y1
+    def end(y: Tensor, **keywords: Any) -> Tensor:
+        return fs.solve(fs.ODE(net), y, **keywords).y1
 
-    rows = torch.autograd.functional.jacobian(end, y0)
-    way = torch.randn(3)
-    near = (end(y0 + 1e-6 * way) - end(y0 - 1e-6 * way)) / 2e-6
-    assert_same([rows @ way], [near], 1e-7)
+    def fixed(y: Tensor) -> Tensor:
+        return end(y, integrator=RK4(), stepping=fs.Fixed(steps=6))
+
+    near = (fixed(y0 + 1e-6 * way) - fixed(y0 - 1e-6 * way)) / 2e-6
+    assert_same([torch.func.jacrev(fixed)(y0) @ way], [near], 1e-7)
+    assert_same([torch.func.jacfwd(fixed)(y0) @ way], [near], 1e-7)
+    assert_same([torch.func.jvp(fixed, (y0,), (way,))[1]], [near], 1e-7)
+    rows = torch.randn(5, 3)
+    assert_same([torch.func.vmap(fixed)(rows)], [fixed(rows)], 1e-12)
+    alone = torch.stack([torch.func.jacrev(fixed)(row) for row in rows])
+    assert_same([torch.func.vmap(torch.func.jacrev(fixed))(rows)], [alone], 1e-12)
+    with pytest.raises(TypeError, match="per_sample"):
+        torch.func.vmap(end)(rows)
 
 
 def test_gradients_against_torchdiffeq() -> None:
