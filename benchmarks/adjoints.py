@@ -63,7 +63,8 @@ def candidates(first: fs.Integrator) -> list[fs.Integrator]:
     for name in integrators.__all__:
         entry = getattr(integrators, name)
         if inspect.isclass(entry) and issubclass(entry, fs.Integrator):
-            if inspect.isabstract(entry) or issubclass(entry, Engine):
+            frames = integrators.ExplicitRK, integrators.ImplicitRK  # of which the others are data
+            if inspect.isabstract(entry) or issubclass(entry, Engine) or entry in frames:
                 continue
             try:
                 made = entry()

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import flowsde as fs
 from benchmarks.counting import Counter, uncounted
 from flowsde import integrators
+from flowsde._loop import Loop
 from flowsde.integrators import RK4, Dopri5, ExplicitRK, Heun, Integrator, Step, TorchDiffEq
 from flowsde.integrators.base import Engine
 from flowsde.models import coupling_stack
@@ -200,10 +201,10 @@ def test_an_executor_takes_the_steps() -> None:
     class Counting(fs.Executor):
         calls: list[int]
 
-        def prepare(self, advance: Callable[..., Step]) -> Callable[..., Step]:
+        def prepare(self, loop: Loop) -> Callable[..., Step]:
             def counted(*args: Any) -> Step:
                 self.calls.append(1)
-                return advance(*args)
+                return loop.step(*args)
 
             return counted
 
