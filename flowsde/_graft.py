@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ._scalar import Scalar
-from ._state import State, leaves, tree_map, unflatten
+from ._state import State, detach, leaves, tree_map, unflatten
 from .dynamics.field import Field
 from .solution import Solution
 
@@ -36,16 +36,13 @@ class Inputs:
 
     @classmethod
     def of(cls, field: Field, y0: State) -> Inputs:
-        given = leaves(field.args)
-        cut = [
-            x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
-            for x in given
-        ]
-        args = [x for x in given if isinstance(x, Tensor) and x.requires_grad]
+        cut = detach(field.args)
+        args, mine = (
+            [x for x in leaves(tree) if isinstance(x, Tensor) and x.requires_grad]
+            for tree in (field.args, cut)
+        )
         parameters: list[Tensor] = [p for p in field.dynamics.parameters() if p.requires_grad]
-        bound = Field(field.dynamics, tuple(unflatten(cut, field.args)), y0)
-        mine = [x for x in cut if isinstance(x, Tensor) and x.requires_grad]
-        return cls(y0, args, parameters, bound, [*mine, *parameters])
+        return cls(y0, args, parameters, Field(field.dynamics, cut, y0), [*mine, *parameters])
 
     def check(self, name: str, t: Scalar, y: State) -> None:
         """Raises TypeError if the field holds on to a tensor whose gradient would be lost."""

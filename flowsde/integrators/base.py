@@ -17,7 +17,7 @@ from ..solution import Status
 if TYPE_CHECKING:
     from ..stepping import Stepping
 
-__all__ = ["Carry", "Engine", "Integrator", "ReversibleIntegrator", "Step"]
+__all__ = ["Carry", "Engine", "Integrator", "ReversibleIntegrator", "SlopeCarrying", "Step"]
 
 Carry = Any
 
@@ -97,6 +97,16 @@ class Integrator(ABC):
         self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: State | None, carry: Carry
     ) -> Step:
         """From y at t0 to t1, in either direction."""
+
+
+class SlopeCarrying(Integrator):
+    """A method whose carry is the slope at the step's start."""
+
+    def init(self, field: Field, t: Scalar, y: State) -> Carry:
+        return field.drift(t, y)
+
+    def slope(self, carry: Carry) -> State:
+        return carry
 
 
 class ReversibleIntegrator(Integrator):

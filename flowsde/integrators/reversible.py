@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from .._scalar import Scalar
 from .._state import State, combine, tree_map, weigh
 from ..dynamics.field import Field
-from .base import Carry, ReversibleIntegrator, Step
+from .base import Carry, ReversibleIntegrator, SlopeCarrying, Step
 from .explicit import Tsit5
 from .runge_kutta import ExplicitRK
 
@@ -15,7 +15,7 @@ __all__ = ["AsynchronousLeapfrog", "ReversibleRK"]
 
 
 @dataclass(frozen=True)
-class AsynchronousLeapfrog(ReversibleIntegrator):
+class AsynchronousLeapfrog(SlopeCarrying, ReversibleIntegrator):
     """A midpoint step that carries a velocity v, which starts as f(t0, y0). Order 2(1).
 
         u = f(t0 + dt/2, y0 + dt/2 v0),    y1 = y0 + dt u,    v1 = 2 u - v0
@@ -30,12 +30,6 @@ class AsynchronousLeapfrog(ReversibleIntegrator):
     order = 2
     dense_order = 2
     error_order = 2
-
-    def init(self, field: Field, t: Scalar, y: State) -> Carry:
-        return field.drift(t, y)
-
-    def slope(self, carry: Carry) -> State:
-        return carry
 
     def step(
         self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: State | None, carry: Carry

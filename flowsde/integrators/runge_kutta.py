@@ -10,7 +10,7 @@ from typing import ClassVar
 from .._scalar import Scalar
 from .._state import State, Weights, combine, tree_map, weigh
 from ..dynamics.field import Field
-from .base import Carry, Integrator, Step
+from .base import Carry, SlopeCarrying, Step
 
 __all__ = ["ExplicitRK", "Tableau"]
 
@@ -87,7 +87,7 @@ def demand(value: float, wanted: float, complaint: str) -> None:
         raise ValueError(f"{complaint}: {value} for {wanted}")
 
 
-class ExplicitRK(Integrator):
+class ExplicitRK(SlopeCarrying):
     """Any explicit Runge-Kutta method. A subclass is its tableau."""
 
     tableau: ClassVar[Tableau]
@@ -100,12 +100,6 @@ class ExplicitRK(Integrator):
             cls.dense_order = tableau.dense_order
         else:
             cls.dense_order = tableau.order if tableau.order > 4 else min(tableau.order, 3)
-
-    def init(self, field: Field, t: Scalar, y: State) -> Carry:
-        return field.drift(t, y)
-
-    def slope(self, carry: Carry) -> State:
-        return carry
 
     def step(
         self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: State | None, carry: Carry

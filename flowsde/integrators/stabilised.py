@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from .._scalar import Scalar
 from .._state import State, combine, weigh
 from ..dynamics.field import Field
-from .base import Carry, Integrator, Step
+from .base import Carry, SlopeCarrying, Step
 from .runge_kutta import hermite
 
 __all__ = ["RKC2"]
@@ -16,7 +16,7 @@ Row = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class RKC2(Integrator):
+class RKC2(SlopeCarrying):
     """Runge-Kutta-Chebyshev with damping 2/13: stable for dt lambda in [-0.65 s^2, 0]. Order 2.
 
         Y_j = (1 - mu_j - nu_j) y0 + mu_j Y_{j-1} + nu_j Y_{j-2}
@@ -47,12 +47,6 @@ class RKC2(Integrator):
         nodes, rows = _coefficients(self.stages)
         object.__setattr__(self, "nodes", nodes)
         object.__setattr__(self, "rows", rows)
-
-    def init(self, field: Field, t: Scalar, y: State) -> Carry:
-        return field.drift(t, y)
-
-    def slope(self, carry: Carry) -> State:
-        return carry
 
     def step(
         self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: State | None, carry: Carry
