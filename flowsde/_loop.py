@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ._increment import Source
 from ._plan import Accept, Plan
 from ._save import Saver
 from ._scalar import Scalar
@@ -58,7 +59,7 @@ class Loop:
     stepping: Stepping
     plan: Plan
     saver: Saver
-    noise: Callable[[int], State] | None
+    noise: Source | None
     y0: State
     max_steps: int
     dense: bool
@@ -71,7 +72,7 @@ class Loop:
 
     def step(self, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> Step:
         """One attempt: a pure function of its arguments."""
-        dw = None if self.noise is None else self.noise(n)
+        dw = None if self.noise is None else self.noise(n, t0, t1)
         return self.integrator.step(self.field, t0, t1, y, dw, carry)
 
     def _attempt(

@@ -84,7 +84,7 @@ class Way:
         loop, integrator = self.loop, self.loop.integrator
         assert isinstance(integrator, ReversibleIntegrator)
         with torch.no_grad():
-            dw = None if loop.noise is None else loop.noise(mark.n)
+            dw = None if loop.noise is None else loop.noise(mark.n, mark.t0, mark.t1)
             y, before = integrator.unstep(loop.field, mark.t0, mark.t1, y1, dw, carry)
         return where(mark.accept, y, y1), where(mark.accept, before, carry)
 

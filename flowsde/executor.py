@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._increment import Increment
 from ._loop import Loop
 from ._scalar import Scalar
 from ._state import State, leaves
@@ -82,7 +83,7 @@ class Compiled(Executor):
         graph = graphs[key]
 
         def advance(n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> Step:
-            dw = None if loop.noise is None else loop.noise(n)
+            dw = None if loop.noise is None else loop.noise(n, t0, t1)
             return graph(loop.integrator, loop.field, t0, t1, y, dw, carry)
 
         return advance
@@ -100,7 +101,7 @@ class _Graph:
 
     def __call__(
         self, integrator: Integrator, field: Field, t0: Scalar, t1: Scalar, y: State,
-        dw: State | None, carry: Carry,
+        dw: Increment | None, carry: Carry,
     ) -> Step:  # fmt: skip
         inputs = integrator, self._adaptive, field, _tensor(t0, y), _tensor(t1, y), y, dw, carry
         tensors = [x for x in leaves((y, carry)) if isinstance(x, Tensor)]
@@ -126,7 +127,7 @@ def _quiet() -> Iterator[None]:
 
 def _advance(
     integrator: Integrator, adaptive: Adaptive | None, field: Field, t0: Tensor, t1: Tensor,
-    y: State, dw: State | None, carry: Carry,
+    y: State, dw: Increment | None, carry: Carry,
 ) -> Step:  # fmt: skip
     step = integrator.step(field, t0, t1, y, dw, carry)
     if adaptive is not None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _random
+from ._increment import Draws, Source
 from ._loop import Loop
 from ._plan import AdaptivePlan, GivenPlan, Plan
 from ._save import SaveEnd, Saver, SaveRows, SaveSteps, SaveTimes
@@ -148,9 +149,9 @@ def solve(
         grid = _save_grid(span, save_at)
     plan = _plan(integrator, stepping, span, grid, y0)
     noise = None
-    shapes = integrator.noise_shapes(dynamics, y0)
-    if shapes is not None:
-        noise = _noise(path, seed, grid, shapes)
+    draws = integrator.draws(dynamics, y0)
+    if draws is not None:
+        noise = _noise(path, seed, grid, draws)
     elif path is not None:
         raise TypeError("this solve takes no noise: leave out path")
     watch = None
@@ -412,8 +413,8 @@ def _seed(
 
 
 def _noise(
-    path: Brownian | None, seed: int | None, grid: list[Scalar] | None, shapes: State
-) -> Callable[[int], State] | None:
+    path: Brownian | None, seed: int | None, grid: list[Scalar] | None, draws: Draws
+) -> Source:
     if grid is None:
         raise TypeError("a stochastic solve takes given steps: Fixed(...) or Grid(...)")
     if path is None:
@@ -422,7 +423,7 @@ def _noise(
                 "a stochastic solve needs its randomness: path=Brownian(seed) or generator=..."
             )
         path = Brownian(seed)
-    return path.bind(grid, shapes)
+    return path.bind(grid, draws)
 
 
 def _watch(

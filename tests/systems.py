@@ -13,7 +13,7 @@ from torch import Tensor
 
 import flowsde as fs
 from flowsde import Schedule
-from flowsde.integrators import Integrator
+from flowsde.integrators import Draws, Integrator
 from flowsde.paths import EDM, VE, VP, Cosine, FlowMatching
 
 DEVICE = torch.device(os.environ.get("FLOWSDE_TEST_DEVICE", "cpu"))
@@ -48,6 +48,12 @@ def suited(method: Integrator, f: Any, y0: Any) -> tuple[fs.Dynamics, Any]:
         (fs.SDE(f, lambda t, y: 0.3 + 0.0 * y, noise="diagonal", additive=True), y0),
     )
     return next((d, start) for d, start in systems if admits(method, d))
+
+
+def increments(path: fs.Brownian, grid: list[float], like: Any) -> Any:
+    """W over step n of the grid, as a function of n."""
+    source = path.bind(grid, Draws(like))
+    return lambda n: source(n, grid[n], grid[n + 1]).w
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -15,7 +15,7 @@ from flowsde import integrators
 from flowsde.integrators import DDIM, DPMSolverPP, EulerMaruyama, ExponentialEuler, Heun
 from flowsde.paths import EDM, VP, karras, uniform_lambda
 
-from .systems import SCHEDULES, Mixture
+from .systems import SCHEDULES, Mixture, increments
 
 MIXTURE = Mixture.two()
 
@@ -63,7 +63,7 @@ def test_first_order_exponential_is_ddim(schedule: fs.Schedule) -> None:
 def test_ddim_with_noise(schedule: fs.Schedule, eta: float) -> None:
     denoiser = MIXTURE.denoiser(schedule)
     flow, times, x = fs.LinearSDE(schedule).probability_flow(denoiser), grid(schedule), start()
-    noise = fs.Brownian(3).bind(times.tolist(), x)
+    noise = increments(fs.Brownian(3), times.tolist(), x)
     hand = x
     for n, (t0, t1) in enumerate(itertools.pairwise(times)):
         (a0, s0), (a1, s1) = schedule(t0), schedule(t1)
@@ -85,7 +85,7 @@ def test_ddim_with_eta_one_is_the_ddpm_posterior() -> None:
     mean = a1 * (1 - step) / s0**2 * x0 + step.sqrt() * s1**2 / s0**2 * x
     deviation = (s1**2 / s0**2 * (1 - step)).sqrt()
     times = torch.stack((t0, t1))
-    z = fs.Brownian(5).bind(times.tolist(), x)(0) / (t0 - t1).sqrt()
+    z = increments(fs.Brownian(5), times.tolist(), x)(0) / (t0 - t1).sqrt()
     flow = fs.LinearSDE(schedule).probability_flow(denoiser)
     close(run(flow, x, DDIM(1.0), times, path=fs.Brownian(5)), mean + deviation * z)
 
@@ -115,7 +115,7 @@ def test_on_the_reverse_sde_they_are_sde_dpm_solver_pp(
 ) -> None:
     denoiser = MIXTURE.denoiser(schedule)
     sde, times, hand = fs.LinearSDE(schedule).reverse_sde(denoiser), grid(schedule), start()
-    noise = fs.Brownian(1).bind(times.tolist(), hand)
+    noise = increments(fs.Brownian(1), times.tolist(), hand)
     x, lam, old = hand.clone(), [schedule.half_log_snr(t) for t in times], None
     for n in range(len(times) - 1):
         x0, h = denoiser(times[n], hand), lam[n + 1] - lam[n]

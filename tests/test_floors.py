@@ -11,6 +11,7 @@ ROOT = Path(flowsde.__file__).parent
 FLOORS = [
     {"_scalar", "_random", "nn"},
     {"_state", "errors"},
+    {"_increment"},
     {"paths"},
     {"dynamics", "stepping", "solution"},
     {"transforms", "integrators"},

@@ -14,12 +14,12 @@ from torch import Tensor
 import flowsde as fs
 from flowsde import _random, integrators
 from flowsde.integrators import EulerMaruyama, Heun, StochasticHeun
-from flowsde.integrators.stochastic import _Stochastic
+from flowsde.integrators.stochastic import Stochastic
 from flowsde.paths import uniform_lambda
 
-from .systems import DEVICE, SCHEDULES, Mixture, catalogue, generator, slope
+from .systems import DEVICE, SCHEDULES, Mixture, catalogue, generator, increments, slope
 
-METHODS = catalogue(integrators, _Stochastic)
+METHODS = catalogue(integrators, Stochastic)
 
 
 # --- strong orders --------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ def test_every_stochastic_method_is_measured() -> None:
 
 
 @pytest.mark.parametrize(("method", "sde", "exact"), CASES, ids=lambda v: type(v).__name__)
-def test_strong_order(method: _Stochastic, sde: fs.SDE, exact: Any) -> None:
+def test_strong_order(method: Stochastic, sde: fs.SDE, exact: Any) -> None:
     count, fine = 4000, 1024 if exact is None else 256
     times = torch.linspace(0.0, 1.0, fine + 1)
     y0 = torch.ones(count, 2) * torch.tensor([1.0, 0.5])
@@ -85,7 +85,7 @@ def test_strong_order(method: _Stochastic, sde: fs.SDE, exact: Any) -> None:
 
     if exact is not None:
         assert sde.noise is not None
-        w = path.bind([0.0, 1.0], sde.noise.shapes(y0))(0)
+        w = increments(path, [0.0, 1.0], sde.noise.shapes(y0))(0)
         truth = exact(y0, w)
     else:
         truth = solve(fine)
@@ -146,8 +146,8 @@ def test_replay_and_batch_invariance(seed: int, count: int, steps: int) -> None:
 @given(seed=st.integers(0, 1000), pieces=st.integers(1, 8))
 def test_coarse_increments_are_sums_of_fine_ones(seed: int, pieces: int) -> None:
     y, times = torch.zeros(3, 2), torch.linspace(0.0, 2.0, 4 * pieces + 1)
-    fine = fs.Brownian(seed, times).bind(times.tolist(), y)
-    coarse = fs.Brownian(seed, times).bind(times[::4].tolist(), y)
+    fine = increments(fs.Brownian(seed, times), times.tolist(), y)
+    coarse = increments(fs.Brownian(seed, times), times[::4].tolist(), y)
     for n in range(pieces):
         total = sum(fine(4 * n + i) for i in range(4))
         assert torch.allclose(coarse(n), total, atol=1e-14)
@@ -157,17 +157,17 @@ def test_coarse_increments_are_sums_of_fine_ones(seed: int, pieces: int) -> None
 def test_a_path_run_back_takes_back_its_increments(seed: int, steps: int) -> None:
     y = torch.zeros(3, 2)
     for grid in ([n / steps for n in range(steps + 1)], [n**2 / steps for n in range(steps + 1)]):
-        up = fs.Brownian(seed).bind(grid, y)
-        down = fs.Brownian(seed).bind(grid[::-1], y)
+        up = increments(fs.Brownian(seed), grid, y)
+        down = increments(fs.Brownian(seed), grid[::-1], y)
         for n in range(steps):
             assert torch.equal(down(steps - 1 - n), -up(n))
 
 
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     grid, y = torch.linspace(0.0, 1.0, 12).tolist(), torch.zeros(5, 3)
-    whole = fs.Brownian(1).bind(grid, y)
+    whole = increments(fs.Brownian(1), grid, y)
     monkeypatch.setattr("flowsde.paths.brownian._CHUNK", 30)
-    parts = fs.Brownian(1).bind(grid, y)
+    parts = increments(fs.Brownian(1), grid, y)
     for n in (0, 10, 3, 4, 5, 10, 0):
         assert torch.equal(whole(n), parts(n))
 

@@ -1,5 +1,6 @@
 """The catalogue: one step of one method each, as data."""
 
+from .._increment import Draws, Increment
 from .base import Integrator, ReversibleIntegrator, Step
 from .discrete import Iterate
 from .engines import SciPy, TorchDiffEq
@@ -33,15 +34,15 @@ from .multistep import Adams
 from .reversible import AsynchronousLeapfrog, ReversibleRK
 from .runge_kutta import ExplicitRK, Tableau
 from .stabilised import RKC2
-from .stochastic import EulerMaruyama, StochasticHeun
+from .stochastic import EulerMaruyama, Stochastic, StochasticHeun
 from .symplectic import Leapfrog, Yoshida4
 
 __all__ = [
     "DDIM", "ETDRK4", "GMRES", "RK4", "RKC2", "Adams", "AsynchronousLeapfrog", "Bosh3",
-    "DPMSolverPP", "Dense", "Dopri5", "Dopri8", "Euler", "EulerMaruyama", "ExplicitRK",
-    "ExponentialEuler", "Heun", "ImplicitEuler", "ImplicitRK", "ImplicitTableau", "Integrator",
-    "Iterate", "KenCarp3", "KenCarp4", "KenCarp5", "Kvaerno3", "Kvaerno4", "Kvaerno5",
+    "DPMSolverPP", "Dense", "Dopri5", "Dopri8", "Draws", "Euler", "EulerMaruyama", "ExplicitRK",
+    "ExponentialEuler", "Heun", "ImplicitEuler", "ImplicitRK", "ImplicitTableau", "Increment",
+    "Integrator", "Iterate", "KenCarp3", "KenCarp4", "KenCarp5", "Kvaerno3", "Kvaerno4", "Kvaerno5",
     "Leapfrog", "LinearSolver", "Midpoint", "Ralston", "ReversibleIntegrator", "ReversibleRK",
-    "SciPy", "Step", "StochasticHeun", "Tableau", "TorchDiffEq", "Trapezoid", "Tsit5",
+    "SciPy", "Step", "Stochastic", "StochasticHeun", "Tableau", "TorchDiffEq", "Trapezoid", "Tsit5",
     "Yoshida4",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from .._increment import Draws, Increment
 from .._scalar import Scalar
 from .._state import State
 from ..dynamics.base import Dynamics, Noise
@@ -80,8 +81,8 @@ class Integrator(ABC):
         """The integrator with the tolerances or step sizes that the solve asks for."""
         return self
 
-    def noise_shapes(self, dynamics: Dynamics, y: State) -> State | None:
-        """A state shaped as the Brownian increment a step needs; None if it needs none."""
+    def draws(self, dynamics: Dynamics, y: State) -> Draws | None:
+        """What a step takes of a Brownian path; None if it takes none."""
         return None
 
     def init(self, field: Field, t: Scalar, y: State) -> Carry:
@@ -94,7 +95,7 @@ class Integrator(ABC):
 
     @abstractmethod
     def step(
-        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: State | None, carry: Carry
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
     ) -> Step:
         """From y at t0 to t1, in either direction."""
 
@@ -114,7 +115,7 @@ class ReversibleIntegrator(Integrator):
 
     @abstractmethod
     def unstep(
-        self, field: Field, t0: Scalar, t1: Scalar, y1: State, dw: State | None, carry: Carry
+        self, field: Field, t0: Scalar, t1: Scalar, y1: State, dw: Increment | None, carry: Carry
     ) -> tuple[State, Carry]:
         """The y0 and the carry that ``step`` was given, from the y1 and the carry it returned."""
 

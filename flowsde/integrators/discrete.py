@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .._increment import Increment
 from .._scalar import Scalar, to_float
 from .._state import State
 from ..dynamics.base import Dynamics
@@ -30,7 +31,7 @@ class Iterate(Integrator):
             )
 
     def step(
-        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: State | None, carry: Carry
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
     ) -> Step:
         k0, k1 = int(to_float(t0)), int(to_float(t1))
         if k1 > k0:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._increment import Increment
 from .._scalar import Scalar, to_float
 from .._state import State, leaves, unflatten
 from ..dynamics.field import Field
@@ -55,7 +56,7 @@ class TorchDiffEq(Engine):
         return replace(self, keywords={"options": dict(self.options), **keywords})
 
     def step(
-        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: State | None, carry: Carry
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
     ) -> Step:
         from torchdiffeq import odeint
 
@@ -118,7 +119,7 @@ class SciPy(Engine):
         return None
 
     def step(
-        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: State | None, carry: Carry
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
     ) -> Step:
         from scipy.integrate import solve_ivp
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .._increment import Increment
 from .._scalar import Scalar, expm1, isfinite, magnitude, where
 from .._state import State, tree_map
 from ..dynamics.base import Dynamics, SemiLinear
@@ -43,7 +44,7 @@ class ETDRK4(Integrator):
         check_clock(self, field, t)
 
     def step(
-        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: State | None, carry: Carry
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
     ) -> Step:
         return _ETDStep(field, t0, t1, y, field.residual(t0, y))
 

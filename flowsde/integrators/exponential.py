@@ -10,6 +10,7 @@ import math
 from abc import abstractmethod
 from dataclasses import dataclass
 
+from .._increment import Draws, Increment
 from .._scalar import Scalar, exp, expand, expm1, isfinite, magnitude, sqrt, where
 from .._state import State, combine, tree_map
 from ..dynamics.base import Dynamics, SemiLinear
@@ -50,8 +51,8 @@ class Exponential(Integrator):
     def check(self, dynamics: Dynamics) -> None:
         check_split(self, dynamics)
 
-    def noise_shapes(self, dynamics: Dynamics, y: State) -> State | None:
-        return None if dynamics.noise is None else dynamics.noise.shapes(y)
+    def draws(self, dynamics: Dynamics, y: State) -> Draws | None:
+        return None if dynamics.noise is None else Draws(dynamics.noise.shapes(y))
 
     def init(self, field: Field, t: Scalar, y: State) -> Carry:
         check_clock(self, field, t)
@@ -63,7 +64,7 @@ class Exponential(Integrator):
         """The constant that stands for the residual over the step."""
 
     def step(
-        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: State | None, carry: Carry
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
     ) -> Step:
         assert field.split is not None
         residual = field.residual(t0, y)
@@ -87,13 +88,13 @@ class _ExponentialStep(Step):
 
     def __init__(
         self, method: Exponential, split: SemiLinear, t0: Scalar, t1: Scalar, y0: State,
-        residual: State, dw: State | None, before: Carry,
+        residual: State, dw: Increment | None, before: Carry,
     ) -> None:  # fmt: skip
         self._method, self._split, self._before = method, split, before
         self._t0, self._t1, self._y0, self._residual = t0, t1, y0, residual
         root = sqrt(magnitude(t1 - t0))
         root = where(root > 0, root, 1.0)
-        self._z = None if dw is None else tree_map(lambda w: w / expand(root, w), dw)
+        self._z = None if dw is None else tree_map(lambda w: w / expand(root, w), dw.w)
         self.y1 = self._to(t1)
         self.carry = (split.clock(t0), residual)
 
@@ -157,8 +158,8 @@ class DDIM(ExponentialEuler):
                 "state: use DDIM(0), or LinearSDE(schedule).probability_flow(denoiser)"
             )
 
-    def noise_shapes(self, dynamics: Dynamics, y: State) -> State | None:
-        return y if self.eta else None
+    def draws(self, dynamics: Dynamics, y: State) -> Draws | None:
+        return Draws(y) if self.eta else None
 
     def move(
         self, split: SemiLinear, t0: Scalar, t1: Scalar, y: State, residual: State, z: State | None,

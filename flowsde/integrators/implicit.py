@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 
+from .._increment import Increment
 from .._scalar import Scalar
 from .._state import State, Weights, batch_size, combine, describe, leaves, tree_map, weigh
 from ..dynamics.base import Dynamics
@@ -199,7 +200,7 @@ class ImplicitRK(Integrator):
         return tree_map(torch.add, k, partner[0]) if partner else k
 
     def step(
-        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: State | None, carry: Carry
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
     ) -> Step:
         tableau, dt = self.tableau, t1 - t0
         first, *partner = self._start(field, t0, y) if carry is None else carry

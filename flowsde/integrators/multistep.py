@@ -8,6 +8,7 @@ from functools import reduce
 
 from torch import Tensor
 
+from .._increment import Increment
 from .._scalar import Scalar
 from .._state import State, combine, tree_map
 from ..dynamics.field import Field
@@ -70,7 +71,7 @@ class Adams(Integrator):
         return carry[1][0]
 
     def step(
-        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: State | None, carry: Carry
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
     ) -> Step:
         (times, slopes), dt = carry, t1 - t0
         if len(times) < self.order - 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .._increment import Increment
 from .._scalar import Scalar
 from .._state import State, combine, tree_map, weigh
 from ..dynamics.field import Field
@@ -32,14 +33,14 @@ class AsynchronousLeapfrog(SlopeCarrying, ReversibleIntegrator):
     error_order = 2
 
     def step(
-        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: State | None, carry: Carry
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
     ) -> Step:
         half, v = 0.5 * (t1 - t0), carry
         u = field.drift(t0 + half, combine(y, half, ((0, 1.0),), [v]))
         return _LeapfrogStep(y, t1 - t0, v, u)
 
     def unstep(
-        self, field: Field, t0: Scalar, t1: Scalar, y1: State, dw: State | None, carry: Carry
+        self, field: Field, t0: Scalar, t1: Scalar, y1: State, dw: Increment | None, carry: Carry
     ) -> tuple[State, Carry]:
         half, v = 0.5 * (t1 - t0), carry
         u = field.drift(t0 + half, combine(y1, -half, ((0, 1.0),), [v]))
@@ -108,7 +109,7 @@ class ReversibleRK(ReversibleIntegrator):
         return carry[1]
 
     def step(
-        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: State | None, carry: Carry
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
     ) -> Step:
         z0, slope = carry
         ahead = self.base.step(field, t0, t1, z0, None, slope)
@@ -118,7 +119,7 @@ class ReversibleRK(ReversibleIntegrator):
         return _ReversibleStep(self, y, y1, z0, ahead, (z1, field.drift(t1, z1)))
 
     def unstep(
-        self, field: Field, t0: Scalar, t1: Scalar, y1: State, dw: State | None, carry: Carry
+        self, field: Field, t0: Scalar, t1: Scalar, y1: State, dw: Increment | None, carry: Carry
     ) -> tuple[State, Carry]:
         back = self.base.step(field, t1, t0, y1, None, None)
         z0 = tree_map(lambda z, a, b: z + (b - a), carry[0], y1, back.y1)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from .._increment import Increment
 from .._scalar import Scalar
 from .._state import State, Weights, combine, tree_map, weigh
 from ..dynamics.field import Field
@@ -102,7 +103,7 @@ class ExplicitRK(SlopeCarrying):
             cls.dense_order = tableau.order if tableau.order > 4 else min(tableau.order, 3)
 
     def step(
-        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: State | None, carry: Carry
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
     ) -> Step:
         tableau, dt = self.tableau, t1 - t0
         ks = [field.drift(t0, y) if carry is None else carry]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .._increment import Increment
 from .._scalar import Scalar
 from .._state import State, combine, weigh
 from ..dynamics.field import Field
@@ -49,7 +50,7 @@ class RKC2(SlopeCarrying):
         object.__setattr__(self, "rows", rows)
 
     def step(
-        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: State | None, carry: Carry
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
     ) -> Step:
         dt, f0 = t1 - t0, carry
         before, now = y, combine(y, dt, ((0, self.nodes[1]),), [f0])

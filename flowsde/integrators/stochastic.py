@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
+from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
+from .._increment import Draws, Increment
 from .._scalar import Scalar
 from .._state import State, combine, tree_map
 from ..dynamics.base import Dynamics, Noise
 from ..dynamics.field import Field
 from .base import Carry, Integrator, Step, check_noise
 
-__all__ = ["EulerMaruyama", "StochasticHeun"]
+__all__ = ["EulerMaruyama", "Stochastic", "StochasticHeun", "StraightStep"]
 
 
-class _StraightStep(Step):
+class StraightStep(Step):
     """States between are on the chord."""
 
     __slots__ = ("_y0",)
 
-    def __init__(self, y0: State, y1: State) -> None:
-        super().__init__(y1)
+    def __init__(self, y0: State, y1: State, carry: Carry = None) -> None:
+        super().__init__(y1, carry)
         self._y0 = y0
 
     def dense(self, theta: Scalar) -> State:
@@ -27,69 +32,111 @@ class _StraightStep(Step):
         return combine(self._y0, theta, ((0, 1.0),), [jump])
 
 
-class _Stochastic(Integrator):
+class Stochastic(Integrator):
+    """A method for SDEs. Subclasses are data and one formula; ``check`` follows from the data.
+
+    Attributes:
+        calculus: how it reads dW; on additive noise both readings agree.
+        levy: what it needs of the path beside W: see ``Draws``.
+    """
+
     order = 1
     dense_order = 0
+    calculus: Literal["ito", "stratonovich"]
+    levy: Literal["W", "H", "K"] = "W"
 
-    def strong_order(self, noise: Noise) -> float:
-        """Declared order of the pathwise error, for this kind of noise."""
-        raise NotImplementedError
+    @abstractmethod
+    def strong_order(self, noise: Noise) -> float | None:
+        """Declared order of the pathwise error for this kind of noise; None where it does not
+        fit it.
+        """
 
-    def noise_shapes(self, dynamics: Dynamics, y: State) -> State | None:
-        return check_noise(self, dynamics).shapes(y)
+    @abstractmethod
+    def weak_order(self, noise: Noise) -> float:
+        """Declared order of the error of expectations, for noise that it fits."""
+
+    def fits(self, noise: Noise) -> bool:
+        """Whether it integrates dynamics with this noise."""
+        reads = noise.additive or noise.ito == (self.calculus == "ito")
+        return reads and self.strong_order(noise) is not None
+
+    def check(self, dynamics: Dynamics) -> None:
+        noise = check_noise(self, dynamics)
+        if not self.fits(noise):
+            others = sorted(f"{type(m).__name__}()" for m in _catalogue() if m.fits(noise))
+            raise TypeError(
+                f"{type(self).__name__} does not integrate {_describe(noise)}. Use "
+                f"{' or '.join(others)}; declare additive=True if g does not depend on y, "
+                "commutative=True if its columns commute"
+            )
+
+    def draws(self, dynamics: Dynamics, y: State) -> Draws | None:
+        return Draws(check_noise(self, dynamics).shapes(y), self.levy)
+
+
+def _catalogue(kind: type[Stochastic] = Stochastic) -> Iterator[Stochastic]:
+    """Every method that is made without arguments."""
+    for each in kind.__subclasses__():
+        if not inspect.isabstract(each) and not each.__name__.startswith("_"):
+            yield each()
+        yield from _catalogue(each)
+
+
+def _describe(noise: Noise) -> str:
+    reading = "Ito" if noise.ito else "Stratonovich"
+    kind = "additive" if noise.additive else "multiplicative"
+    mixed = "" if noise.commutative or noise.additive else ", non-commutative"
+    return f"{reading} SDEs with {kind} {noise.kind}{mixed} noise"
 
 
 @dataclass(frozen=True)
-class EulerMaruyama(_Stochastic):
+class EulerMaruyama(Stochastic):
     """y1 = y0 + f dt + g dW. Ito. Strong order 1/2, 1 for additive noise; weak order 1.
 
     Source: Maruyama 1955; Kloeden and Platen 1992.
     """
 
+    calculus = "ito"
+
     def strong_order(self, noise: Noise) -> float:
         return 1.0 if noise.additive else 0.5
 
-    def check(self, dynamics: Dynamics) -> None:
-        noise = check_noise(self, dynamics)
-        if not (noise.ito or noise.additive):
-            raise TypeError(
-                "EulerMaruyama integrates Ito SDEs; got a Stratonovich one with multiplicative "
-                "noise. Use StochasticHeun(), or add the Ito correction to the drift"
-            )
+    def weak_order(self, noise: Noise) -> float:
+        return 1.0
 
     def step(
-        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: State | None, carry: Carry
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
     ) -> Step:
+        assert dw is not None
         drifted = combine(y, t1 - t0, ((0, 1.0),), [field.drift(t0, y)])
-        y1 = tree_map(lambda a, b: a + b, drifted, field.noise_term(t0, y, dw))
-        return _StraightStep(y, y1)
+        y1 = tree_map(lambda a, b: a + b, drifted, field.noise_term(t0, y, dw.w))
+        return StraightStep(y, y1)
 
 
 @dataclass(frozen=True)
-class StochasticHeun(_Stochastic):
+class StochasticHeun(Stochastic):
     """An Euler predictor, then the mean of both ends' drift and diffusion. Stratonovich.
 
-    Strong order 1 for commutative noise (diagonal, scalar, additive), else 1/2. Two evaluations.
+    Strong order 1 for commutative noise (diagonal, scalar, additive), else 1/2; weak order 1. Two
+    evaluations.
 
     Source: Rumelin 1982; Kloeden and Platen 1992.
     """
 
+    calculus = "stratonovich"
+
     def strong_order(self, noise: Noise) -> float:
         return 1.0 if noise.additive or noise.commutative else 0.5
 
-    def check(self, dynamics: Dynamics) -> None:
-        noise = check_noise(self, dynamics)
-        if noise.ito and not noise.additive:
-            raise TypeError(
-                "StochasticHeun integrates Stratonovich SDEs; got an Ito one with multiplicative "
-                "noise. Use EulerMaruyama(), or declare additive=True if g does not depend on y"
-            )
+    def weak_order(self, noise: Noise) -> float:
+        return 1.0
 
     def step(
-        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: State | None, carry: Carry
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
     ) -> Step:
-        dt, f0, g0 = t1 - t0, field.drift(t0, y), field.noise_term(t0, y, dw)
+        assert dw is not None
+        dt, f0, g0 = t1 - t0, field.drift(t0, y), field.noise_term(t0, y, dw.w)
         guess = tree_map(lambda a, b: a + b, combine(y, dt, ((0, 1.0),), [f0]), g0)
-        f1, g1 = field.drift(t1, guess), field.noise_term(t1, guess, dw)
+        f1, g1 = field.drift(t1, guess), field.noise_term(t1, guess, dw.w)
         drifted = combine(y, dt, ((0, 0.5), (1, 0.5)), [f0, f1])
-        return _StraightStep(y, combine(drifted, 1.0, ((0, 0.5), (1, 0.5)), [g0, g1]))
+        return StraightStep(y, combine(drifted, 1.0, ((0, 0.5), (1, 0.5)), [g0, g1]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from .._increment import Increment
 from .._scalar import Scalar
 from .._state import State, combine, describe
 from ..dynamics.base import Dynamics
@@ -50,7 +51,7 @@ class Symplectic(Integrator):
         return field.drift(t, y)[1]
 
     def step(
-        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: State | None, carry: Carry
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
     ) -> Step:
         (q, p), dt, a = y, t1 - t0, carry
         p, at_p, at_q = combine(p, dt, ((0, self.kicks[0]),), [a]), self.kicks[0], 0.0

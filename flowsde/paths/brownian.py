@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _random
+from .._increment import Draws, Increment
 from .._scalar import Scalar, expand, magnitude, rounding, sqrt, to_float, where
 from .._state import State, batch_size, leaves, unflatten
 
@@ -40,13 +41,13 @@ class Brownian:
     seed: int | Tensor
     times: Tensor | None = None
 
-    def bind(self, grid: Sequence[Scalar], shapes: State) -> Increments:
-        """The increments over the steps of ``grid``, shaped as the state ``shapes``."""
-        return Increments(self, grid, shapes)
+    def bind(self, grid: Sequence[Scalar], draws: Draws) -> Increments:
+        """The increments over the steps of ``grid``."""
+        return Increments(self, grid, draws.shapes)
 
 
 class Increments:
-    """One solve's view of a Brownian path: ``increments(n)`` is dw over step n."""
+    """One solve's view of a Brownian path: ``increments(n, t0, t1)`` is that of step n."""
 
     def __init__(self, path: Brownian, grid: Sequence[Scalar], shapes: State) -> None:
         self._like, self._flat = shapes, leaves(shapes)
@@ -81,7 +82,7 @@ class Increments:
         moves = width > 0
         return draw * expand(where(moves, sqrt(where(moves, width, 1.0)), 0.0), draw)
 
-    def __call__(self, n: int) -> State:
+    def __call__(self, n: int, t0: Scalar, t1: Scalar) -> Increment:
         span, sign = self._spans[n]
         total = self._piece(span[0])
         for i in span[1:]:
@@ -91,7 +92,7 @@ class Increments:
             part.reshape(leaf.shape).to(leaf.dtype)
             for part, leaf in zip(parts, self._flat, strict=True)
         ]
-        return unflatten(shaped, self._like)
+        return Increment(unflatten(shaped, self._like))
 
 
 def _intervals(
