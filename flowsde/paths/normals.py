@@ -112,7 +112,7 @@ class Normals:
             flat = flat * self._sign
         lead = flat.shape[: -1 if self._batched else -2]
         parts = [
-            self._mixed(part.reshape(*lead, *form)).to(dtype)
+            self._mixed(part.reshape((*lead, *form))).to(dtype)
             for part, (form, dtype) in zip(
                 torch.split(flat, self._sizes, -1), self._forms, strict=True
             )
