@@ -400,7 +400,7 @@ def test_queries_of_a_tree_have_no_order(queries: Any, order: Any, kind: Levy) -
 
 
 def held(source: Any) -> int:
-    """Bytes of the tensors that a source holds, and as many for every node it remembers."""
+    """Bytes of the numbers that a source holds, and a hundred for every node it remembers."""
     return source._held.untyped_storage().nbytes() + 100 * len(source._places)
 
 
@@ -414,6 +414,29 @@ def test_a_tree_holds_no_more_after_many_queries() -> None:
     most = 2 * (2 * tree.DEPTH + 2) * (8 + 100)
     assert max(sizes) <= most, "two normals for every node of two ways down"
     assert max(sizes[:10]) > 0.8 * most
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_the_next_step_draws_little(rows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nodes that hold its end and held neither end of the step before, one number each."""
+    drawn, normal = [], _random.normal
+
+    def counted(key: Tensor, steps: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+        drawn.append(steps.numel())
+        return normal(key, steps, size, dtype)
+
+    def nodes(*times: float) -> set[tuple[int, int]]:
+        return {(level, int(t * 2**level)) for level in range(tree.DEPTH + 1) for t in times}
+
+    monkeypatch.setattr(_random, "normal", counted)
+    source = BrownianTree(0, 0.0, 1.0).tree(0.0, 1.0, Draws(torch.empty(1, 2)))
+    last: set[tuple[int, int]] = set()
+    for a, b in ((0.3001, 0.3101), (0.3101, 0.3201), (0.3101, 0.3151), (0.3151, 0.3101)):
+        drawn.clear()
+        source(0, *((torch.tensor([a]), torch.tensor([b])) if rows else (a, b)))
+        new = len(nodes(a, b) - last)
+        assert sum(drawn) == (new if last else new + 1)  # and the root's
+        last = nodes(a, b)
 
 
 SEEDS = torch.tensor([3, 14, 15, 92, 65, 35, 89], device="cpu")

@@ -144,6 +144,7 @@ class Queries:
     def _forget(self) -> None:
         self._places: dict[int, int] = {}  # of the nodes' numbers that are held
         self._held = torch.empty(0)
+        self._rows: tuple[Tensor, Tensor, Tensor] | None = None  # of rows with their own times
         self._key = self._normals.keys(_random.TREE)
 
     def select(self, rows: Tensor) -> Queries:
@@ -204,7 +205,7 @@ class Queries:
         assert isinstance(here, Tensor) and isinstance(there, Tensor)  # noqa: PT018
         ends = torch.stack((torch.minimum(here, there), torch.maximum(here, there)))
         weights, nodes = node_weights(ends, self._outputs, self._order, self._depth, torch)
-        numbers = _random.normal(self._key, nodes, self._normals.size, self._normals.dtype)
+        numbers = self._numbers_of_rows(nodes, (weights != 0.0).any(0))
         return weights, numbers, torch.where(here <= there, 1.0, -1.0)[:, None].to(numbers)
 
     def _place(self, t: Scalar) -> Scalar:
@@ -231,6 +232,34 @@ class Queries:
         self._held = self._held[rows]
         self._places = {node: i for i, node in enumerate(nodes)}
         return self._held
+
+    def _numbers_of_rows(self, nodes: Tensor, used: Tensor) -> Tensor:
+        """``(nodes, rows, size)``: those held, and those of new nodes where they are used.
+
+        The nodes held are looked for at the same end of the step and at the other one.
+        """
+        numbers = torch.zeros(
+            *nodes.shape, self._normals.size, dtype=self._normals.dtype, device=nodes.device
+        )
+        missing = used
+        if self._rows is not None:
+            for index in (slice(None), _other_end(self._order, self._depth, nodes.device)):
+                held, held_used, held_numbers = (x[index] for x in self._rows)
+                same = missing & held_used & (held == nodes)
+                numbers = torch.where(same[..., None], held_numbers, numbers)
+                missing = missing & ~same
+        at = torch.nonzero(missing, as_tuple=True)
+        key, steps = self._key[at[1]], nodes[at][None]
+        numbers[at] = _random.normal(key, steps, self._normals.size, self._normals.dtype)[0]
+        self._rows = nodes, used, numbers
+        return numbers
+
+
+def _other_end(order: int, depth: int, device: torch.device) -> Tensor:
+    """Where ``node_weights`` puts the nodes of the step's other end."""
+    root, leaves = torch.arange(order, device=device), torch.tensor([1, 0], device=device)
+    inner = torch.arange(2 * order * depth, device=device).reshape(order, 2, depth).flip(1)
+    return torch.cat((root, order + inner.flatten(), order + inner.numel() + leaves))
 
 
 def node_weights(ends: Any, outputs: int, order: int, depth: int, xp: Any) -> tuple[Any, Any]:
