@@ -8,7 +8,7 @@ multiples of the shifted Legendre polynomials, hence independent, of variances h
 What follows is polynomial algebra: an interval's (w, H, K) from its pieces', and the normals that
 tell the halves apart, which go with the piecewise polynomials of a multiwavelet basis.
 
-Source: Foster, Lyons and Oberhauser 2020, arXiv 1905.05885; Jelincic, Foster and Kidger 2024,
+Source: Foster, Lyons and Oberhauser 2020, arXiv 1904.06998; Jelincic, Foster and Kidger 2024,
 arXiv 2405.06464; the basis: Alpert 1993.
 """
 

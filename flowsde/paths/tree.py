@@ -75,7 +75,8 @@ class BrownianTree(RandomPath):
             raise ValueError(f"tol is the length of a leaf, within the span; got {self.tol}")
         if self._depth > _DEEPEST:
             raise ValueError(
-                f"tol is at least 2^-{_DEEPEST} of the span; got {self.tol}: span less"
+                f"tol is at least 2^-{_DEEPEST} of the span; got {self.tol}: give a larger "
+                "tol or a shorter span"
             )
 
     @property
