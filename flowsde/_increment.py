@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
+
+from torch import Tensor
 
 from ._scalar import Scalar
-from ._state import State
+from ._state import State, tree_map
 
-__all__ = ["Draws", "Increment", "Source"]
+__all__ = ["Draws", "Increment", "Levy", "Source"]
+
+Levy = Literal["W", "H", "K"]
 
 
 class Increment(NamedTuple):
@@ -33,6 +37,14 @@ class Increment(NamedTuple):
     z: State | None = None
     halves: tuple[Increment, Increment] | None = None
 
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Increment:
+        """The increment with the function of each tensor in the place of it."""
+        w, h, k, z = (None if x is None else tree_map(fn, x) for x in self[:4])
+        if self.halves is None:
+            return Increment(w, h, k, z)
+        first, second = self.halves
+        return Increment(w, h, k, z, (first.map(fn), second.map(fn)))
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -46,10 +58,16 @@ class Draws:
     """
 
     shapes: State
-    levy: Literal["W", "H", "K"] = "W"
+    levy: Levy = "W"
     extra: State | None = None
     halves: bool = False
 
 
-Source = Callable[[int, Scalar, Scalar], Increment]
-"""The increment of step n, from t0 to t1: a pure function, so that steps can be taken again."""
+class Source(Protocol):
+    """One solve's view of a path: a pure function, so that steps can be taken again."""
+
+    def __call__(self, n: int, t0: Scalar, t1: Scalar) -> Increment:
+        """The increment of step n, from t0 to t1."""
+
+    def select(self, rows: Tensor) -> Source:
+        """The source of these rows of the batch alone."""

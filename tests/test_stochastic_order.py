@@ -22,13 +22,16 @@ from flowsde.dynamics.field import Field
 from flowsde.integrators import (
     SRA3,
     SRIW1,
+    Draws,
+    ImplicitEuler,
     Increment,
     SlowRK,
     Stochastic,
     StochasticHeun,
+    Trapezoid,
 )  # fmt: skip
 
-from .systems import catalogue, generator, slope
+from .systems import catalogue, slope
 
 METHODS: list[Stochastic] = catalogue(integrators, Stochastic)
 PATHS, GROUPS, FINE, STEPS = 1500, 10, 512, (8, 16, 32, 64)
@@ -152,21 +155,21 @@ CASES = [(m, p) for m in METHODS for p in PROBLEMS if m.fits(p.sde.noise)]  # ty
 
 
 @functools.cache
-def fine(size: int | None) -> tuple[Tensor, Tensor]:
-    """W and H over the steps of the finest grid."""
-    shape = (FINE, PATHS) if size is None else (FINE, PATHS, size)
-    w, h = (torch.randn(shape, generator=generator(n)) for n in (1, 2))
-    return w / math.sqrt(FINE), h / math.sqrt(12 * FINE)
+def coarse(size: int | None, steps: int, extra: tuple[int, ...] | None = None) -> list[Increment]:
+    """One path's increments over steps of [0, 1]: W, H and K, and further normals if asked."""
+    shape = (PATHS,) if size is None else (PATHS, size)
+    draws = Draws(torch.empty(shape), "K", None if extra is None else torch.empty(extra))
+    grid = [n / steps for n in range(steps + 1)]
+    source = fs.Brownian(7, torch.linspace(0.0, 1.0, FINE + 1)).bind(grid, draws)
+    return [source(n, a, b) for n, (a, b) in enumerate(itertools.pairwise(grid))]
 
 
-@functools.cache
-def coarse(size: int | None, steps: int) -> list[Increment]:
-    """The same path's W and H over coarser steps: H = (integral of W)/dt - W/2."""
-    w, h = (x.reshape(steps, FINE // steps, *x.shape[1:]) for x in fine(size))
-    before = w.cumsum(1) - w
-    total = w.sum(1)
-    area = (before + 0.5 * w + h).mean(1) - 0.5 * total
-    return [Increment(*pair) for pair in zip(total, area, strict=True)]
+def path(method: Stochastic, problem: Problem, steps: int) -> list[Increment]:
+    """What the method asks of it."""
+    draws = method.draws(problem.sde, start())
+    assert draws is not None
+    extra = None if draws.extra is None else tuple(draws.extra.shape)
+    return coarse(width(problem), steps, extra)
 
 
 def start() -> Tensor:
@@ -188,7 +191,7 @@ def solution(name: str) -> Tensor:
     problem = next(p for p in PROBLEMS if p.name == name)
     size = width(problem)
     if problem.exact is not None:
-        return problem.exact(start(), fine(size)[0].sum(0))
+        return problem.exact(start(), coarse(size, 1)[0].w)
     return walk(problem.reference, problem.same or problem.sde, start(), coarse(size, FINE))
 
 
@@ -202,7 +205,7 @@ def test_strong_order(method: Stochastic, problem: Problem) -> None:
     """Within 0.15 of what is declared, the slope's own standard error below 0.05."""
     sde, truth = problem.sde, solution(problem.name)
     gaps = [
-        (walk(method, sde, start(), coarse(width(problem), n)) - truth).square().sum(-1)
+        (walk(method, sde, start(), path(method, problem, n)) - truth).square().sum(-1)
         for n in STEPS
     ]
     groups = [gap.reshape(GROUPS, -1).mean(-1).sqrt() for gap in gaps]
@@ -359,7 +362,7 @@ def test_a_pytree_is_its_leaves(method: Stochastic, problem: Problem) -> None:
 @pytest.mark.parametrize(("method", "problem"), CASES, ids=lambda x: getattr(x, "name", str(x)))
 def test_gradients_pass_through_steps(method: Stochastic, problem: Problem) -> None:
     """By the start and by numbers of the drift and the diffusion, against differences."""
-    dws = [Increment(dw.w[:2], dw.h[:2]) for dw in coarse(width(problem), 8)[:3]]
+    dws = [Increment(dw.w[:2], dw.h[:2]) for dw in path(method, problem, 8)[:3]]
 
     def end(x: Tensor) -> Tensor:
         scaled = dataclasses.replace(
@@ -380,7 +383,7 @@ def test_error_estimates_fall_as_declared(method: Stochastic) -> None:
     for problem in systems(method):
         sizes, counts = [], [64, 128, 256, 512]
         for n in counts:
-            field, dw, y = Field(problem.sde, (), start()), coarse(width(problem), n)[0], start()
+            field, dw, y = Field(problem.sde, (), start()), path(method, problem, n)[0], start()
             step = method.step(field, 0.0, 1.0 / n, y, dw, method.init(field, 0.0, y))
             sizes.append(float(step.error().square().mean().sqrt()))
         assert method.error_order is not None
@@ -433,3 +436,20 @@ def test_an_euler_step_is_four_operations(kind: Any) -> None:
         method.step(field, 0.1, 0.2, y, dw, None)
     assert counter.operations <= 4
     assert counter.reads == 0
+
+
+def test_an_implicit_drift_takes_steps_beyond_its_rates() -> None:
+    """An Ornstein-Uhlenbeck process of rate 1000: Trapezoid keeps its variance."""
+    sde = fs.SDE(
+        lambda t, y: -1000.0 * y, lambda t, y: torch.ones_like(y), noise="diagonal", additive=True
+    )
+    y0 = torch.zeros(20_000, 1)
+    for drift, variance in ((ImplicitEuler(), 1 / (1000 * 52)), (Trapezoid(), 1 / 2000)):
+        method = integrators.DriftImplicitEuler(drift)
+        sol = fs.solve(
+            sde, y0, integrator=method, stepping=fs.Fixed(steps=500 if variance > 1e-4 else 20),
+            path=fs.Brownian(1),
+        )  # fmt: skip
+        assert float(sol.y1.var()) == pytest.approx(variance, rel=5 * math.sqrt(2 / 20_000))
+    with pytest.raises(TypeError, match=r"Trapezoid\(\)"):
+        integrators.DriftImplicitEuler(integrators.Kvaerno3())  # type: ignore[arg-type]
