@@ -52,7 +52,9 @@ class DriftImplicitEuler(Stochastic):
         return 1.0
 
     def bind(self, stepping: Stepping) -> Integrator:
-        return replace(self, drift=self.drift.bind(stepping))
+        drift = self.drift.bind(stepping)
+        assert isinstance(drift, (ImplicitEuler, Trapezoid))
+        return replace(self, drift=drift)
 
     def init(self, field: Field, t: Scalar, y: State) -> Carry:
         return self.drift.init(field, t, y)
