@@ -25,7 +25,7 @@ from .runge_kutta import Row, demand, hermite, polynomial, sparse
 
 __all__ = [
     "ImplicitEuler", "ImplicitRK", "ImplicitTableau", "KenCarp3", "KenCarp4", "KenCarp5",
-    "Kvaerno3", "Kvaerno4", "Kvaerno5", "Trapezoid",
+    "Kvaerno3", "Kvaerno4", "Kvaerno5", "Stages", "Trapezoid",
 ]  # fmt: skip
 
 
@@ -205,7 +205,7 @@ class ImplicitRK(Integrator):
         tableau, dt = self.tableau, t1 - t0
         first, *partner = self._start(field, t0, y) if carry is None else carry
         ks, ls = [first], partner  # slopes of the stages, and of the explicit partner
-        stages = _Stages(self, field, t0, dt, y)
+        stages = Stages(self, field, t0, dt, y)
         for i, c in enumerate(tableau.c[1:]):
             t = t1 if c == 1.0 else t0 + c * dt
             start = combine(y, dt, tableau.rows[i], ks)
@@ -267,8 +267,8 @@ def _unrecorded() -> saved_tensors_hooks:
     return saved_tensors_hooks(lambda x: x, lambda x: x)
 
 
-class _Stages:
-    """The implicit equations of one step's stages."""
+class Stages:
+    """The implicit equations of one step's stages, k = g(t, start + dt gamma k)."""
 
     def __init__(
         self, method: ImplicitRK, field: Field, t0: Scalar, dt: Scalar, y: State
@@ -311,7 +311,7 @@ class _Stages:
         return norm(scaled, not whole).reshape(-1)
 
     def solve(self, t: Scalar, start: State, guess: State) -> State:
-        """k = g(t, start + h k), from a guess."""
+        """The k of one stage, from a guess."""
         with _unrecorded():
             k, recorded = self._iterate(t, start, guess)
         if torch.is_grad_enabled() and (
