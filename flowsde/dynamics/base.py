@@ -13,7 +13,7 @@ from .. import _scalar
 from .._scalar import Scalar, expand
 from .._state import State, tree_map
 
-__all__ = ["Dynamics", "Noise", "SemiLinear", "VectorField"]
+__all__ = ["Dynamics", "Kinetic", "Noise", "SemiLinear", "VectorField"]
 
 VectorField = Callable[..., Any]
 
@@ -110,6 +110,22 @@ class SemiLinear(ABC):
         return None
 
 
+@dataclass(frozen=True)
+class Kinetic:
+    """The structure of y = (x, v) that Langevin integrators see: exact but for the acceleration.
+
+        dx = v dt,    dv = (acceleration(t, x) - friction v) dt + sqrt(2 friction variance) dW
+
+    Args:
+        acceleration: a field of t and x alone, shaped as x.
+        friction, variance: numbers or 0-d tensors; the variance is that of v at rest.
+    """
+
+    acceleration: VectorField
+    friction: Scalar
+    variance: Scalar
+
+
 class Dynamics(nn.Module, ABC):
     """How a state moves.
 
@@ -143,6 +159,10 @@ class Dynamics(nn.Module, ABC):
         """(explicit, implicit): two fields whose sum is the drift, the second one stiff; None
         where none was declared. What IMEX integrators need to know.
         """
+        return None
+
+    def kinetic(self) -> Kinetic | None:
+        """The structure of underdamped Langevin dynamics; None where it has none."""
         return None
 
     def select(self, index: Tensor) -> Dynamics | None:

@@ -29,6 +29,7 @@ from .implicit import (
     Kvaerno5,
     Trapezoid,
 )  # fmt: skip
+from .langevin import ALIGN, BAOAB, QUICSORT
 from .linear import GMRES, Dense, LinearSolver
 from .multistep import Adams
 from .reversible import AsynchronousLeapfrog, ReversibleRK
@@ -38,11 +39,11 @@ from .stochastic import EulerMaruyama, Stochastic, StochasticHeun
 from .symplectic import Leapfrog, Yoshida4
 
 __all__ = [
-    "DDIM", "ETDRK4", "GMRES", "RK4", "RKC2", "Adams", "AsynchronousLeapfrog", "Bosh3",
-    "DPMSolverPP", "Dense", "Dopri5", "Dopri8", "Draws", "Euler", "EulerMaruyama", "ExplicitRK",
-    "ExponentialEuler", "Heun", "ImplicitEuler", "ImplicitRK", "ImplicitTableau", "Increment",
-    "Integrator", "Iterate", "KenCarp3", "KenCarp4", "KenCarp5", "Kvaerno3", "Kvaerno4", "Kvaerno5",
-    "Leapfrog", "LinearSolver", "Midpoint", "Ralston", "ReversibleIntegrator", "ReversibleRK",
-    "SciPy", "Step", "Stochastic", "StochasticHeun", "Tableau", "TorchDiffEq", "Trapezoid", "Tsit5",
-    "Yoshida4",
+    "ALIGN", "BAOAB", "DDIM", "ETDRK4", "GMRES", "QUICSORT", "RK4", "RKC2", "Adams",
+    "AsynchronousLeapfrog", "Bosh3", "DPMSolverPP", "Dense", "Dopri5", "Dopri8", "Draws", "Euler",
+    "EulerMaruyama", "ExplicitRK", "ExponentialEuler", "Heun", "ImplicitEuler", "ImplicitRK",
+    "ImplicitTableau", "Increment", "Integrator", "Iterate", "KenCarp3", "KenCarp4", "KenCarp5",
+    "Kvaerno3", "Kvaerno4", "Kvaerno5", "Leapfrog", "LinearSolver", "Midpoint", "Ralston",
+    "ReversibleIntegrator", "ReversibleRK", "SciPy", "Step", "Stochastic", "StochasticHeun",
+    "Tableau", "TorchDiffEq", "Trapezoid", "Tsit5", "Yoshida4",
 ]  # fmt: skip
