@@ -32,7 +32,8 @@ from .implicit import (
 from .langevin import ALIGN, BAOAB, QUICSORT
 from .linear import GMRES, Dense, LinearSolver
 from .multistep import Adams
-from .reversible import AsynchronousLeapfrog, ReversibleRK
+from .noncommutative import LogODE, NinomiyaNinomiya, PlatenWeak2
+from .reversible import AsynchronousLeapfrog, ReversibleHeun, ReversibleRK
 from .runge_kutta import ExplicitRK, Tableau
 from .stabilised import RKC2
 from .stochastic import EulerMaruyama, Stochastic, StochasticHeun
@@ -43,7 +44,8 @@ __all__ = [
     "AsynchronousLeapfrog", "Bosh3", "DPMSolverPP", "Dense", "Dopri5", "Dopri8", "Draws", "Euler",
     "EulerMaruyama", "ExplicitRK", "ExponentialEuler", "Heun", "ImplicitEuler", "ImplicitRK",
     "ImplicitTableau", "Increment", "Integrator", "Iterate", "KenCarp3", "KenCarp4", "KenCarp5",
-    "Kvaerno3", "Kvaerno4", "Kvaerno5", "Leapfrog", "LinearSolver", "Midpoint", "Ralston",
-    "ReversibleIntegrator", "ReversibleRK", "SciPy", "Step", "Stochastic", "StochasticHeun",
-    "Tableau", "TorchDiffEq", "Trapezoid", "Tsit5", "Yoshida4",
+    "Kvaerno3", "Kvaerno4", "Kvaerno5", "Leapfrog", "LinearSolver", "LogODE", "Midpoint",
+    "NinomiyaNinomiya", "PlatenWeak2", "Ralston", "ReversibleHeun", "ReversibleIntegrator",
+    "ReversibleRK", "SciPy", "Step", "Stochastic", "StochasticHeun", "Tableau", "TorchDiffEq",
+    "Trapezoid", "Tsit5", "Yoshida4",
 ]  # fmt: skip
