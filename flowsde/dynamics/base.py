@@ -63,6 +63,7 @@ class SemiLinear(ABC):
 
     rate: Scalar
     noising: bool = False  # whether x is a noised state, scale its alpha and clock its lambda
+    factored: bool = False  # whether its noise is g dW with the dynamics' g, deviations for g = 1
 
     @abstractmethod
     def scale(self, t: Scalar) -> Scalar:
@@ -109,6 +110,13 @@ class SemiLinear(ABC):
         """Exact standard deviation, in x, of the noise gathered over the step; None if none."""
         return None
 
+    def stir(self, t0: Scalar, t1: Scalar, x: State, z: State) -> State:
+        """x with the noise gathered over the step; z is standard normal, or g times that."""
+        deviation = self.deviation(t0, t1)
+        if deviation is None:
+            return x
+        return tree_map(lambda v, n: v + expand(deviation, v) * n, x, z)
+
 
 @dataclass(frozen=True)
 class Kinetic:
@@ -142,6 +150,13 @@ class Dynamics(nn.Module, ABC):
     separable: bool = False
     random: bool = False
     horizon: float = 1.0
+
+    def hold(self, name: str, value: Scalar | None) -> None:
+        """Makes a number an attribute: a buffer where it is a tensor but no parameter."""
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+            self.register_buffer(name, value)
+        else:
+            setattr(self, name, value)
 
     @abstractmethod
     def forward(self, t: Tensor, y: State, *args: Any) -> State:

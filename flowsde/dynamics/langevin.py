@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._scalar import Scalar, sqrt
 from .._state import State, tree_map
@@ -27,10 +27,7 @@ class _Thermal(Dynamics):
                 raise ValueError(f"{name} is one number for all; got shape {tuple(value.shape)}")
             if not isinstance(value, Tensor) and value < 0.0:
                 raise ValueError(f"{name} is not negative; got {value}")
-            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-                self.register_buffer(name, value)
-            else:
-                setattr(self, name, value)
+            self.hold(name, value)
 
 
 class Langevin(_Thermal):

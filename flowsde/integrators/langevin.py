@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .._increment import Draws, Increment
-from .._scalar import Scalar, exp, expand, expm1, sqrt, where
+from .._scalar import Scalar, exp, expand, phi1, sqrt
 from .._state import State, tree_map
 from ..dynamics.base import Dynamics, Kinetic, Noise
 from ..dynamics.field import Field
@@ -95,7 +95,7 @@ class BAOAB(_LastAcceleration):
         dw: Increment, carry: Carry,
     ) -> tuple[State, State, Carry]:  # fmt: skip
         z = kinetic.friction * h
-        spread = sqrt(2.0 * kinetic.friction * kinetic.variance * _phi1(-2.0 * z))
+        spread = sqrt(2.0 * kinetic.friction * kinetic.variance * phi1(-2.0 * z))
         v = _sum((1.0, 0.5 * h), (v, carry))
         x = _sum((1.0, 0.5 * h), (x, v))
         v = _sum((exp(-z), spread), (v, dw.w))
@@ -125,7 +125,7 @@ class ALIGN(_LastAcceleration):
         dw: Increment, carry: Carry,
     ) -> tuple[State, State, Carry]:  # fmt: skip
         z, sigma = kinetic.friction * h, _sigma(kinetic)
-        p1, (p2, p3) = _phi1(-z), phi(-z)
+        p1, (p2, p3) = phi1(-z), phi(-z)
         bend = 6.0 * sigma * (p2 - 2.0 * p3)
         x1 = _sum((1.0, h * p1, h * h * p2, sigma * h * p2, h * bend), (x, v, carry, dw.w, dw.h))
         last = field.acceleration(t + h, x1)
@@ -169,12 +169,12 @@ class QUICSORT(KineticMethod):
         push = _sum((sigma, -12.0 * sigma), (dw.w, dw.k))
         early, late = (_coast(h, z, part) for part in (_EARLY, _LATE))
         a = field.acceleration(t + _EARLY * h, _sum((1.0, *early), (x, v, push)))
-        kick = h * h * _phi1(-z / 3.0) / 3.0
+        kick = h * h * phi1(-z / 3.0) / 3.0
         b = field.acceleration(t + _LATE * h, _sum((1.0, *late, kick), (x, v, push, a)))
         half, whole = 0.5 * h, _coast(h, z, 1.0)
         x1 = _sum((1.0, *whole, half * late[0], half * early[0]), (x, v, push, a, b))
         v1 = _sum(
-            (exp(-z), _phi1(-z), half * exp(-_LATE * z), half * exp(-_EARLY * z), -sigma,
+            (exp(-z), phi1(-z), half * exp(-_LATE * z), half * exp(-_EARLY * z), -sigma,
              6.0 * sigma),
             (v, push, a, b, dw.h, dw.k),
         )  # fmt: skip
@@ -183,17 +183,11 @@ class QUICSORT(KineticMethod):
 
 def _coast(h: Scalar, z: Scalar, part: float) -> tuple[Scalar, Scalar]:
     """What v and the push add to x over this part of the step, without force."""
-    return h * part * _phi1(-part * z), h * part * part * phi(-part * z)[0]
+    return h * part * phi1(-part * z), h * part * part * phi(-part * z)[0]
 
 
 def _sigma(kinetic: Kinetic) -> Scalar:
     return sqrt(2.0 * kinetic.friction * kinetic.variance)
-
-
-def _phi1(z: Scalar) -> Scalar:
-    """(e^z - 1) / z, 1 at 0."""
-    still = z == 0
-    return where(still, 1.0 + 0.0 * z, expm1(z) / where(still, 1.0 + 0.0 * z, z))
 
 
 def _sum(weights: Sequence[Scalar], states: Sequence[State]) -> State:
