@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from .._increment import Increment
@@ -22,7 +24,7 @@ Slope = Callable[[State], State]
 
 
 class _Milstein(Stochastic):
-    """y1 = y0 + f dt + g dW + sum_k Dg_k[sum_l g_l J_lk], with J the products of dW."""
+    """y1 = y0 + f dt + g dW + sum_l Dg[g_l] J_l, with J_lk the products of dW_l and dW_k."""
 
     calculus = "either"
 
@@ -42,34 +44,32 @@ class _Milstein(Stochastic):
         y1 = euler(field, y, dt, dw.w, f, g)
         if noise.additive:
             return StraightStep(y, y1)
-        slope, h = self._slope(field, t0, dt, y, g), magnitude(dt)
+        if not noise.ito:
+            bend = self._slope(field, t0, y, g, field.product(g, dw.w), 1.0)
+            return StraightStep(y, field.diffuse(y1, bend, dw.w, 0.5))
+        h = magnitude(dt)
+        along = partial(self._slope, field, t0, y, g, scale=sqrt(h))
         if noise.kind == "general":
-            return StraightStep(y, y1 + _general(slope, g, dw.w, h if noise.ito else None))
-        products = tree_map(_square(h if noise.ito else 0.0), dw.w)
-        bend = slope(field.product(g, products))
-        return StraightStep(y, tree_map(lambda a, b: a + b, y1, bend))
+            return StraightStep(y, _general(along, y1, g, dw.w, h))
+        return StraightStep(y, field.diffuse(y1, along(g), tree_map(_product(h), dw.w), 0.5))
 
     @abstractmethod
-    def _slope(self, field: Field, t: Scalar, dt: Scalar, y: State, g: State) -> Slope:
-        """v to Dg(t, y)[v]: for diagonal noise shaped as y, for general noise ``(*y.shape, m)``."""
+    def _slope(self, field: Field, t: Scalar, y: State, g: State, v: State, scale: Scalar) -> State:
+        """Dg(t, y)[v], shaped as g; differences go as far as scale v."""
 
 
-def _square(h: Scalar) -> Callable[[Tensor], Tensor]:
-    """w to (w^2 - h) / 2."""
-    return lambda w: 0.5 * (w * w - expand(h, w))
+def _product(h: Scalar) -> Callable[[Tensor], Tensor]:
+    """w to w^2 - h."""
+    return lambda w: w * w - expand(h, w)
 
 
-def _general(slope: Slope, g: Tensor, w: Tensor, h: Scalar | None) -> Tensor:
-    """1/2 sum_kl Dg_k[g_l] (w_l w_k - h if k = l): h is None for Stratonovich's products."""
-    whole = 0.5 * contract(g, w)
-    if h is None:
-        return contract(slope(whole), w)
-    total = 0.0 * whole
-    for k in range(g.shape[-1]):
-        column = g[..., k]
-        weight = w[:, k].reshape((-1,) + (1,) * (column.ndim - 1))
-        total = total + slope(weight * whole - 0.5 * expand(h, column) * column)[..., k]
-    return total
+def _general(along: Slope, y: Tensor, g: Tensor, w: Tensor, h: Scalar) -> Tensor:
+    """y + 1/2 sum_lk Dg_k[g_l] (w_l w_k - h if l = k)."""
+    size = w.shape[-1]
+    products = w[:, :, None] * w[:, None, :] - expand(h, w[:, :, None]) * torch.eye(size).to(w)
+    for column in range(size):
+        y = y.add(contract(along(g[..., column]), products[:, column]), alpha=0.5)
+    return y
 
 
 @dataclass(frozen=True)
@@ -86,27 +86,23 @@ class Milstein(_Milstein):
     Source: Milstein 1974; Kloeden and Platen 1992, section 10.3.
     """
 
-    def _slope(self, field: Field, t: Scalar, dt: Scalar, y: State, g: State) -> Slope:
-        return lambda v: field.diffusion_along(t, y, v)
+    def _slope(self, field: Field, t: Scalar, y: State, g: State, v: State, scale: Scalar) -> State:
+        return field.diffusion_along(t, y, v)
 
 
 @dataclass(frozen=True)
 class MilsteinRK(_Milstein):
     """Milstein's method with differences for derivatives. Ito or Stratonovich.
 
-        Dg[v] = (g(y + v / sqrt(dt)) - g(y)) sqrt(dt)
+        Dg[g_l] = (g(y + g_l sqrt(dt)) - g(y)) / sqrt(dt)
 
-    One more evaluation of g than Euler's; for general noise in the sense of Ito, m more. Orders
-    are those of ``Milstein``.
+    and for Stratonovich Dg[g dW] = g(y + g dW) - g(y), which is exact in the mean. One more
+    evaluation of g than Euler's; for general noise in the sense of Ito, m more. Orders are those
+    of ``Milstein``.
 
-    Source: Kloeden and Platen 1992, section 11.1; Roessler 2010, SIAM J. Numer. Anal. 48(3).
+    Source: Kloeden and Platen 1992, section 11.1.
     """
 
-    def _slope(self, field: Field, t: Scalar, dt: Scalar, y: State, g: State) -> Slope:
-        root = sqrt(magnitude(dt))
-
-        def slope(v: State) -> State:
-            ahead = field.diffusion(t, combine(y, 1.0 / root, ((0, 1.0),), [v]))
-            return weigh(root, ((0, 1.0), (1, -1.0)), [ahead, g])
-
-        return slope
+    def _slope(self, field: Field, t: Scalar, y: State, g: State, v: State, scale: Scalar) -> State:
+        ahead = field.diffusion(t, combine(y, scale, ((0, 1.0),), [v]))
+        return weigh(1.0 / scale, ((0, 1.0), (1, -1.0)), [ahead, g])
