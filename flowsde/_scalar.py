@@ -24,6 +24,7 @@ __all__ = [
     "isfinite",
     "log",
     "magnitude",
+    "maximum",
     "minimum",
     "phi1",
     "power",
@@ -93,6 +94,10 @@ def phi1(z: Scalar) -> Scalar:
     """(e^z - 1) / z, 1 at 0."""
     still = z == 0
     return where(still, 1.0 + 0.0 * z, expm1(z) / where(still, 1.0 + 0.0 * z, z))
+
+
+def maximum(a: Scalar, b: Scalar) -> Scalar:
+    return where(a < b, b, a)
 
 
 def clamp(x: Scalar, low: float, high: float) -> Scalar:

@@ -125,9 +125,10 @@ def solve(
     """
     _check_dynamics(dynamics)
     _check_state(y0)
+    driver = _driver(path)
     for name, value, kind in (
         ("args", args, tuple), ("adjoint", adjoint, Adjoint), ("executor", executor, Executor),
-        ("path", path := _driver(path), (RandomPath, type(None))),
+        ("path", driver, (RandomPath, type(None))),
     ):  # fmt: skip
         if not isinstance(value, kind):
             raise TypeError(f"{name} is {_KINDS[name]}; got {type(value).__name__}")
@@ -154,7 +155,7 @@ def solve(
     noise = None
     draws = integrator.draws(dynamics, y0)
     if draws is not None:
-        noise = _noise(path, seed, grid, draws)
+        noise = _noise(driver, seed, grid, draws)
     elif path is not None:
         raise TypeError("this solve takes no noise: leave out path")
     watch = None

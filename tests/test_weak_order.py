@@ -36,9 +36,7 @@ from .systems import catalogue, slope
 METHODS = catalogue(integrators, Stochastic)
 TIGHT = (EulerMaruyama, LogODE, NinomiyaNinomiya, PlatenWeak2)  # of no higher order than declared
 SLOW = {  # a term of a half order that the declaration leaves out
-    "MilsteinRK-diagonal-ito", "MilsteinRK-diagonal-stratonovich",
-    "MilsteinRK-commutative-stratonovich", "SRI2-diagonal-ito", "SRI2-scalar-ito",
-    "SRIW1-scalar-ito",
+    "SRI2-diagonal-ito", "SRI2-scalar-ito", "SRIW1-scalar-ito",
 }  # fmt: skip
 
 
