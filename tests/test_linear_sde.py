@@ -87,8 +87,8 @@ def test_strong_order_where_more_is_not_linear(additive: bool) -> None:
     """1 for additive noise, 1/2 else; the slope's own standard error below 0.05."""
     count, groups, steps, fine = 600, 10, [4, 8, 16, 32], 512
     sde = fs.SDE(
-        lambda t, y: (y + t).cos(), lambda t, y: 0.5 if additive else 0.6 * y.sin() + 0.4,
-        noise="diagonal", additive=additive, linear=-2.0,
+        lambda t, y: (y + t).cos(), lambda t, y: 0.5 if additive else 0.8 * (2.0 * y).sin(),
+        noise="diagonal", additive=additive, linear=-1.0,
     )  # fmt: skip
     path = fs.Brownian(1, torch.linspace(0.0, 1.0, fine + 1))
 
