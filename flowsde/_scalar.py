@@ -26,6 +26,7 @@ __all__ = [
     "magnitude",
     "maximum",
     "minimum",
+    "phi1",
     "power",
     "rounding",
     "sin",
@@ -87,6 +88,12 @@ def where(condition: bool | Tensor, a: Scalar, b: Scalar) -> Scalar:
 
 def minimum(a: Scalar, b: Scalar) -> Scalar:
     return where(a < b, a, b)
+
+
+def phi1(z: Scalar) -> Scalar:
+    """(e^z - 1) / z, 1 at 0."""
+    still = z == 0
+    return where(still, 1.0 + 0.0 * z, expm1(z) / where(still, 1.0 + 0.0 * z, z))
 
 
 def maximum(a: Scalar, b: Scalar) -> Scalar:

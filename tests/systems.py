@@ -13,6 +13,7 @@ from torch import Tensor
 
 import flowsde as fs
 from flowsde import Schedule
+from flowsde.dynamics import UnderdampedLangevin
 from flowsde.integrators import Draws, Integrator
 from flowsde.paths import EDM, VE, VP, Cosine, FlowMatching
 
@@ -46,6 +47,7 @@ def suited(method: Integrator, f: Any, y0: Any) -> tuple[fs.Dynamics, Any]:
         (fs.ODE(f, linear=-1.5, batched_time=True), y0),
         (fs.ODE(lambda t, y: (f(t, y[1]), f(t, y[0])), separable=True), (y0, y0)),
         (fs.SDE(f, lambda t, y: 0.3 + 0.0 * y, noise="diagonal", additive=True), y0),
+        (UnderdampedLangevin(f), (y0, y0)),
     )
     return next((d, start) for d, start in systems if admits(method, d))
 

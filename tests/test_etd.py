@@ -13,7 +13,7 @@ from torch import Tensor
 
 import flowsde as fs
 from flowsde.integrators import ETDRK4, RK4, Dopri8
-from flowsde.integrators.etd import _phi
+from flowsde.integrators.etd import phi
 from flowsde.paths import EDM, VP, FlowMatching, uniform_lambda
 
 from .systems import Mixture, slope
@@ -32,8 +32,8 @@ def test_phi_functions_on_the_real_line() -> None:
     for z in (0.0, 1e-12, 1e-5, 0.3, 0.999, 1.0, 1.001, 2.5, 12.0, 30.0):
         for x in (z, -z):
             exact = [series(Fraction(x), k) for k in (2, 3)]
-            assert _phi(x) == pytest.approx(exact, rel=1e-14)
-            assert [float(v) for v in _phi(torch.tensor(x))] == pytest.approx(exact, rel=1e-14)
+            assert phi(x) == pytest.approx(exact, rel=1e-14)
+            assert [float(v) for v in phi(torch.tensor(x))] == pytest.approx(exact, rel=1e-14)
 
 
 def test_phi_functions_in_the_complex_plane() -> None:
@@ -45,7 +45,7 @@ def test_phi_functions_in_the_complex_plane() -> None:
     w = z[:, None] + 2.0 * angles.exp()
     two = (w.exp() - 1 - w) / w**2
     three = (w.exp() - 1 - w - w**2 / 2) / w**3
-    for found, around in zip(_phi(z), (two, three), strict=True):
+    for found, around in zip(phi(z), (two, three), strict=True):
         assert float(((found - around.mean(1)).abs() / (1.0 + around.abs().mean(1))).max()) < 1e-13
 
 

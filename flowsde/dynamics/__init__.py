@@ -1,6 +1,6 @@
 """How states move: differential equations, discrete chains, and the noising process."""
 
-from .base import Dynamics, Noise, SemiLinear
+from .base import Dynamics, Kinetic, Noise, SemiLinear
 from .denoiser import (
     Data,
     Denoiser,
@@ -13,10 +13,11 @@ from .denoiser import (
 )  # fmt: skip
 from .differential import CDE, ODE, SDE
 from .discrete import Chain, Composed, Map
+from .langevin import Langevin, UnderdampedLangevin
 from .noising import LinearSDE
 
 __all__ = [
     "CDE", "ODE", "SDE", "Chain", "Composed", "Data", "Denoiser", "Dynamics", "EDMPrediction",
-    "LinearSDE", "Map", "Noise", "NoisePrediction", "Prediction", "Score", "SemiLinear",
-    "VPrediction", "Velocity",
+    "Kinetic", "Langevin", "LinearSDE", "Map", "Noise", "NoisePrediction", "Prediction", "Score",
+    "SemiLinear", "UnderdampedLangevin", "VPrediction", "Velocity",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from .. import _scalar
 from .._scalar import Scalar, expand
 from .._state import State, tree_map
 
-__all__ = ["Dynamics", "Noise", "SemiLinear", "VectorField"]
+__all__ = ["Dynamics", "Kinetic", "Noise", "SemiLinear", "VectorField"]
 
 VectorField = Callable[..., Any]
 
@@ -63,6 +63,7 @@ class SemiLinear(ABC):
 
     rate: Scalar
     noising: bool = False  # whether x is a noised state, scale its alpha and clock its lambda
+    factored: bool = False  # whether its noise is g dW with the dynamics' g, deviations for g = 1
 
     @abstractmethod
     def scale(self, t: Scalar) -> Scalar:
@@ -109,6 +110,29 @@ class SemiLinear(ABC):
         """Exact standard deviation, in x, of the noise gathered over the step; None if none."""
         return None
 
+    def stir(self, t0: Scalar, t1: Scalar, x: State, z: State) -> State:
+        """x with the noise gathered over the step; z is standard normal, or g times that."""
+        deviation = self.deviation(t0, t1)
+        if deviation is None:
+            return x
+        return tree_map(lambda v, n: v + expand(deviation, v) * n, x, z)
+
+
+@dataclass(frozen=True)
+class Kinetic:
+    """The structure of y = (x, v) that Langevin integrators see: exact but for the acceleration.
+
+        dx = v dt,    dv = (acceleration(t, x) - friction v) dt + sqrt(2 friction variance) dW
+
+    Args:
+        acceleration: a field of t and x alone, shaped as x.
+        friction, variance: numbers or 0-d tensors; the variance is that of v at rest.
+    """
+
+    acceleration: VectorField
+    friction: Scalar
+    variance: Scalar
+
 
 class Dynamics(nn.Module, ABC):
     """How a state moves.
@@ -127,6 +151,13 @@ class Dynamics(nn.Module, ABC):
     random: bool = False
     horizon: float = 1.0
 
+    def hold(self, name: str, value: Scalar | None) -> None:
+        """Makes a number an attribute: a buffer where it is a tensor but no parameter."""
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+            self.register_buffer(name, value)
+        else:
+            setattr(self, name, value)
+
     @abstractmethod
     def forward(self, t: Tensor, y: State, *args: Any) -> State:
         """The whole drift dy/dt, shaped as y, at a 0-d or ``(batch,)`` time."""
@@ -143,6 +174,10 @@ class Dynamics(nn.Module, ABC):
         """(explicit, implicit): two fields whose sum is the drift, the second one stiff; None
         where none was declared. What IMEX integrators need to know.
         """
+        return None
+
+    def kinetic(self) -> Kinetic | None:
+        """The structure of underdamped Langevin dynamics; None where it has none."""
         return None
 
     def select(self, index: Tensor) -> Dynamics | None:

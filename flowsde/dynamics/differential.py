@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .._scalar import Scalar
+from .._scalar import Scalar, magnitude, phi1, sqrt
 from .._state import State, check_like, contract, tree_map
 from .base import Dynamics, Noise, SemiLinear, VectorField
 
@@ -16,6 +16,8 @@ __all__ = ["CDE", "ODE", "SDE", "Control"]
 
 
 class _LinearPart(SemiLinear):
+    factored = True
+
     def __init__(self, field: VectorField, rate: Scalar) -> None:
         self._field, self.rate = field, rate
 
@@ -47,6 +49,16 @@ class _LinearPart(SemiLinear):
         factor = (t1 - t0) * weight(self.rate * (t1 - t0))
         return tree_map(lambda v: factor * v, change)
 
+    def deviation(self, t0: Scalar, t1: Scalar) -> Scalar:
+        return sqrt(magnitude(t1 - t0) * phi1(2.0 * self.rate * (t1 - t0)))
+
+    def stir(self, t0: Scalar, t1: Scalar, x: State, z: State) -> State:
+        if not isinstance(self.rate, Tensor):
+            return super().stir(t0, t1, x, z)
+        self._check_shared(t0)
+        deviation = self.deviation(t0, t1)
+        return tree_map(lambda v, n: v + deviation * n, x, z)
+
     @staticmethod
     def _check_shared(t: Scalar) -> None:
         if isinstance(t, Tensor) and t.ndim:
@@ -74,6 +86,8 @@ class ODE(Dynamics):
         ValueError: on a separable field with a further part, which would mix q into dq/dt.
     """
 
+    linear: Scalar | None
+
     def __init__(
         self,
         f: VectorField,
@@ -94,10 +108,7 @@ class ODE(Dynamics):
             )
         self.f, self.implicit = f, implicit
         self.batched_time, self.rowwise, self.separable = batched_time, rowwise, separable
-        if isinstance(linear, Tensor) and not isinstance(linear, nn.Parameter):
-            self.register_buffer("linear", linear)
-        else:
-            self.linear = linear
+        self.hold("linear", linear)
 
     def forward(self, t: Tensor, y: State, *args: Any) -> State:
         k = self._nonlinear(t, y, *args)
@@ -133,11 +144,13 @@ def _add(y: State, a: State, b: State) -> State:
 
 @final
 class SDE(Dynamics):
-    """dy = f(t, y, *args) dt + g(t, y, *args) dW, in the sense of Ito unless told otherwise.
+    """dy = (f(t, y, *args) [ + linear * y ]) dt + g(t, y, *args) dW, Ito unless told otherwise.
 
     Args:
         f: the drift, shaped as y.
         g: the diffusion, shaped as ``noise`` says (see ``Noise``).
+        linear: the rate of a stiff linear part, as for ``ODE``, but real: ``ExponentialEuler()``
+            then solves it exactly, together with the noise where g is constant.
         noise: ``"diagonal"``, ``"scalar"`` or ``"general"``.
         stratonovich: read dW as a Stratonovich integral.
         additive: g does not depend on y (then Ito and Stratonovich agree).
@@ -146,8 +159,10 @@ class SDE(Dynamics):
         batched_time: whether f and g accept t of shape ``(batch,)``.
 
     Raises:
-        ValueError: on an unknown noise kind, or general noise without its size.
+        ValueError: on an unknown noise kind, general noise without its size, or a complex rate.
     """
+
+    linear: Scalar | None
 
     def __init__(
         self,
@@ -155,6 +170,7 @@ class SDE(Dynamics):
         g: VectorField,
         *,
         noise: Literal["diagonal", "scalar", "general"],
+        linear: Scalar | None = None,
         stratonovich: bool = False,
         additive: bool = False,
         commutative: bool = False,
@@ -167,9 +183,16 @@ class SDE(Dynamics):
         self.f, self.g, self.batched_time = f, g, batched_time
         commutative = commutative or noise != "general"
         self.noise = Noise(noise, not stratonovich, additive, commutative, noise_size)
+        if isinstance(linear, Tensor) and linear.is_complex():
+            raise ValueError("the linear rate of an SDE is real: put a complex one into f")
+        self.hold("linear", linear)
 
     def forward(self, t: Tensor, y: State, *args: Any) -> State:
-        return self.f(t, y, *args)
+        k = self.f(t, y, *args)
+        return k if self.linear is None else tree_map(lambda v, w: self.linear * v + w, y, k)
+
+    def split(self) -> SemiLinear | None:
+        return None if self.linear is None else _LinearPart(self.f, self.linear)
 
     def diffusion(self, t: Tensor, y: State, *args: Any) -> Any:
         return self.g(t, y, *args)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._scalar import Scalar
 from .._state import State, batch_size, check_like, contract, describe, leaves, rows_of, tree_map
-from .base import Dynamics, Noise, SemiLinear
+from .base import Dynamics, Kinetic, Noise, SemiLinear
 from .discrete import Chain
 
 __all__ = ["Field"]
@@ -22,12 +22,12 @@ class Field:
     """Dynamics with the arguments bound, times made tensors, outputs checked, calls counted.
 
     Integrators call this, never the dynamics: ``drift``, ``explicit`` and ``implicit``,
-    ``diffusion``, ``residual``, ``step``.
+    ``diffusion``, ``residual``, ``acceleration``, ``step``.
     """
 
     __slots__ = (
-        "_device", "_dtype", "_made", "_t", "_tensor", "args", "dynamics", "evaluations", "mixes",
-        "noise", "parts", "products", "split",
+        "_device", "_dtype", "_made", "_t", "_tensor", "args", "dynamics", "evaluations", "kinetic",
+        "mixes", "noise", "parts", "products", "split",
     )  # fmt: skip
 
     def __init__(self, dynamics: Dynamics, args: tuple[Any, ...], y0: State) -> None:
@@ -36,6 +36,7 @@ class Field:
         self.noise: Noise | None = dynamics.noise
         self.split: SemiLinear | None = dynamics.split()
         self.parts = dynamics.parts()
+        self.kinetic: Kinetic | None = dynamics.kinetic()
         self.evaluations = self.products = 0
         self.mixes = False  # whether samples were found to depend on each other
         self._made: tuple[Scalar, weakref.ref[Tensor], Any] | None = None
@@ -110,6 +111,13 @@ class Field:
         assert self.split is not None
         self._count()
         return check_like(self.split.residual(self.time(t), x, *self.args), x, "the residual")
+
+    def acceleration(self, t: Scalar, x: State) -> State:
+        """The part of dv/dt that depends on the position, shaped as x."""
+        assert self.kinetic is not None
+        self._count()
+        a = self.kinetic.acceleration(self.time(t), x, *self.args)
+        return check_like(a, x, "the force")
 
     def noise_term(self, t: Scalar, y: State, dw: State) -> State:
         """g(t, y) dW, shaped as y."""

@@ -30,9 +30,11 @@ from .implicit import (
     Kvaerno5,
     Trapezoid,
 )  # fmt: skip
+from .langevin import ALIGN, BAOAB, QUICSORT
 from .linear import GMRES, Dense, LinearSolver
 from .milstein import Milstein, MilsteinRK
 from .multistep import Adams
+from .noncommutative import LogODE, NinomiyaNinomiya, PlatenWeak2
 from .reversible import AsynchronousLeapfrog, ReversibleHeun, ReversibleRK
 from .runge_kutta import ExplicitRK, Tableau
 from .stabilised import RKC2
@@ -53,12 +55,13 @@ from .stochastic_rk import (
 from .symplectic import Leapfrog, Yoshida4
 
 __all__ = [
-    "DDIM", "ETDRK4", "GMRES", "RK4", "RKC2", "SEA", "SRA", "SRA1", "SRA3", "SRI", "SRI2", "SRIW1",
-    "Adams", "AsynchronousLeapfrog", "Bosh3", "DPMSolverPP", "Dense", "Dopri5", "Dopri8", "Draws",
-    "DriftImplicitEuler", "Euler", "EulerMaruyama", "ExplicitRK", "ExponentialEuler", "Heun",
-    "ImplicitEuler", "ImplicitRK", "ImplicitTableau", "Increment", "Integrator", "Iterate",
-    "KenCarp3", "KenCarp4", "KenCarp5", "Kvaerno3", "Kvaerno4", "Kvaerno5", "Leapfrog",
-    "LinearSolver", "Midpoint", "Milstein", "MilsteinRK", "Ralston", "ReversibleHeun",
+    "ALIGN", "BAOAB", "DDIM", "ETDRK4", "GMRES", "QUICSORT", "RK4", "RKC2", "SEA", "SRA", "SRA1",
+    "SRA3", "SRI", "SRI2", "SRIW1", "Adams", "AsynchronousLeapfrog", "Bosh3", "DPMSolverPP",
+    "Dense", "Dopri5", "Dopri8", "Draws", "DriftImplicitEuler", "Euler", "EulerMaruyama",
+    "ExplicitRK", "ExponentialEuler", "Heun", "ImplicitEuler", "ImplicitRK", "ImplicitTableau",
+    "Increment", "Integrator", "Iterate", "KenCarp3", "KenCarp4", "KenCarp5", "Kvaerno3",
+    "Kvaerno4", "Kvaerno5", "Leapfrog", "LinearSolver", "LogODE", "Midpoint", "Milstein",
+    "MilsteinRK", "NinomiyaNinomiya", "PlatenWeak2", "Ralston", "ReversibleHeun",
     "ReversibleIntegrator", "ReversibleRK", "SRATableau", "SRITableau", "SciPy", "ShARK", "SlowRK",
     "Step", "Stochastic", "StochasticHeun", "StochasticMidpoint", "Tableau", "TorchDiffEq",
     "Trapezoid", "Tsit5", "Yoshida4",

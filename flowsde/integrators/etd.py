@@ -13,7 +13,7 @@ from ..dynamics.field import Field
 from .base import Carry, Integrator, Step
 from .exponential import check_clock, check_split
 
-__all__ = ["ETDRK4"]
+__all__ = ["ETDRK4", "phi"]
 
 
 @dataclass(frozen=True)
@@ -88,17 +88,17 @@ def _stages(split: SemiLinear, t0: Scalar, t1: Scalar) -> tuple[Scalar, Scalar]:
 
 def _inner(z: Scalar) -> Scalar:
     """2 phi2 - 4 phi3, 1/3 at 0."""
-    phi2, phi3 = _phi(z)
+    phi2, phi3 = phi(z)
     return 2.0 * phi2 - 4.0 * phi3
 
 
 def _outer(z: Scalar) -> Scalar:
     """4 phi3 - phi2, 1/6 at 0."""
-    phi2, phi3 = _phi(z)
+    phi2, phi3 = phi(z)
     return 4.0 * phi3 - phi2
 
 
-def _phi(z: Scalar) -> tuple[Scalar, Scalar]:
+def phi(z: Scalar) -> tuple[Scalar, Scalar]:
     """phi_2 and phi_3, where phi_(k+1) = (phi_k - 1/k!) / z and phi_0 = e^z."""
     near = magnitude(z) < 1.0
     small, large = where(near, z, 0.0 * z), where(near, 1.0 + 0.0 * z, z)

@@ -16,6 +16,15 @@ from .runge_kutta import hermite
 __all__ = ["Leapfrog", "Symplectic", "Yoshida4"]
 
 
+def check_pair(integrator: Integrator, y: State, names: str) -> None:
+    """Raises TypeError on a state that is not a tuple of two alike."""
+    if type(y) is not tuple or len(y) != 2 or describe(y[0]) != describe(y[1]):
+        raise TypeError(
+            f"{type(integrator).__name__} moves y0 = {names}, a tuple of two alike; got "
+            f"{describe(y)}"
+        )
+
+
 class Symplectic(Integrator):
     """A composition of kicks and drifts for dq/dt = v(t, p), dp/dt = a(t, q).
 
@@ -44,10 +53,7 @@ class Symplectic(Integrator):
             )
 
     def init(self, field: Field, t: Scalar, y: State) -> Carry:
-        if type(y) is not tuple or len(y) != 2 or describe(y[0]) != describe(y[1]):
-            raise TypeError(
-                f"{type(self).__name__} moves y0 = (q, p), a tuple of two alike; got {describe(y)}"
-            )
+        check_pair(self, y, "(q, p)")
         return field.drift(t, y)[1]
 
     def step(
