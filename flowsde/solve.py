@@ -27,6 +27,7 @@ from .executor import Eager, Executor
 from .integrators.base import Engine, Integrator
 from .integrators.discrete import Iterate
 from .integrators.explicit import Tsit5
+from .paths.base import RandomPath
 from .paths.brownian import Brownian
 from .solution import Solution, Status, Steps
 from .stepping import Adaptive, Fixed, Given, Grid, Stepping
@@ -38,7 +39,7 @@ _KINDS = {
     "args": "a tuple of further inputs, args=(u,)",
     "adjoint": "Direct(), Checkpointed(), Reversible() or Backsolve()",
     "executor": "Eager() or Compiled()",
-    "path": "a Brownian(seed)",
+    "path": "a Brownian(seed) or a BrownianTree(seed, t0, t1)",
 }
 _ERRORS = {
     Status.MAX_STEPS: MaxStepsReached,
@@ -81,7 +82,7 @@ def solve(
     save_at: SaveAt = None,
     dense: bool = False,
     events: Event | Sequence[Event] | None = None,
-    path: Brownian | None = None,
+    path: RandomPath | None = None,
     generator: torch.Generator | None = None,
     max_steps: int = 10_000,
     executor: Executor = Eager(),
@@ -104,7 +105,7 @@ def solve(
             or ``Steps(every)``.
         dense: keep what ``sol(t)`` needs.
         events: an ``Event`` or several: crossings to find, to end at or to go on from changed.
-        path: a ``Brownian`` for stochastic dynamics; or give
+        path: a ``Brownian`` or ``BrownianTree`` for stochastic dynamics; or give
         generator: from which one seed is drawn, for noise and for probes.
         max_steps: attempts allowed.
         executor: how steps are run.
@@ -124,7 +125,7 @@ def solve(
     _check_state(y0)
     for name, value, kind in (
         ("args", args, tuple), ("adjoint", adjoint, Adjoint), ("executor", executor, Executor),
-        ("path", path, (Brownian, type(None))),
+        ("path", path, (RandomPath, type(None))),
     ):  # fmt: skip
         if not isinstance(value, kind):
             raise TypeError(f"{name} is {_KINDS[name]}; got {type(value).__name__}")
@@ -155,7 +156,7 @@ def solve(
     plan = _plan(integrator, stepping, span, grid, y0, landings)
     noise = None
     if draws is not None:
-        noise = _noise(path, seed, grid, draws)
+        noise = _noise(path, seed, grid, draws, span)
     elif path is not None:
         raise TypeError("this solve takes no noise: leave out path")
     watch = None
@@ -419,7 +420,7 @@ def _plan(
 
 
 def _seed(
-    dynamics: Dynamics, path: Brownian | None, generator: torch.Generator | None
+    dynamics: Dynamics, path: RandomPath | None, generator: torch.Generator | None
 ) -> int | None:
     """One seed a solve, from the caller's generator."""
     if generator is not None:
@@ -434,17 +435,15 @@ def _seed(
 
 
 def _noise(
-    path: Brownian | None, seed: int | None, grid: list[Scalar] | None, draws: Draws
+    path: RandomPath | None, seed: int | None, grid: list[Scalar] | None, draws: Draws, span: _Span
 ) -> Source:
-    if grid is None:
-        raise TypeError("a stochastic solve takes given steps: Fixed(...) or Grid(...)")
     if path is None:
         if seed is None:
             raise TypeError(
                 "a stochastic solve needs its randomness: path=Brownian(seed) or generator=..."
             )
         path = Brownian(seed)
-    return path.bind(grid, draws)
+    return path.tree(span.t0, span.t1, draws) if grid is None else path.bind(grid, draws)
 
 
 def _watch(

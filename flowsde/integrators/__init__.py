@@ -32,7 +32,7 @@ from .implicit import (
 )  # fmt: skip
 from .linear import GMRES, Dense, LinearSolver
 from .multistep import Adams
-from .reversible import AsynchronousLeapfrog, ReversibleRK
+from .reversible import AsynchronousLeapfrog, ReversibleHeun, ReversibleRK
 from .runge_kutta import ExplicitRK, Tableau
 from .stabilised import RKC2
 from .stochastic import EulerMaruyama, Stochastic, StochasticHeun
@@ -43,7 +43,7 @@ __all__ = [
     "DPMSolverPP", "Dense", "Dopri5", "Dopri8", "Draws", "Euler", "EulerMaruyama", "ExplicitRK",
     "ExponentialEuler", "Heun", "ImplicitEuler", "ImplicitRK", "ImplicitTableau", "Increment",
     "Integrator", "Iterate", "KenCarp3", "KenCarp4", "KenCarp5", "Kvaerno3", "Kvaerno4", "Kvaerno5",
-    "Leapfrog", "LinearSolver", "Midpoint", "Ralston", "ReversibleIntegrator", "ReversibleRK",
-    "SciPy", "Step", "StepDoubling", "Stochastic", "StochasticHeun", "Tableau", "TorchDiffEq",
-    "Trapezoid", "Tsit5", "Yoshida4",
+    "Leapfrog", "LinearSolver", "Midpoint", "Ralston", "ReversibleHeun", "ReversibleIntegrator",
+    "ReversibleRK", "SciPy", "Step", "StepDoubling", "Stochastic", "StochasticHeun", "Tableau",
+    "TorchDiffEq", "Trapezoid", "Tsit5", "Yoshida4",
 ]  # fmt: skip

@@ -8,14 +8,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from .._increment import Draws, Increment
 from .._scalar import Scalar
-from .._state import State, combine, tree_map
+from .._state import State, combine, tree_map, weigh
 from ..dynamics.base import Dynamics, Noise
 from ..dynamics.field import Field
 from .base import Carry, Integrator, Step, check_noise
 
-__all__ = ["EulerMaruyama", "Stochastic", "StochasticHeun", "StraightStep"]
+__all__ = [
+    "EulerMaruyama", "Stochastic", "StochasticHeun", "StraightStep", "TrapezoidStep", "euler",
+    "trapezoid",
+]  # fmt: skip
 
 
 class StraightStep(Step):
@@ -30,6 +35,38 @@ class StraightStep(Step):
     def dense(self, theta: Scalar) -> State:
         jump = tree_map(lambda a, b: b - a, self._y0, self.y1)
         return combine(self._y0, theta, ((0, 1.0),), [jump])
+
+
+def euler(field: Field, y: State, dt: Scalar, w: State, f: State, g: State) -> State:
+    """y + f dt + g dW."""
+    return field.diffuse(combine(y, dt, ((0, 1.0),), [f]), g, w)
+
+
+def trapezoid(
+    field: Field, y: State, dt: Scalar, w: State, fs: tuple[State, State], gs: tuple[State, State]
+) -> State:
+    """y + (f0 + f1) dt/2 + (g0 + g1) dW/2."""
+    drifted = combine(y, dt, ((0, 0.5), (1, 0.5)), fs)
+    return field.diffuse(drifted, tree_map(torch.add, *gs), w, 0.5)
+
+
+class TrapezoidStep(StraightStep):
+    """A step of the trapezoidal rule; its error estimate is the distance from Euler's step."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(
+        self, field: Field, y0: State, dt: Scalar, w: State, fs: tuple[State, State],
+        gs: tuple[State, State], carry: Carry = None,
+    ) -> None:  # fmt: skip
+        super().__init__(y0, trapezoid(field, y0, dt, w, fs, gs), carry)
+        self._parts = field, dt, w, fs, gs
+
+    def error(self) -> State:
+        """(f1 - f0) dt/2 + (g1 - g0) dW/2."""
+        field, dt, w, fs, (g0, g1) = self._parts
+        drift = weigh(dt, ((0, -0.5), (1, 0.5)), fs)
+        return field.diffuse(drift, tree_map(torch.sub, g1, g0), w, 0.5)
 
 
 class Stochastic(Integrator):
@@ -78,7 +115,8 @@ class Stochastic(Integrator):
                 f"{name} has no error estimate to adapt its steps by: use StepDoubling({name}()), "
                 "Fixed(...) or Grid(...)"
             )
-        return self.error_order
+        noise = check_noise(self, dynamics)  # if it is additive, Euler's own error is O(dt^1.5)
+        return max(1.5, self.error_order) if noise.additive else self.error_order
 
     def draws(self, dynamics: Dynamics, y: State) -> Draws | None:
         return Draws(check_noise(self, dynamics).shapes(y), self.levy)
@@ -139,9 +177,8 @@ class EulerMaruyama(Stochastic):
         self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
     ) -> Step:
         assert dw is not None
-        drifted = combine(y, t1 - t0, ((0, 1.0),), [field.drift(t0, y)])
-        y1 = tree_map(lambda a, b: a + b, drifted, field.noise_term(t0, y, dw.w))
-        return StraightStep(y, y1)
+        f, g = field.drift(t0, y), field.diffusion(t0, y)
+        return StraightStep(y, euler(field, y, t1 - t0, dw.w, f, g))
 
 
 @dataclass(frozen=True)
@@ -149,12 +186,13 @@ class StochasticHeun(Stochastic):
     """An Euler predictor, then the mean of both ends' drift and diffusion. Stratonovich.
 
     Strong order 1 for commutative noise (diagonal, scalar, additive), else 1/2; weak order 1. Two
-    evaluations.
+    evaluations. The error estimate is the distance from Euler's step.
 
     Source: Rumelin 1982; Kloeden and Platen 1992.
     """
 
     calculus = "stratonovich"
+    error_order = 1
 
     def strong_order(self, noise: Noise) -> float:
         return 1.0 if noise.additive or noise.commutative else 0.5
@@ -166,8 +204,7 @@ class StochasticHeun(Stochastic):
         self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
     ) -> Step:
         assert dw is not None
-        dt, f0, g0 = t1 - t0, field.drift(t0, y), field.noise_term(t0, y, dw.w)
-        guess = tree_map(lambda a, b: a + b, combine(y, dt, ((0, 1.0),), [f0]), g0)
-        f1, g1 = field.drift(t1, guess), field.noise_term(t1, guess, dw.w)
-        drifted = combine(y, dt, ((0, 0.5), (1, 0.5)), [f0, f1])
-        return StraightStep(y, combine(drifted, 1.0, ((0, 0.5), (1, 0.5)), [g0, g1]))
+        dt, f0, g0 = t1 - t0, field.drift(t0, y), field.diffusion(t0, y)
+        guess = euler(field, y, dt, dw.w, f0, g0)
+        f1, g1 = field.drift(t1, guess), field.diffusion(t1, guess)
+        return TrapezoidStep(field, y, dt, dw.w, (f0, f1), (g0, g1))
