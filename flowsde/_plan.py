@@ -269,7 +269,7 @@ class AdaptivePlan(Plan):
         dtype: torch.dtype, landings: Tensor | None = None,
     ) -> None:  # fmt: skip
         self._stepping, self._integrator, self._batch = stepping, integrator, batch
-        self._order = math.nan  # of the error: the start tells
+        self._order, self._rough = math.nan, False  # of the error, the path: the start tells
         self._zero: Any = 0
         if batch is not None:
             self._zero = torch.zeros(batch, dtype=torch.int64, device=t0.device)
@@ -325,7 +325,9 @@ class AdaptivePlan(Plan):
                     root = sqrt(choose(span > 0, span, 1.0 + 0.0 * span))
                     w = noise(0, *self._host).w
                     first = outset.rough(tree_map(lambda x: x / expand(root, x), w))
+        self._rough = noise is not None
         self._dt = minimum(minimum(first + 0.0 * span, span), stepping.dt_max + 0.0 * span)
+        self._dt = _coarse(self._dt) if self._rough else self._dt
 
     def interval(self) -> tuple[Scalar, Scalar]:
         self._lands = self._dt * 1.01 >= abs(self._aim - self._now)
@@ -354,6 +356,7 @@ class AdaptivePlan(Plan):
     def _decide(self, error: Any) -> Accept:
         width = abs(self._reach - self._now)
         accept, dt, memory = self._stepping.advise(error, width, self._order, self._memory)
+        dt = _coarse(dt) if self._rough else dt
         if self._stops.inside:  # a step cut short to land says little of the next
             cut = accept & self._lands & (dt < self._dt)
             dt = choose(cut, self._dt, dt)
@@ -510,6 +513,17 @@ class AdaptivePlan(Plan):
         with torch.no_grad():
             rate = _fastest_rate(self._field, self._now, y, self._batch is not None)
         return _some(slow & (self._dt * rate > 1.5))  # explicit methods stand up to 2 or 3
+
+
+def _coarse(dt: Any) -> Any:
+    """The step with the lower half of its digits rounded off.
+
+    A Brownian path is rough: the rounding of one step would change the next error, and with it the
+    next step, a hundredfold. So a sample would not take the same steps alone as among others.
+    """
+    narrow = isinstance(dt, Tensor) and dt.dtype != torch.float64
+    high = dt * (2.0 ** (12 if narrow else 29) + 1.0)  # Veltkamp's splitting
+    return high - (high - dt)
 
 
 def _fastest_rate(field: Field, t: Any, y: State, per_sample: bool) -> Tensor:
