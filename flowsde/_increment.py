@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
 from ._scalar import Scalar
-from ._state import State
+from ._state import State, tree_map
 
 __all__ = ["Draws", "Increment", "Levy", "Source"]
 
@@ -35,6 +36,14 @@ class Increment(NamedTuple):
     k: State | None = None
     z: State | None = None
     halves: tuple[Increment, Increment] | None = None
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Increment:
+        """The increment with the function of each tensor in the place of it."""
+        w, h, k, z = (None if x is None else tree_map(fn, x) for x in self[:4])
+        if self.halves is None:
+            return Increment(w, h, k, z)
+        first, second = self.halves
+        return Increment(w, h, k, z, (first.map(fn), second.map(fn)))
 
 
 @dataclass(frozen=True)

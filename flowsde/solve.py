@@ -27,8 +27,9 @@ from .executor import Eager, Executor
 from .integrators.base import Engine, Integrator
 from .integrators.discrete import Iterate
 from .integrators.explicit import Tsit5
-from .paths.base import RandomPath
+from .paths.base import Path, RandomPath
 from .paths.brownian import Brownian
+from .paths.interval import Outside
 from .solution import Solution, Status, Steps
 from .stepping import Adaptive, Fixed, Given, Grid, Stepping
 
@@ -39,7 +40,7 @@ _KINDS = {
     "args": "a tuple of further inputs, args=(u,)",
     "adjoint": "Direct(), Checkpointed(), Reversible() or Backsolve()",
     "executor": "Eager() or Compiled()",
-    "path": "a Brownian(seed) or a BrownianTree(seed, t0, t1)",
+    "path": "a Brownian(seed), a BrownianTree(seed, t0, t1), or torchsde's BrownianInterval",
 }
 _ERRORS = {
     Status.MAX_STEPS: MaxStepsReached,
@@ -82,7 +83,7 @@ def solve(
     save_at: SaveAt = None,
     dense: bool = False,
     events: Event | Sequence[Event] | None = None,
-    path: RandomPath | None = None,
+    path: RandomPath | Callable[..., Any] | None = None,
     generator: torch.Generator | None = None,
     max_steps: int = 10_000,
     executor: Executor = Eager(),
@@ -105,7 +106,8 @@ def solve(
             or ``Steps(every)``.
         dense: keep what ``sol(t)`` needs.
         events: an ``Event`` or several: crossings to find, to end at or to go on from changed.
-        path: a ``Brownian`` or ``BrownianTree`` for stochastic dynamics; or give
+        path: for stochastic dynamics a ``Brownian``, a ``BrownianTree``, or a function
+            ``path(ta, tb)`` such as torchsde's ``BrownianInterval``; or give
         generator: from which one seed is drawn, for noise and for probes.
         max_steps: attempts allowed.
         executor: how steps are run.
@@ -125,7 +127,7 @@ def solve(
     _check_state(y0)
     for name, value, kind in (
         ("args", args, tuple), ("adjoint", adjoint, Adjoint), ("executor", executor, Executor),
-        ("path", path, (RandomPath, type(None))),
+        ("path", path := _driver(path), (RandomPath, type(None))),
     ):  # fmt: skip
         if not isinstance(value, kind):
             raise TypeError(f"{name} is {_KINDS[name]}; got {type(value).__name__}")
@@ -139,7 +141,7 @@ def solve(
             "the batch with Adaptive(per_sample=True)"
         )
     span = _Span.of(dynamics, y0, t0, t1, stepping, save_at)
-    seed = _seed(dynamics, path, generator)
+    seed = _seed(dynamics, generator)
     dynamics = dynamics.prepare(y0, seed)
     field = Field(dynamics, args, y0)
     grid = None if isinstance(stepping, Adaptive) else _grid(dynamics, integrator, stepping, span)
@@ -419,9 +421,7 @@ def _plan(
     return AdaptivePlan(stepping, integrator, span.t0, span.t1, span.batch, dtype, landings)
 
 
-def _seed(
-    dynamics: Dynamics, path: RandomPath | None, generator: torch.Generator | None
-) -> int | None:
+def _seed(dynamics: Dynamics, generator: torch.Generator | None) -> int | None:
     """One seed a solve, from the caller's generator."""
     if generator is not None:
         if not isinstance(generator, torch.Generator):
@@ -432,6 +432,11 @@ def _seed(
             "this solve draws probes: give generator=torch.Generator().manual_seed(...)"
         )
     return None
+
+
+def _driver(path: Any) -> Any:
+    """A function of two times is a Brownian motion from outside; a control path is none."""
+    return Outside(path) if callable(path) and not isinstance(path, Path) else path
 
 
 def _noise(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +18,13 @@ from torch import Tensor
 from .. import _random
 from .._increment import Draws, Increment, Source
 from .._scalar import Scalar, expand, magnitude, minimum, rounding, sqrt, to_float, where
-from .._state import State, batch_size, leaves, unflatten
+from .._state import State, tree_map
 from .base import RandomPath
-from .levy import ORDER
-from .normals import Law
+from .levy import DEVIATIONS, ORDER, halve, shares
+from .normals import Law, Normals, ordered_sum
 from .tree import DEPTH, Queries
 
-__all__ = ["Brownian", "Increments"]
+__all__ = ["Brownian", "Increments", "Sums"]
 
 _CHUNK = 1 << 18  # numbers drawn at once
 
@@ -64,99 +68,244 @@ class Brownian(RandomPath):
         order = ORDER[draws.levy]
         return Queries(self._law(), draws, order, start, end - start, DEPTH)
 
-    def bind(self, grid: Sequence[Scalar], draws: Draws) -> Increments:
-        """The increments over the steps of ``grid``."""
-        return Increments(self, grid, draws.shapes)
+    def bind(self, grid: Sequence[Scalar], draws: Draws) -> Source:
+        if self.times is None:
+            return Increments(self._law(), draws, *_widths(grid))
+        if any(isinstance(t, Tensor) and t.ndim for t in grid):
+            raise TypeError("a path on given times needs a time that the batch shares")
+        own, slack = sorted(self.times.tolist()), rounding(self.times)
+        return Sums(self._law(), draws, own, [_find(own, to_float(t), slack) for t in grid])
 
 
 class Increments:
-    """One solve's view of a Brownian path: ``increments(n, t0, t1)`` is that of step n."""
+    """One solve's view of a Brownian path: ``increments(n, t0, t1)`` is that of step n.
 
-    def __init__(self, path: Brownian, grid: Sequence[Scalar], shapes: State) -> None:
-        self._like, self._flat = shapes, leaves(shapes)
-        self._batch = batch_size(shapes)
-        if self._batch is None and isinstance(path.seed, Tensor):
-            raise ValueError("per-sample seeds need a state whose leaves all lead with the batch")
-        first = self._flat[0]
-        self._dtype = torch.promote_types(first.dtype.to_real(), torch.float32)
-        self._rows = self._batch or 1
-        self._sizes = [leaf.numel() // self._rows for leaf in self._flat]
-        self._key = _random.keys(path.seed, self._rows, first.device, _random.BROWNIAN)
-        self._fine, self._spans = _intervals(path.times, grid)
-        self._chunk = range(0)
-        self._draws: Tensor = self._key
+    Steps are numbered upwards in time, so that a solve that runs back over the same grid takes
+    back the same increments. The numbers of a stretch of steps are drawn, scaled and shaped at
+    once; those of a step are then one selection.
+
+    Args:
+        law: of the path.
+        draws: what the solve asks for.
+        widths: of the steps upwards in time: floats, 0-d or ``(batch,)``.
+        down: whether the solve runs down in time.
+    """
+
+    def __init__(self, law: Law, draws: Draws, widths: Sequence[Scalar], down: bool) -> None:
+        self._normals = Normals(law, draws.shapes)
+        self._extra = None if draws.extra is None else Normals(law, draws.extra, correlated=False)
+        self._draws, self._widths, self._down = draws, widths, down
+        self._scaled = all(isinstance(width, float) for width in widths)
+        self._held = range(0), Increment(None)
 
     def select(self, rows: Tensor) -> Increments:
         """The view of these rows of the batch alone."""
-        raise NotImplementedError
-
-    def _normal(self, n: int) -> Tensor:
-        """The standard normals of fine interval n, ``(rows, size)``; drawn a chunk at a time."""
-        if n not in self._chunk:
-            size = sum(self._sizes)
-            length = max(1, _CHUNK // max(1, size * self._rows))
-            start = n - n % length
-            self._chunk = range(start, min(start + length, len(self._fine)))
-            steps = torch.arange(
-                self._chunk.start, self._chunk.stop, dtype=torch.int64, device=self._key.device
-            )
-            self._draws = _random.normal(self._key, steps, size, self._dtype)
-        return self._draws[n - self._chunk.start]
-
-    def _piece(self, i: int) -> Tensor:
-        draw = self._normal(i)
-        width = self._fine[i]
-        moves = width > 0
-        return draw * expand(where(moves, sqrt(where(moves, width, 1.0)), 0.0), draw)
+        part = copy.copy(self)
+        part._normals = self._normals.select(rows)
+        part._extra = None if self._extra is None else self._extra.select(rows)
+        part._widths = [x[rows] if isinstance(x, Tensor) and x.ndim else x for x in self._widths]
+        part._held = range(0), Increment(None)
+        return part
 
     def __call__(self, n: int, t0: Scalar, t1: Scalar) -> Increment:
-        span, sign = self._spans[n]
-        total = self._piece(span[0])
-        for i in span[1:]:
-            total = total + self._piece(i)
-        parts = torch.split(sign * total, self._sizes, dim=-1)
-        shaped = [
-            part.reshape(leaf.shape).to(leaf.dtype)
-            for part, leaf in zip(parts, self._flat, strict=True)
+        return self.over(len(self._widths) - 1 - n if self._down else n)
+
+    def over(self, i: int) -> Increment:
+        """The increment over interval i, upwards in time, in the direction of the solve."""
+        places, stretch = self.stretch(i)
+        at = i - places.start
+        if self._scaled:
+            return stretch.map(lambda x: x[at])
+        width = self._widths[i]
+        moves = width > 0
+        root = where(moves, sqrt(where(moves, width, 1.0)), 0.0)
+        one = stretch.map(lambda x: x[at] * expand(root, x[at]))
+        return one if stretch.z is None else one._replace(z=tree_map(lambda x: x[at], stretch.z))
+
+    def stretch(self, i: int) -> tuple[range, Increment]:
+        """The intervals that are held together with i; their numbers, one beside the other.
+
+        They are for intervals of length 1 where the widths are tensors.
+        """
+        if i not in self._held[0]:
+            size = self._normals.size * self._normals.rows
+            length = max(1, _CHUNK // max(1, size))
+            start = i - i % length
+            places = range(start, min(start + length, len(self._widths)))
+            self._held = places, self._draw(places)
+        return self._held
+
+    def _draw(self, places: range) -> Increment:
+        draws, order = self._draws, ORDER[self._draws.levy]
+        streams = [(_random.BROWNIAN, 1, 0), (_random.LEVY, 2, 0), (_random.LEVY, 2, 1)]
+        parts = [
+            x * deviation
+            for x, deviation in zip(
+                self._numbers(places, streams[:order]), DEVIATIONS, strict=False
+            )
         ]
-        return Increment(unflatten(shaped, self._like))
+        halves = None
+        if draws.halves:
+            splits = self._numbers(places, [(_random.SPLIT, 3, j) for j in range(order)])
+            both = [self._shaped(half) for half in halve(parts, splits)]
+            halves = (both[1], both[0]) if self._down else (both[0], both[1])
+        z = None
+        if self._extra is not None:
+            steps = self._steps(places)
+            z = self._extra.shape(self._extra.draw(_random.EXTRA, steps))
+        return self._shaped(parts)._replace(z=z, halves=halves)
+
+    def _steps(self, places: range) -> Tensor:
+        return torch.arange(
+            places.start, places.stop, dtype=torch.int64, device=self._normals.device
+        )
+
+    def _numbers(self, places: range, streams: Sequence[tuple[int, int, int]]) -> list[Tensor]:
+        """``(intervals, rows, size)`` normals of each stream, scaled where widths are floats.
+
+        A stream that is shared has a stride and a place in it.
+        """
+        steps = self._steps(places)
+        drawn = [self._normals.draw(s, steps * stride + j) for s, stride, j in streams]
+        if not self._scaled:
+            return drawn
+        roots = [math.sqrt(width) for width in self._widths[places.start : places.stop]]
+        root = drawn[0].new_tensor(roots)[:, None, None]
+        return [x * root for x in drawn]
+
+    def _shaped(self, parts: Sequence[Tensor]) -> Increment:
+        """In the direction of the solve: w and K are odd under a turn of time, H is even."""
+        signs = (-1.0, 1.0, -1.0) if self._down else (1.0, 1.0, 1.0)
+        return Increment(
+            *(self._normals.shape(x if s > 0 else -x) for x, s in zip(parts, signs, strict=False))
+        )
 
 
-def _intervals(
-    times: Tensor | None, grid: Sequence[Scalar]
-) -> tuple[list[Scalar], list[tuple[range, float]]]:
-    """Widths of the path's own intervals, and for each step those it covers and its direction.
+class Sums:
+    """A solve's view of a path on given times: steps cover one of its intervals or several.
 
-    Intervals are numbered upwards in time, so that a solve that runs back over the same grid
-    takes back the same increments.
+    Args:
+        law: of the path.
+        draws: what the solve asks for.
+        times: of the path, ascending.
+        marks: the places among them of the solve's grid.
     """
-    count = len(grid) - 1
-    if times is None:
-        gap = grid[-1] - grid[0]
-        down = bool((gap <= 0).all()) if isinstance(gap, Tensor) else gap < 0
-        if isinstance(gap, Tensor) and not down and bool((gap < 0).any()):
-            raise TypeError("a stochastic solve runs all its samples in one direction of time")
-        widths: list[Scalar] = [magnitude(b - a) for a, b in itertools.pairwise(grid)]
-        order = widths[::-1] if down else widths
-        sign = -1.0 if down else 1.0
-        numbers = [count - 1 - n if down else n for n in range(count)]
-        return order, [(range(i, i + 1), sign) for i in numbers]
-    if any(isinstance(t, Tensor) and t.ndim for t in grid):
-        raise TypeError("a path on given times needs a time that the batch shares")
-    own = sorted(times.tolist())
-    fine: list[Scalar] = [b - a for a, b in itertools.pairwise(own)]
-    marks = [_find(own, to_float(t), rounding(times)) for t in grid]
-    return fine, [
-        (range(min(a, b), max(a, b)), 1.0 if b > a else -1.0) for a, b in itertools.pairwise(marks)
-    ]
+
+    def __init__(self, law: Law, draws: Draws, times: list[float], marks: list[int]) -> None:
+        self._times, self._marks, self._down = times, marks, marks[-1] < marks[0]
+        self._order, self._halves = ORDER[draws.levy], draws.halves
+        widths = [b - a for a, b in itertools.pairwise(times)]
+        self._fine = Increments(law, draws, widths, self._down)
+
+    def select(self, rows: Tensor) -> Sums:
+        """The view of these rows of the batch alone."""
+        part = copy.copy(self)
+        part._fine = self._fine.select(rows)
+        return part
+
+    def __call__(self, n: int, t0: Scalar, t1: Scalar) -> Increment:
+        i, j = sorted(self._marks[n : n + 2])
+        first = self._fine.over(i)
+        if j == i + 1:
+            return first
+        halves = None
+        if self._halves:
+            mid = self._middle(i, j)
+            upwards = self._sum(i, mid), self._sum(mid, j)
+            halves = (upwards[1], upwards[0]) if self._down else upwards
+        return self._sum(i, j)._replace(z=first.z, halves=halves)
+
+    def _middle(self, i: int, j: int) -> int:
+        mid = 0.5 * (self._times[i] + self._times[j])
+        slack = 1e-6 * (self._times[j] - self._times[i])
+        found = _nearest(self._times, mid)
+        if abs(self._times[found] - mid) > slack:
+            raise ValueError(
+                f"the method takes the halves of a step, and t = {mid} is not on the grid of its "
+                "Brownian path: halve the path's times, or give BrownianTree(seed, t0, t1)"
+            )
+        return found
+
+    def _sum(self, i: int, j: int) -> Increment:
+        """The increment over intervals i to j."""
+        if j == i + 1:
+            return self._fine.over(i)
+        total: list[State] = []
+        at = i
+        while at < j:
+            places, stretch = self._fine.stretch(at)
+            end = min(places.stop, j)
+            pick = itemgetter(slice(at - places.start, end - places.start))
+            parts = [tree_map(pick, x) for x in stretch[: self._order]]
+            total = _add(total, self._shares(i, j, range(at, end)), parts)
+            at = end
+        return Increment(*map(_like, total, parts))
+
+    def _shares(self, i: int, j: int, places: range) -> list[list[list[Any]]]:
+        """What these intervals add to the one from i to j: (row, column, interval)."""
+        start, end = self._times[i], self._times[j]
+        rows = []
+        for p in places:
+            a, b = self._times[p], self._times[p + 1]
+            before = end - b if self._down else a - start
+            rows.append(shares(before / (end - start), (b - a) / (end - start)))
+        return [
+            [[row[out][c] for row in rows] for c in range(out + 1)] for out in range(self._order)
+        ]
+
+
+def _like(total: State, part: State) -> State:
+    return tree_map(lambda x, like: x.to(like.dtype), total, part)
+
+
+def _add(total: list[State], factors: list[list[list[float]]], parts: list[State]) -> list[State]:
+    """The total so far and the weighted parts of more intervals, one after the other.
+
+    In double precision, so that it does not show where a stretch of intervals begins.
+    """
+    new = [tree_map(functools.partial(_weigh, row), *parts[: len(row)]) for row in factors]
+    if total:
+        pairs = zip(total, new, strict=True)
+        new = [tree_map(lambda old, x: torch.cat((old[None], x)), *pair) for pair in pairs]
+    return [tree_map(lambda x: ordered_sum(x, 0), x) for x in new]
+
+
+def _weigh(factors: list[list[float]], *parts: Tensor) -> Tensor:
+    """The sum of parts, each with a factor for every one of its intervals."""
+    terms = []
+    for row, part in zip(factors, parts, strict=True):
+        wide = _wide(part)
+        terms.append(wide * wide.new_tensor(row).reshape(-1, *(1,) * (part.ndim - 1)))
+    return functools.reduce(torch.add, terms)
+
+
+def _widths(grid: Sequence[Scalar]) -> tuple[list[Scalar], bool]:
+    """Of the steps upwards in time, and whether the grid runs down."""
+    gap = grid[-1] - grid[0]
+    down = bool((gap <= 0).all()) if isinstance(gap, Tensor) else gap < 0
+    if isinstance(gap, Tensor) and not down and bool((gap < 0).any()):
+        raise TypeError("a stochastic solve runs all its samples in one direction of time")
+    widths = [magnitude(b - a) for a, b in itertools.pairwise(grid)]
+    return (widths[::-1] if down else widths), down
+
+
+def _nearest(own: list[float], t: float) -> int:
+    """Of the ascending times, the one nearest to t."""
+    i = bisect_left(own, t)
+    near = range(max(i - 1, 0), min(i + 1, len(own)))
+    return min(near, key=lambda j: abs(own[j] - t))
 
 
 def _find(own: list[float], t: float, slack: float) -> int:
-    tolerance = slack * max(abs(own[0]), abs(own[-1]), 1e-30)
-    i = bisect_left(own, t - tolerance)
-    if i == len(own) or not math.isclose(own[i], t, rel_tol=0.0, abs_tol=tolerance):
+    i = _nearest(own, t)
+    if abs(own[i] - t) > slack * max(abs(own[0]), abs(own[-1]), 1e-30):
         raise ValueError(
             f"the solve steps on t = {t}, which is not on the grid of its Brownian path: give "
             "Brownian(seed, times) a grid that holds every step, or no times at all"
         )
     return i
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In double precision where the device has it."""
+    return x if x.device.type == "mps" else x.to(torch.promote_types(x.dtype, torch.float64))

@@ -102,6 +102,10 @@ class Normals:
         """``(rows,)`` keys of one of the path's streams."""
         return _random.keys_of(self._roots, stream)
 
+    def draw(self, stream: int, steps: Tensor) -> Tensor:
+        """``(len(steps), rows, size)`` normals of one of the path's streams."""
+        return _random.normal(self.keys(stream), steps, self.size, self.dtype)
+
     def shape(self, flat: Tensor) -> State:
         """Numbers ``(..., rows, size)`` as a state whose leaves lead with ``...``."""
         if self._sign is not None:
@@ -109,7 +113,9 @@ class Normals:
         more = flat.shape[:-2]
         parts = [
             self._mixed(part.reshape(*more, *self._lead, *form)).to(dtype)
-            for part, (form, dtype) in zip(flat.split(self._sizes, -1), self._forms, strict=True)
+            for part, (form, dtype) in zip(
+                torch.split(flat, self._sizes, -1), self._forms, strict=True
+            )
         ]
         return unflatten(parts, self._like)
 

@@ -126,7 +126,8 @@ class Queries:
     ) -> None:
         self._normals = Normals(law, draws.shapes)
         self._extra = None if draws.extra is None else Normals(law, draws.extra, correlated=False)
-        self._draws, self._order, self._depth = draws, order, depth
+        self._draws, self._outputs = draws, levy.ORDER[draws.levy]
+        self._order, self._depth = order, depth
         self._start, self._span = start, span
         self._forget()
 
@@ -160,21 +161,31 @@ class Queries:
     def _parts(self, t0: Scalar, t1: Scalar) -> list[Tensor]:
         """w, H and K over the step, each ``(rows, size)``."""
         here, there = self._place(t0), self._place(t1)
-        count = levy.ORDER[self._draws.levy]
-        if isinstance(here, float) and isinstance(there, float):
-            ends, turned = np.array([[min(here, there)], [max(here, there)]]), there < here
-            weights, nodes = expand(ends, count, self._order, self._depth, np)
-            used = weights[..., 0].any(0)
-            weights, numbers = weights[:, used], self._numbers(nodes[used, 0].tolist())
+        if isinstance(here, Tensor) or isinstance(there, Tensor):
+            weights, numbers, turn = self._by_row(here + 0.0 * there, there + 0.0 * here)
         else:
-            here, there = torch.broadcast_tensors(torch.as_tensor(here), torch.as_tensor(there))
-            ends, turned = torch.stack((here, there)).sort(0).values, (there < here)[:, None]
-            weights, nodes = expand(ends, count, self._order, self._depth, torch)
-            numbers = _random.normal(self._key, nodes, self._normals.size, self._normals.dtype)
-        weights = torch.as_tensor(weights * self._span**0.5).to(numbers)
-        total = ordered_sum(weights[..., None] * numbers, 1)
-        signs = (where(turned, -1.0, 1.0), 1.0, where(turned, -1.0, 1.0))
-        return [x * sign for x, sign in zip(total, signs, strict=False)]
+            weights, numbers, turn = self._shared(here, there)
+        weights = weights.to(numbers) * self._span**0.5
+        w, *areas = ordered_sum(weights[..., None] * numbers, 1)
+        return [
+            x * turn if odd else x for odd, x in zip((True, False, True), (w, *areas), strict=False)
+        ]
+
+    def _shared(self, here: float, there: float) -> tuple[Tensor, Tensor, Scalar]:
+        """The weights, the normals they weigh, and the sign of what is odd in time."""
+        ends = np.array([[min(here, there)], [max(here, there)]])
+        weights, nodes = node_weights(ends, self._outputs, self._order, self._depth, np)
+        used = weights[..., 0].any(0)
+        used[0] = True  # where the step has no length
+        numbers = self._numbers(nodes[used, 0].tolist())
+        return torch.from_numpy(weights[:, used]), numbers, 1.0 if here <= there else -1.0
+
+    def _by_row(self, here: Scalar, there: Scalar) -> tuple[Tensor, Tensor, Scalar]:
+        assert isinstance(here, Tensor) and isinstance(there, Tensor)  # noqa: PT018
+        ends = torch.stack((torch.minimum(here, there), torch.maximum(here, there)))
+        weights, nodes = node_weights(ends, self._outputs, self._order, self._depth, torch)
+        numbers = _random.normal(self._key, nodes, self._normals.size, self._normals.dtype)
+        return weights, numbers, torch.where(here <= there, 1.0, -1.0)[:, None].to(numbers)
 
     def _place(self, t: Scalar) -> Scalar:
         """The time as a part of the span, 0 to 1."""
@@ -202,7 +213,7 @@ class Queries:
         return self._held
 
 
-def expand(ends: Any, outputs: int, order: int, depth: int, xp: Any) -> tuple[Any, Any]:
+def node_weights(ends: Any, outputs: int, order: int, depth: int, xp: Any) -> tuple[Any, Any]:
     """The weights with which the nodes' normals make up an increment.
 
     Args:
