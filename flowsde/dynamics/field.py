@@ -137,6 +137,15 @@ class Field:
             )
         return check_like(g, y.unsqueeze(-1).expand(shape), "the diffusion")
 
+    def diffusion_along(self, t: Scalar, y: State, v: State) -> State:
+        """The derivative of g(t, y) by y along v, shaped as ``diffusion`` returns."""
+        at = self.time(t)  # made outside of what is differentiated, where others may use it
+
+        def g(y: State) -> State:
+            return self.diffusion(at, y)
+
+        return torch.func.jvp(g, (y,), (v,))[1]
+
     def product(self, g: State, dw: State) -> State:
         """g dW, shaped as the state, for a g that ``diffusion`` returned."""
         assert self.noise is not None

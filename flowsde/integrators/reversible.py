@@ -14,7 +14,7 @@ from ..dynamics.field import Field
 from .base import Carry, ReversibleIntegrator, SlopeCarrying, Step
 from .explicit import Tsit5
 from .runge_kutta import ExplicitRK
-from .stochastic import Stochastic, TrapezoidStep, euler, trapezoid
+from .stochastic import Stochastic, TwoSlopeStep, euler, trapezoid
 
 __all__ = ["AsynchronousLeapfrog", "ReversibleHeun", "ReversibleRK"]
 
@@ -192,7 +192,9 @@ class ReversibleHeun(Stochastic, ReversibleIntegrator):
         (z0, f0, g0), dt = carry, t1 - t0
         z1 = euler(field, _reflect(y, z0), dt, dw.w, f0, g0)
         f1, g1 = field.drift(t1, z1), field.diffusion(t1, z1)
-        return TrapezoidStep(field, y, dt, dw.w, (f0, f1), (g0, g1), (z1, f1, g1))
+        fs, gs = (f0, f1), (g0, g1)
+        y1 = trapezoid(field, y, dt, dw.w, fs, gs)
+        return TwoSlopeStep(field, y, y1, dt, dw.w, fs, gs, carry=(z1, f1, g1))
 
     def unstep(
         self, field: Field, t0: Scalar, t1: Scalar, y1: State, dw: Increment | None, carry: Carry

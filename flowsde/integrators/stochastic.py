@@ -18,8 +18,8 @@ from ..dynamics.field import Field
 from .base import Carry, Integrator, Step, check_noise
 
 __all__ = [
-    "EulerMaruyama", "Stochastic", "StochasticHeun", "StraightStep", "TrapezoidStep", "euler",
-    "trapezoid",
+    "EulerMaruyama", "Stochastic", "StochasticHeun", "StochasticMidpoint", "StraightStep",
+    "TwoSlopeStep", "euler", "trapezoid",
 ]  # fmt: skip
 
 
@@ -50,36 +50,40 @@ def trapezoid(
     return field.diffuse(drifted, tree_map(torch.add, *gs), w, 0.5)
 
 
-class TrapezoidStep(StraightStep):
-    """A step of the trapezoidal rule; its error estimate is the distance from Euler's step."""
+class TwoSlopeStep(StraightStep):
+    """A step on two slopes, the first that of Euler's: y1 = y0 + sum_i w_i (f_i dt + g_i dW).
 
-    __slots__ = ("_parts",)
+    The error estimate is the distance from Euler's step.
+    """
+
+    __slots__ = ("_parts", "_weight")
 
     def __init__(
-        self, field: Field, y0: State, dt: Scalar, w: State, fs: tuple[State, State],
-        gs: tuple[State, State], carry: Carry = None,
+        self, field: Field, y0: State, y1: State, dt: Scalar, w: State, fs: tuple[State, State],
+        gs: tuple[State, State], weight: float = 0.5, carry: Carry = None,
     ) -> None:  # fmt: skip
-        super().__init__(y0, trapezoid(field, y0, dt, w, fs, gs), carry)
-        self._parts = field, dt, w, fs, gs
+        super().__init__(y0, y1, carry)
+        self._parts, self._weight = (field, dt, w, fs, gs), weight
 
     def error(self) -> State:
-        """(f1 - f0) dt/2 + (g1 - g0) dW/2."""
-        field, dt, w, fs, (g0, g1) = self._parts
-        drift = weigh(dt, ((0, -0.5), (1, 0.5)), fs)
-        return field.diffuse(drift, tree_map(torch.sub, g1, g0), w, 0.5)
+        """weight ((f1 - f0) dt + (g1 - g0) dW), with the weight of the second slope."""
+        (field, dt, w, fs, (g0, g1)), weight = self._parts, self._weight
+        drift = weigh(dt, ((0, -weight), (1, weight)), fs)
+        return field.diffuse(drift, tree_map(torch.sub, g1, g0), w, weight)
 
 
 class Stochastic(Integrator):
     """A method for SDEs. Subclasses are data and one formula; ``check`` follows from the data.
 
     Attributes:
-        calculus: how it reads dW; on additive noise both readings agree.
+        calculus: how it reads dW, or "either": as the dynamics does. On additive noise both
+            readings agree.
         levy: what it needs of the path beside W: see ``Draws``.
     """
 
     order = 1
     dense_order = 0
-    calculus: Literal["ito", "stratonovich"]
+    calculus: Literal["ito", "stratonovich", "either"]
     levy: Literal["W", "H", "K"] = "W"
 
     @abstractmethod
@@ -94,7 +98,7 @@ class Stochastic(Integrator):
 
     def fits(self, noise: Noise) -> bool:
         """Whether it integrates dynamics with this noise."""
-        reads = noise.additive or noise.ito == (self.calculus == "ito")
+        reads = noise.additive or self.calculus in ("either", _reading(noise))
         return reads and self.strong_order(noise) is not None
 
     def check(self, dynamics: Dynamics) -> None:
@@ -151,11 +155,14 @@ def _catalogue(kind: type[Stochastic] = Stochastic) -> Iterator[Stochastic]:
         yield from _catalogue(each)
 
 
+def _reading(noise: Noise) -> str:
+    return "ito" if noise.ito else "stratonovich"
+
+
 def _describe(noise: Noise) -> str:
-    reading = "Ito" if noise.ito else "Stratonovich"
     kind = "additive" if noise.additive else "multiplicative"
     mixed = "" if noise.commutative or noise.additive else ", non-commutative"
-    return f"{reading} SDEs with {kind} {noise.kind}{mixed} noise"
+    return f"{_reading(noise).capitalize()} SDEs with {kind} {noise.kind}{mixed} noise"
 
 
 @dataclass(frozen=True)
@@ -207,4 +214,36 @@ class StochasticHeun(Stochastic):
         dt, f0, g0 = t1 - t0, field.drift(t0, y), field.diffusion(t0, y)
         guess = euler(field, y, dt, dw.w, f0, g0)
         f1, g1 = field.drift(t1, guess), field.diffusion(t1, guess)
-        return TrapezoidStep(field, y, dt, dw.w, (f0, f1), (g0, g1))
+        fs, gs = (f0, f1), (g0, g1)
+        return TwoSlopeStep(field, y, trapezoid(field, y, dt, dw.w, fs, gs), dt, dw.w, fs, gs)
+
+
+@dataclass(frozen=True)
+class StochasticMidpoint(Stochastic):
+    """Half of Euler's step, whose drift and diffusion take the whole step. Stratonovich.
+
+        y1 = y0 + f(t0 + dt/2, u) dt + g(t0 + dt/2, u) dW,    u = y0 + (f0 dt + g0 dW) / 2
+
+    Orders, cost and error estimate are those of ``StochasticHeun``.
+
+    Source: Kloeden and Platen 1992.
+    """
+
+    calculus = "stratonovich"
+    error_order = 1
+
+    def strong_order(self, noise: Noise) -> float:
+        return 1.0 if noise.additive or noise.commutative else 0.5
+
+    def weak_order(self, noise: Noise) -> float:
+        return 1.0
+
+    def step(
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
+    ) -> Step:
+        assert dw is not None
+        dt, w, f0, g0 = t1 - t0, dw.w, field.drift(t0, y), field.diffusion(t0, y)
+        middle, guess = t0 + 0.5 * dt, field.diffuse(combine(y, dt, ((0, 0.5),), [f0]), g0, w, 0.5)
+        f1, g1 = field.drift(middle, guess), field.diffusion(middle, guess)
+        y1 = euler(field, y, dt, w, f1, g1)
+        return TwoSlopeStep(field, y, y1, dt, w, (f0, f1), (g0, g1), weight=1.0)
