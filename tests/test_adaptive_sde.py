@@ -19,6 +19,7 @@ from flowsde.integrators import (
     Draws,
     EulerMaruyama,
     Integrator,
+    Milstein,
     StepDoubling,
     Stochastic,
     StochasticHeun,
@@ -97,7 +98,10 @@ def every() -> list[Any]:
 
 @pytest.mark.parametrize(("method", "sde"), every())
 def test_errors_are_of_the_order_that_steps_are_chosen_by(method: Any, sde: fs.SDE) -> None:
-    """Root mean square over 16,000 samples of one step each: its slope errs by about 0.03."""
+    """Root mean square over 16,000 samples of one step each: its slope errs by about 0.03.
+
+    Doubled steps may do better: the order of a method may be held down by what does not average.
+    """
     y0 = torch.tensor([[0.6, 0.4]]).expand(16_000, 2).contiguous()
     counts, sizes = [64, 128, 256, 512], []
     draws = method.draws(sde, y0)
@@ -106,7 +110,8 @@ def test_errors_are_of_the_order_that_steps_are_chosen_by(method: Any, sde: fs.S
         dw = fs.Brownian(n).tree(0.0, dt, draws)(0, 0.0, dt)
         step = method.step(field, 0.0, dt, y0, dw, method.init(field, 0.0, y0))
         sizes.append(float(step.error().square().mean().sqrt()))
-    assert abs(slope(sizes, counts) - method.exponent(sde)) < 0.15, sizes
+    gap = slope(sizes, counts) - method.exponent(sde)
+    assert -0.15 < gap < (math.inf if isinstance(method, StepDoubling) else 0.15), sizes
 
 
 # --- the path is what it is -----------------------------------------------------------------------
@@ -181,19 +186,22 @@ class _Rash(EulerMaruyama):
 
 
 def test_why_methods_of_order_one_half_are_refused() -> None:
-    """Steps that Euler's method chooses by its own error lead to another limit."""
-    sde, y0 = geometric(ito=True), torch.ones(200, 1)
-    path = BrownianTree(torch.arange(200), 0.0, 1.0)
+    """Steps that Euler's method chooses by its own error lead elsewhere, Milstein's do not.
+
+    Where Euler errs by g g' (dW^2 - dt)/2, it takes long steps where dW^2 happens to be near dt.
+    """
+    sde, y0, tol = SYSTEMS["diagonal Ito"], torch.ones(100, 1), 1e-2
+    path, bias = BrownianTree(torch.arange(100), 0.0, 1.0), []
     w = path.tree(0.0, 1.0, Draws(y0))(0, 0.0, 1.0).w
-    exact, errors = torch.exp((0.3 - 0.32) + 0.8 * w), []
-    for tol in (3e-2, 1e-2, 3e-3):
+    for method in (_Rash(), Milstein()):
         y1 = fs.solve(
-            sde, y0, 0.0, 1.0, integrator=StepDoubling(_Rash()), path=path,
+            sde, y0, 0.0, 1.0, integrator=StepDoubling(method), path=path,
             stepping=fs.Adaptive(tol, tol, per_sample=True),
         ).y1  # fmt: skip
-        errors.append(float((y1.log() - exact.log()).mean()))
-    print(errors)
-    assert False
+        error = y1.log() - (0.3 - 0.32 + 0.8 * w)
+        bias.append(float(error.mean() / error.std() * 10.0))  # in standard errors
+    assert bias[0] > 8.0, bias
+    assert abs(bias[1]) < 4.0, bias
 
 
 # --- each sample as if it were alone --------------------------------------------------------------

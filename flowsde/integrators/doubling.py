@@ -20,8 +20,8 @@ class StepDoubling(Integrator):
     """One step of a stochastic method beside two of half its length, on the same path.
 
     The two halves are kept; the error estimate is their distance from the one step. For a method
-    of strong order p it is O(dt^(p + 1/2)) in the mean square: at p = 1/2 as large as the error of
-    the halves, above that larger. Costs three steps of the method; its orders are those of the
+    of strong order p it is O(dt^(p + 1/2)) in the mean square, and mostly larger than the error of
+    the halves. Costs three steps of the method; its orders are those of the
     method, at half the step. A method with an ``error`` of its own does not need it.
 
     Args:
