@@ -25,7 +25,7 @@ from .events import Event
 from .executor import Compiled, Eager, Executor
 from .flow import Base, Flow, Normal, bits_per_dim
 from .integrators.base import Integrator
-from .paths import Brownian, Path, Schedule
+from .paths import Brownian, BrownianTree, Path, Schedule
 from .solution import Crossings, Solution, Stats, Status, Steps
 from .solve import Solver, solve
 from .steady import steady_state
@@ -35,11 +35,11 @@ from .transforms import Divergence, Exact, Hutchinson, change_clock, costate, lo
 __version__ = "0.1.0"
 
 __all__ = [
-    "CDE", "ODE", "SDE", "Adaptive", "Adjoint", "Backsolve", "Base", "Brownian", "Chain",
-    "Checkpointed", "Compiled", "Composed", "Crossings", "Denoiser", "Direct", "Divergence",
-    "Dynamics", "Eager", "Event", "Exact", "Executor", "Fixed", "Flow", "Grid", "Hutchinson",
-    "Integrator", "LinearSDE", "Map", "MaxStepsReached", "Noise", "NonFiniteState", "Normal",
-    "NotSettled", "Path", "Reversible", "Schedule", "Solution", "SolveError", "Solver", "Stats",
-    "Status", "StepUnderflow", "Stepping", "Steps", "bits_per_dim", "change_clock", "costate",
-    "log_density", "solve", "steady_state",
+    "CDE", "ODE", "SDE", "Adaptive", "Adjoint", "Backsolve", "Base", "Brownian", "BrownianTree",
+    "Chain", "Checkpointed", "Compiled", "Composed", "Crossings", "Denoiser", "Direct",
+    "Divergence", "Dynamics", "Eager", "Event", "Exact", "Executor", "Fixed", "Flow", "Grid",
+    "Hutchinson", "Integrator", "LinearSDE", "Map", "MaxStepsReached", "Noise", "NonFiniteState",
+    "Normal", "NotSettled", "Path", "Reversible", "Schedule", "Solution", "SolveError", "Solver",
+    "Stats", "Status", "StepUnderflow", "Stepping", "Steps", "bits_per_dim", "change_clock",
+    "costate", "log_density", "solve", "steady_state",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from torch import Tensor
 
 __all__ = [
     "BASE", "BROWNIAN", "EXTRA", "LEVY", "PROBE", "SPLIT", "TREE", "draw_seed", "keys", "keys_of",
-    "normal", "rademacher", "roots",
+    "normal", "rademacher", "roots", "widest",
 ]  # fmt: skip
 
 _LOW = 0xFFFFFFFF
@@ -84,6 +84,11 @@ def keys(seed: int | Tensor, rows: int, device: torch.device, stream: int) -> Te
     return keys_of(roots(seed, rows, device), stream)
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """The most precise floats of a device."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _bits(key: Tensor, steps: Tensor, width: int) -> Tensor:
     """``(len(steps), rows, width)`` words."""
     offsets = torch.arange(width, dtype=torch.int64, device=key.device)
@@ -100,7 +105,7 @@ def normal(key: Tensor, steps: Tensor, size: int, dtype: torch.dtype) -> Tensor:
         size: numbers per row and step.
         dtype: of the result; the arithmetic is float64 where the device has it.
     """
-    wide = torch.float32 if key.device.type == "mps" else torch.float64
+    wide = widest(key.device)
     bits = _bits(key, steps, (size + 1) // 2)
     first = ((bits & _LOW).to(wide) + 0.5) * 2.0**-32
     second = _shift(bits, 32).to(wide) * 2.0**-32

@@ -24,6 +24,7 @@ __all__ = [
     "isfinite",
     "log",
     "magnitude",
+    "maximum",
     "minimum",
     "power",
     "rounding",
@@ -86,6 +87,10 @@ def where(condition: bool | Tensor, a: Scalar, b: Scalar) -> Scalar:
 
 def minimum(a: Scalar, b: Scalar) -> Scalar:
     return where(a < b, a, b)
+
+
+def maximum(a: Scalar, b: Scalar) -> Scalar:
+    return where(a < b, b, a)
 
 
 def clamp(x: Scalar, low: float, high: float) -> Scalar:

@@ -125,9 +125,10 @@ def solve(
     """
     _check_dynamics(dynamics)
     _check_state(y0)
+    driver = _driver(path)
     for name, value, kind in (
         ("args", args, tuple), ("adjoint", adjoint, Adjoint), ("executor", executor, Executor),
-        ("path", path := _driver(path), (RandomPath, type(None))),
+        ("path", driver, (RandomPath, type(None))),
     ):  # fmt: skip
         if not isinstance(value, kind):
             raise TypeError(f"{name} is {_KINDS[name]}; got {type(value).__name__}")
@@ -153,12 +154,12 @@ def solve(
     draws = integrator.draws(dynamics, y0)
     landings = None
     if draws is not None and isinstance(stepping, Adaptive):
-        _check_rough(stepping, span, dense)
+        _check_rough(stepping, span, draws, dense)
         landings = span.saves
     plan = _plan(integrator, stepping, span, grid, y0, landings)
     noise = None
     if draws is not None:
-        noise = _noise(path, seed, grid, draws, span)
+        noise = _noise(driver, seed, grid, draws, span)
     elif path is not None:
         raise TypeError("this solve takes no noise: leave out path")
     watch = None
@@ -233,8 +234,13 @@ def _choose(
     return integrator, stepping
 
 
-def _check_rough(stepping: Adaptive, span: _Span, dense: bool) -> None:
+def _check_rough(stepping: Adaptive, span: _Span, draws: Draws, dense: bool) -> None:
     """Refuses what steps chosen along a Brownian path cannot give."""
+    if draws.extra is not None:
+        raise TypeError(
+            "this method draws numbers beside its path, anew for each try, so that keeping or "
+            "rejecting a step would choose among them: use Fixed(...) or Grid(...)"
+        )
     if dense:
         raise TypeError(
             "between the chosen steps of an SDE no state is known, and a chord is not its path: "

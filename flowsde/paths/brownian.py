@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import _random
 from .._increment import Draws, Increment, Source
-from .._scalar import Scalar, expand, magnitude, minimum, rounding, sqrt, to_float, where
+from .._scalar import Scalar, expand, magnitude, maximum, minimum, rounding, sqrt, to_float, where
 from .._state import State, tree_map
 from .base import RandomPath
 from .levy import DEVIATIONS, ORDER, halve, shares
@@ -40,10 +40,16 @@ class Brownian(RandomPath):
         seed: an int, or an integer tensor of shape ``(batch,)`` that gives every sample its own
             path: sample i is then the same whatever the batch.
         times: the grid on which the path is defined. None takes the grid of the solve. Give a
-            finer grid to have a coarse solve follow the same path: its increments are the sums.
+            finer grid to have a coarse solve follow the same path: its increments are the sums,
+            its Levy areas follow from the fine ones'.
+        antithetic: whether the second half of the batch takes the paths of the first half
+            negated (per-sample seeds are then one a pair).
+        correlation: ``(m, m)``, the covariance per unit of time of the components along the last
+            axis of W; None for independent ones of variance 1.
 
     Raises:
-        ValueError: from the solve, when it steps on times that are not on the path's grid.
+        ValueError: on a correlation that is no covariance; from the solve, when it steps on times
+            that are not on the path's grid, or its state does not fit.
     """
 
     seed: int | Tensor
@@ -64,7 +70,7 @@ class Brownian(RandomPath):
                 "a path on given times has no steps between them: give an adaptive solve "
                 "Brownian(seed) or BrownianTree(seed, t0, t1)"
             )
-        start, end = minimum(t0, t1), -minimum(-t0, -t1)
+        start, end = minimum(t0, t1), maximum(t0, t1)
         order = ORDER[draws.levy]
         return Queries(self._law(), draws, order, start, end - start, DEPTH)
 
@@ -111,16 +117,15 @@ class Increments:
         return self.over(len(self._widths) - 1 - n if self._down else n)
 
     def over(self, i: int) -> Increment:
-        """The increment over interval i, upwards in time, in the direction of the solve."""
+        """The increment over interval i, numbered upwards, in the direction of the solve."""
         places, stretch = self.stretch(i)
-        at = i - places.start
+        one = stretch.map(itemgetter(i - places.start))
         if self._scaled:
-            return stretch.map(lambda x: x[at])
+            return one
         width = self._widths[i]
         moves = width > 0
         root = where(moves, sqrt(where(moves, width, 1.0)), 0.0)
-        one = stretch.map(lambda x: x[at] * expand(root, x[at]))
-        return one if stretch.z is None else one._replace(z=tree_map(lambda x: x[at], stretch.z))
+        return one.map(lambda x: x * expand(root, x))._replace(z=one.z)
 
     def stretch(self, i: int) -> tuple[range, Increment]:
         """The intervals that are held together with i; their numbers, one beside the other.
@@ -136,42 +141,26 @@ class Increments:
         return self._held
 
     def _draw(self, places: range) -> Increment:
-        draws, order = self._draws, ORDER[self._draws.levy]
-        streams = [(_random.BROWNIAN, 1, 0), (_random.LEVY, 2, 0), (_random.LEVY, 2, 1)]
-        parts = [
-            x * deviation
-            for x, deviation in zip(
-                self._numbers(places, streams[:order]), DEVIATIONS, strict=False
-            )
+        """The numbers of these intervals, of variance 1 for W where the widths are tensors."""
+        order, size = ORDER[self._draws.levy], (len(places), 1, 1)
+        steps = torch.tensor(places, dtype=torch.int64, device=self._normals.device)
+        root = torch.ones(size, dtype=self._normals.dtype, device=steps.device)
+        if self._scaled:
+            widths = self._widths[places.start : places.stop]
+            root = root.new_tensor([math.sqrt(width) for width in widths]).reshape(size)
+        numbers = [  # W has a stream of its own: it is the same whether H and K are asked for
+            self._normals.draw(_random.BROWNIAN, steps),
+            *(self._normals.draw(_random.LEVY, 2 * steps + j) for j in range(order - 1)),
         ]
-        halves = None
-        if draws.halves:
-            splits = self._numbers(places, [(_random.SPLIT, 3, j) for j in range(order)])
-            both = [self._shaped(half) for half in halve(parts, splits)]
-            halves = (both[1], both[0]) if self._down else (both[0], both[1])
-        z = None
+        parts = [x * (root * s) for x, s in zip(numbers, DEVIATIONS, strict=False)]
+        z = halves = None
+        if self._draws.halves:
+            splits = [self._normals.draw(_random.SPLIT, 3 * steps + j) * root for j in range(order)]
+            first, second = (self._shaped(half) for half in halve(parts, splits))
+            halves = (second, first) if self._down else (first, second)
         if self._extra is not None:
-            steps = self._steps(places)
             z = self._extra.shape(self._extra.draw(_random.EXTRA, steps))
         return self._shaped(parts)._replace(z=z, halves=halves)
-
-    def _steps(self, places: range) -> Tensor:
-        return torch.arange(
-            places.start, places.stop, dtype=torch.int64, device=self._normals.device
-        )
-
-    def _numbers(self, places: range, streams: Sequence[tuple[int, int, int]]) -> list[Tensor]:
-        """``(intervals, rows, size)`` normals of each stream, scaled where widths are floats.
-
-        A stream that is shared has a stride and a place in it.
-        """
-        steps = self._steps(places)
-        drawn = [self._normals.draw(s, steps * stride + j) for s, stride, j in streams]
-        if not self._scaled:
-            return drawn
-        roots = [math.sqrt(width) for width in self._widths[places.start : places.stop]]
-        root = drawn[0].new_tensor(roots)[:, None, None]
-        return [x * root for x in drawn]
 
     def _shaped(self, parts: Sequence[Tensor]) -> Increment:
         """In the direction of the solve: w and K are odd under a turn of time, H is even."""
@@ -308,4 +297,4 @@ def _find(own: list[float], t: float, slack: float) -> int:
 
 def _wide(x: Tensor) -> Tensor:
     """In double precision where the device has it."""
-    return x if x.device.type == "mps" else x.to(torch.promote_types(x.dtype, torch.float64))
+    return x.to(torch.promote_types(x.dtype, _random.widest(x.device)))

@@ -68,6 +68,7 @@ _SPLIT = {
 }  # fmt: skip
 
 
+@functools.cache
 def wavelets(order: int) -> np.ndarray:
     """``(order, 2, 3)``: the basis on an interval of length 1 beside the polynomials of degree
     below ``order``, on each half by powers of the place in that half, 0 to 1.

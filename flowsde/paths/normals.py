@@ -64,7 +64,7 @@ class Normals:
             )
         self.rows, self.device = 1 if batch is None else batch, flat[0].device
         self.dtype = torch.promote_types(flat[0].dtype.to_real(), torch.float32)
-        self._like, self._lead = like, () if batch is None else (-1,)
+        self._like, self._batched = like, batch is not None
         self._forms = [
             (leaf.shape if batch is None else leaf.shape[1:], leaf.dtype) for leaf in flat
         ]
@@ -90,10 +90,10 @@ class Normals:
             return None
         m = len(correlation)
         if any(form[-1:] != (m,) for form, _ in self._forms):
-            shapes = [(*("batch" for _ in self._lead), *form) for form, _ in self._forms]
+            shapes = [tuple(form) for form, _ in self._forms]
             raise ValueError(
                 f"correlation is ({m}, {m}), for increments whose last axis has {m} components; "
-                f"this solve's have shapes {shapes}"
+                f"one sample of this solve's has shape {shapes}"
             )
         factor = torch.linalg.cholesky(correlation.detach()).mT
         return factor.to(dtype=self.dtype, device=self.device)
@@ -110,9 +110,9 @@ class Normals:
         """Numbers ``(..., rows, size)`` as a state whose leaves lead with ``...``."""
         if self._sign is not None:
             flat = flat * self._sign
-        more = flat.shape[:-2]
+        lead = flat.shape[: -1 if self._batched else -2]
         parts = [
-            self._mixed(part.reshape(*more, *self._lead, *form)).to(dtype)
+            self._mixed(part.reshape((*lead, *form))).to(dtype)
             for part, (form, dtype) in zip(
                 torch.split(flat, self._sizes, -1), self._forms, strict=True
             )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +16,8 @@ from torch import Tensor
 
 from .. import _random
 from .._increment import Draws, Increment, Levy, Source
-from .._scalar import Scalar, where
+from .._scalar import Scalar, maximum, minimum, where
+from .._state import State
 from . import levy
 from .base import RandomPath
 from .normals import Law, Normals, ordered_sum
@@ -23,6 +26,13 @@ __all__ = ["DEPTH", "BrownianTree", "Queries"]
 
 DEPTH = 20  # levels by default: leaves are a millionth of the span
 _DEEPEST = 28  # numbers of nodes stay below the counters' 2^31
+_EDGE = 0.5 * math.sqrt(3 / 5)
+_GAUSS = {  # points and masses on [0, 1], exact up to degree 2n - 1
+    1: ((0.5,), (1.0,)),
+    2: ((0.5 - math.sqrt(1 / 12), 0.5 + math.sqrt(1 / 12)), (0.5, 0.5)),
+    3: ((0.5 - _EDGE, 0.5, 0.5 + _EDGE), (5 / 18, 8 / 18, 5 / 18)),
+}
+_WORDS = {torch.float64: torch.int64, torch.float32: torch.int32}
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +144,7 @@ class Queries:
     def _forget(self) -> None:
         self._places: dict[int, int] = {}  # of the nodes' numbers that are held
         self._held = torch.empty(0)
+        self._rows: tuple[Tensor, Tensor, Tensor] | None = None  # of rows with their own times
         self._key = self._normals.keys(_random.TREE)
 
     def select(self, rows: Tensor) -> Queries:
@@ -148,15 +159,25 @@ class Queries:
         return part
 
     def __call__(self, n: int, t0: Scalar, t1: Scalar) -> Increment:
+        z = None if self._extra is None else self._further(self._extra, t0, t1)
         if not self._draws.halves:
-            return self._increment(self._parts(t0, t1))
-        mid = t0 + 0.5 * (t1 - t0)
+            return self._increment(self._parts(t0, t1))._replace(z=z)
+        mid = 0.5 * (t0 + t1)
         halves = self._parts(t0, mid), self._parts(mid, t1)
         first, second = (self._increment(half) for half in halves)
-        return self._increment(levy.compose(*halves))._replace(halves=(first, second))
+        return self._increment(levy.compose(*halves))._replace(z=z, halves=(first, second))
 
     def _increment(self, parts: Sequence[Tensor]) -> Increment:
         return Increment(*(self._normals.shape(x) for x in parts))
+
+    def _further(self, extra: Normals, t0: Scalar, t1: Scalar) -> State:
+        """Normals for the step between these times, which say nothing of other steps."""
+        key = extra.keys(_random.EXTRA)
+        wide = _random.widest(key.device)
+        for t in (minimum(t0, t1), maximum(t0, t1)):
+            bits = torch.as_tensor(t + 0.0, dtype=wide, device=key.device)  # no zero is negative
+            key = _random.keys_of(key ^ bits.view(_WORDS[wide]), _random.EXTRA)
+        return extra.shape(_random.normal(key, key.new_zeros(1), extra.size, extra.dtype)[0])
 
     def _parts(self, t0: Scalar, t1: Scalar) -> list[Tensor]:
         """w, H and K over the step, each ``(rows, size)``."""
@@ -184,7 +205,7 @@ class Queries:
         assert isinstance(here, Tensor) and isinstance(there, Tensor)  # noqa: PT018
         ends = torch.stack((torch.minimum(here, there), torch.maximum(here, there)))
         weights, nodes = node_weights(ends, self._outputs, self._order, self._depth, torch)
-        numbers = _random.normal(self._key, nodes, self._normals.size, self._normals.dtype)
+        numbers = self._numbers_of_rows(nodes, (weights != 0.0).any(0))
         return weights, numbers, torch.where(here <= there, 1.0, -1.0)[:, None].to(numbers)
 
     def _place(self, t: Scalar) -> Scalar:
@@ -212,6 +233,34 @@ class Queries:
         self._places = {node: i for i, node in enumerate(nodes)}
         return self._held
 
+    def _numbers_of_rows(self, nodes: Tensor, used: Tensor) -> Tensor:
+        """``(nodes, rows, size)``: those held, and those of new nodes where they are used.
+
+        The nodes held are looked for at the same end of the step and at the other one.
+        """
+        numbers = torch.zeros(
+            *nodes.shape, self._normals.size, dtype=self._normals.dtype, device=nodes.device
+        )
+        missing = used
+        if self._rows is not None:
+            for index in (slice(None), _other_end(self._order, self._depth, nodes.device)):
+                held, held_used, held_numbers = (x[index] for x in self._rows)
+                same = missing & held_used & (held == nodes)
+                numbers = torch.where(same[..., None], held_numbers, numbers)
+                missing = missing & ~same
+        at = torch.nonzero(missing, as_tuple=True)
+        key, steps = self._key[at[1]], nodes[at][None]
+        numbers[at] = _random.normal(key, steps, self._normals.size, self._normals.dtype)[0]
+        self._rows = nodes, used, numbers
+        return numbers
+
+
+def _other_end(order: int, depth: int, device: torch.device) -> Tensor:
+    """Where ``node_weights`` puts the nodes of the step's other end."""
+    root, leaves = torch.arange(order, device=device), torch.tensor([1, 0], device=device)
+    inner = torch.arange(2 * order * depth, device=device).reshape(order, 2, depth).flip(1)
+    return torch.cat((root, order + inner.flatten(), order + inner.numel() + leaves))
+
 
 def node_weights(ends: Any, outputs: int, order: int, depth: int, xp: Any) -> tuple[Any, Any]:
     """The weights with which the nodes' normals make up an increment.
@@ -236,7 +285,7 @@ def node_weights(ends: Any, outputs: int, order: int, depth: int, xp: Any) -> tu
         _on_root(ends, outputs, order),
         _on_wavelets(ends, (index / scale)[:, :depth], 1.0 / scale[:depth], outputs, order, xp)
         * inside[:, :depth],
-        _on_leaves(into[:, -1] * scale[-1], 2.0**-depth, outputs, order),
+        _on_leaves(into[:, -1] * scale[-1], 2.0**-depth, outputs, order) * (ends[1] > ends[0]),
     )
     kinds = _lift(np.arange(order), ends)[:, None]
     rows = ends.shape[-1]
@@ -255,7 +304,7 @@ def _on_root(ends: Any, outputs: int, order: int) -> Any:
     x, mass = (_lift(v, ends)[:, None] for v in _quadrature(order))
     f = _polynomials(levy.FUNCTIONALS[:outputs, None, None, None, :order], x)
     basis = _polynomials(levy.LEGENDRE[:order, None, None, :order], s + h * x)
-    return (f * basis * (mass * h)).sum(2)
+    return _total(f * basis * (mass * h))
 
 
 def _on_wavelets(ends: Any, start: Any, width: Any, outputs: int, order: int, xp: Any) -> Any:
@@ -277,7 +326,8 @@ def _on_wavelets(ends: Any, start: Any, width: Any, outputs: int, order: int, xp
     value = _polynomials(f, (low - s) / h + length / h * points) * _polynomials(
         psi, (low - left) / half + length / half * points
     )
-    return (value * (masses * length)).sum((2, 3)) / width**0.5
+    value = _total(_total(value * (masses * length)))
+    return value / width**0.5
 
 
 def _on_leaves(place: Any, width: float, outputs: int, order: int) -> Any:
@@ -293,17 +343,22 @@ def _on_leaves(place: Any, width: float, outputs: int, order: int) -> Any:
     return edges * (left.clip(0.0) * width) ** 0.5
 
 
+def _total(x: Any) -> Any:
+    """The sum over the third axis, in an order that no other axis alters."""
+    return functools.reduce(operator.add, (x[:, :, i] for i in range(x.shape[2])))
+
+
 def _quadrature(order: int) -> tuple[np.ndarray, np.ndarray]:
     """Points in [0, 1] and masses, exact for products of two polynomials of the basis."""
-    points, masses = np.polynomial.legendre.leggauss(order)
-    return 0.5 * (points + 1.0), 0.5 * masses
+    points, masses = _GAUSS[order]
+    return np.array(points), np.array(masses)
 
 
 def _polynomials(factors: np.ndarray, x: Any) -> Any:
     """Polynomials at x, their factors by powers along the last axis."""
     value = 0.0
-    for factor in reversed(np.moveaxis(factors, -1, 0)):
-        value = value * x + _lift(factor, x)
+    for i in reversed(range(factors.shape[-1])):
+        value = value * x + _lift(factors[..., i], x)
     return value
 
 
