@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import flowsde as fs
+from benchmarks.counting import Counter, uncounted
 from flowsde import integrators
 from flowsde.dynamics.field import Field
 from flowsde.integrators import (
@@ -27,7 +31,7 @@ from flowsde.integrators import (
 from .systems import catalogue, generator, slope
 
 METHODS: list[Stochastic] = catalogue(integrators, Stochastic)
-PATHS, GROUPS, FINE, STEPS = 1000, 10, 512, (8, 16, 32, 64)
+PATHS, GROUPS, FINE, STEPS = 1500, 10, 512, (8, 16, 32, 64)
 
 
 # --- problems -------------------------------------------------------------------------------------
@@ -35,17 +39,17 @@ PATHS, GROUPS, FINE, STEPS = 1000, 10, 512, (8, 16, 32, 64)
 
 def drift(t: Tensor, y: Tensor) -> Tensor:
     """Non-linear, coupled, and a function of time."""
-    return 0.6 * (y.flip(-1) - t).sin() - 0.5 * y
+    return 0.6 * (y.flip(-1) - t[..., None]).sin() - 0.5 * y
 
 
 def wave(t: Tensor, y: Tensor) -> Tensor:
     """Bent enough for the noise to tell, where that is additive."""
-    return (2.0 * y.flip(-1) - 0.5 * t).sin()
+    return (2.0 * y.flip(-1) - 0.5 * t[..., None]).sin()
 
 
 def own(t: Tensor, y: Tensor) -> Tensor:
     """g_i(t, y_i)."""
-    return (0.4 + 0.3 * (2.0 * t).cos()) * (1.2 + (1.5 * y).sin())
+    return (0.4 + 0.3 * (2.0 * t[..., None]).cos()) * (1.2 + (1.5 * y).sin())
 
 
 def shared(t: Tensor, y: Tensor) -> Tensor:
@@ -71,7 +75,7 @@ def crossing(t: Tensor, y: Tensor) -> Tensor:
 
 
 def spread(t: Tensor, y: Tensor) -> Tensor:
-    return (1.3 + 0.3 * t.cos()).expand_as(y)
+    return (1.3 + 0.3 * t[..., None].cos()).expand_as(y)
 
 
 def mixing(t: Tensor, y: Tensor) -> Tensor:
@@ -210,8 +214,222 @@ def test_strong_order(method: Stochastic, problem: Problem) -> None:
     assert sde.noise is not None
     declared = method.strong_order(sde.noise)
     assert declared is not None
-    assert abs(slope(errors, list(STEPS)) - declared) < 0.15, errors
+    excess = slope(errors, list(STEPS)) - declared
+    assert excess > -0.15, errors
+    # a closed form in W(1) alone has drift and noise commute: SlowRK is of order two there
+    assert excess < 0.15 or (problem.exact is not None and isinstance(method, SlowRK)), errors
 
 
 def test_every_method_is_measured() -> None:
     assert {type(m) for m, _ in CASES} == {type(m) for m in METHODS}
+
+
+# --- weak orders ----------------------------------------------------------------------------------
+
+
+def generate(sde: fs.SDE, u: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """(d/dt + L) u for scalar noise, with L the generator of the SDE; u(t, y) of one state."""
+    assert sde.noise is not None
+
+    def mean(t: Tensor, y: Tensor) -> Tensor:
+        if sde.noise is not None and sde.noise.ito:
+            return sde.f(t, y)
+        bend = torch.func.jvp(lambda x: sde.g(t, x), (y,), (sde.g(t, y),))[1]
+        return sde.f(t, y) + 0.5 * bend
+
+    def image(t: Tensor, y: Tensor) -> Tensor:
+        def slope(x: Tensor, v: Tensor) -> Tensor:
+            return torch.func.jvp(lambda z: u(t, z), (x,), (v,))[1]
+
+        g = sde.g(t, y)
+        rate = torch.func.jvp(lambda s: u(s, y), (t,), (torch.ones_like(t),))[1]
+        curve = torch.func.jvp(lambda x: slope(x, g), (y,), (g,))[1]
+        return rate + slope(y, mean(t, y)) + 0.5 * curve
+
+    return image
+
+
+MEASURES = (
+    lambda y: y[..., 0], lambda y: y[..., 1].square(), lambda y: (y[..., 0] * y[..., 1]).cos(),
+)  # fmt: skip
+WEAK = {
+    name: fs.SDE(f, g, noise="scalar", stratonovich=strat, additive=name == "additive")
+    for name, f, g, strat in (
+        ("Ito", drift, shared, False), ("Stratonovich", drift, shared, True),
+        ("additive", wave, lambda t, y: torch.stack((1.0 + t, 0.6 - t), -1).expand_as(y), False),
+    )
+}  # fmt: skip
+WEAK_CASES = [(m, n) for m in METHODS for n, d in WEAK.items() if m.fits(d.noise)]  # type: ignore[arg-type]
+
+
+@functools.cache
+def expansion(name: str, which: int) -> list[float]:
+    """E of a measure of the state after dt: its Taylor coefficients in dt, to the third order."""
+    u: Callable[..., Tensor] = lambda t, y: MEASURES[which](y)
+    found = []
+    for n in range(4):
+        found.append(float(u(torch.tensor(0.0), torch.tensor([0.4, -0.3]))) / math.factorial(n))
+        u = generate(WEAK[name], u)
+    return found
+
+
+def nodes(dt: float) -> tuple[list[Increment], Tensor]:
+    """Two steps' (W, H) at the nodes of a product of Gauss and Hermite's, and the weights."""
+    x, weight = np.polynomial.hermite_e.hermegauss(8)
+    grid = torch.tensor(list(itertools.product(x.tolist(), repeat=4)))
+    mass = torch.tensor(list(itertools.product((weight / weight.sum()).tolist(), repeat=4)))
+    root = math.sqrt(dt)
+    parts = [root * grid[:, n] / (12**0.5 if n % 2 else 1.0) for n in range(4)]
+    return [Increment(parts[0], parts[1]), Increment(parts[2], parts[3])], mass.prod(-1)
+
+
+@pytest.mark.parametrize(("method", "name"), WEAK_CASES, ids=str)
+def test_weak_order(method: Stochastic, name: str) -> None:
+    """Expectations after two steps, without sampling, against the expansion by the generator."""
+    sde, errors, counts = WEAK[name], [], [512, 1024, 2048, 4096]
+    for n in counts:
+        dt = 1.0 / n
+        dws, mass = nodes(dt)
+        y = torch.tensor([0.4, -0.3]).expand(len(mass), 2)
+        field = Field(sde, (), y)
+        carry = method.init(field, 0.0, y)
+        for i, dw in enumerate(dws):
+            step = method.step(field, i * dt, (i + 1) * dt, y, dw, carry)
+            y, carry = step.y1, step.carry
+        errors.append(0.0)
+        for which, measure in enumerate(MEASURES):
+            taylor = sum(c * (2 * dt) ** k for k, c in enumerate(expansion(name, which)))
+            errors[-1] += abs(float((mass * measure(y)).sum()) - taylor)
+    assert sde.noise is not None
+    assert abs(slope(errors, counts) - 1.0 - method.weak_order(sde.noise)) < 0.15, errors
+
+
+# --- what holds of every method -------------------------------------------------------------------
+
+
+def systems(method: Stochastic) -> list[Problem]:
+    return [p for m, p in CASES if m == method]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_samples_may_have_times_of_their_own(method: Stochastic) -> None:
+    """A batch of times gives every row what it gets alone, either way in time."""
+    for problem in systems(method):
+        size = width(problem)
+        shape = (3,) if size is None else (3, size)
+        dw = Increment(torch.randn(shape), 0.3 * torch.randn(shape))
+        y = torch.randn(3, 2)
+        for sign in (1.0, -1.0):
+            t0 = torch.tensor([0.1, 0.5, 0.9])
+            t1 = t0 + sign * torch.tensor([0.2, 0.1, 0.3])
+            field = Field(problem.sde, (), y)
+            whole = method.step(field, t0, t1, y, dw, method.init(field, t0, y)).y1
+            for i in range(3):
+                row, a, b = y[i : i + 1], float(t0[i]), float(t1[i])
+                field = Field(problem.sde, (), row)
+                part = Increment(dw.w[i : i + 1], dw.h[i : i + 1])
+                one = method.step(field, a, b, row, part, method.init(field, a, row)).y1
+                assert torch.allclose(one, whole[i : i + 1], rtol=1e-12, atol=1e-12)
+
+
+def parted(x: Tensor) -> dict[str, Tensor]:
+    return dict(zip("ab", x.split(1, -1), strict=True))
+
+
+def joined(tree: dict[str, Tensor]) -> Tensor:
+    return torch.cat((tree["a"], tree["b"]), -1)
+
+
+@pytest.mark.parametrize(
+    ("method", "problem"), [c for c in CASES if c[1].kind == "diagonal"],
+    ids=lambda x: getattr(x, "name", str(x)),
+)  # fmt: skip
+def test_a_pytree_is_its_leaves(method: Stochastic, problem: Problem) -> None:
+    """Diagonal noise moves the parts of a state as it moves them joined."""
+    tree = fs.SDE(
+        lambda t, y: parted(problem.f(t, joined(y))), lambda t, y: parted(problem.g(t, joined(y))),
+        noise="diagonal", stratonovich=problem.stratonovich, additive=problem.additive,
+    )  # fmt: skip
+    dws = coarse(2, 8)
+    parts = [Increment(parted(dw.w), parted(dw.h)) for dw in dws]
+    found = joined(walk(method, tree, parted(start()), parts))
+    assert torch.allclose(found, walk(method, problem.sde, start(), dws), atol=1e-12)
+
+
+@pytest.mark.parametrize(("method", "problem"), CASES, ids=lambda x: getattr(x, "name", str(x)))
+def test_gradients_pass_through_steps(method: Stochastic, problem: Problem) -> None:
+    """By the start and by numbers of the drift and the diffusion, against differences."""
+    dws = [Increment(dw.w[:2], dw.h[:2]) for dw in coarse(width(problem), 8)[:3]]
+
+    def end(x: Tensor) -> Tensor:
+        scaled = dataclasses.replace(
+            problem, f=lambda t, y: x[0] * problem.f(t, y), g=lambda t, y: x[1] * problem.g(t, y)
+        )
+        return walk(method, scaled.sde, x[2:].expand(2, 2), dws)
+
+    x = torch.tensor([1.1, 0.9, 0.4, -0.3])
+    exact = torch.autograd.functional.jacobian(end, x)
+    steps = 1e-6 * torch.eye(4)
+    apart = torch.stack([(end(x + d) - end(x - d)) / 2e-6 for d in steps], -1)
+    assert torch.allclose(exact, apart, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m.error_order], ids=str)
+def test_error_estimates_fall_as_declared(method: Stochastic) -> None:
+    """In the mean square over one step; of additive noise they may fall faster."""
+    for problem in systems(method):
+        sizes, counts = [], [64, 128, 256, 512]
+        for n in counts:
+            field, dw, y = Field(problem.sde, (), start()), coarse(width(problem), n)[0], start()
+            step = method.step(field, 0.0, 1.0 / n, y, dw, method.init(field, 0.0, y))
+            sizes.append(float(step.error().square().mean().sqrt()))
+        assert method.error_order is not None
+        assert slope(sizes, counts) > method.error_order - 0.15, sizes
+
+
+EVALUATIONS = {
+    "EulerMaruyama": (1, 1), "Milstein": (1, 2), "MilsteinRK": (1, 2), "StochasticHeun": (2, 2),
+    "StochasticMidpoint": (2, 2), "ReversibleHeun": (1, 1), "SRIW1": (2, 4), "SRI2": (3, 4),
+    "SEA": (1, 1), "ShARK": (2, 1), "SRA1": (2, 1), "SRA3": (3, 1), "SlowRK": (2, 5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_each_stage_is_evaluated_once(name: str) -> None:
+    """The start, which may evaluate too, left out."""
+    method = getattr(integrators, name)()
+    problem, calls = systems(method)[0], [0, 0]
+
+    def counted(which: int, f: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(t: Tensor, y: Tensor) -> Tensor:
+            calls[which] += 1
+            return f(t, y)
+
+        return call
+
+    sde = dataclasses.replace(problem, f=counted(0, problem.f), g=counted(1, problem.g)).sde
+    walk(method, sde, start(), coarse(width(problem), 2)[:1])
+    once = list(calls)
+    walk(method, sde, start(), coarse(width(problem), 2))
+    assert (calls[0] - 2 * once[0], calls[1] - 2 * once[1]) == EVALUATIONS[name]
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "scalar"])
+def test_an_euler_step_is_four_operations(kind: Any) -> None:
+    """Beyond f, g and the draw, no number is read by the host."""
+    counter = Counter()
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return -y
+
+    def g(t: Tensor, y: Tensor) -> Tensor:
+        return 0.3 * y
+
+    sde = fs.SDE(uncounted(f, counter), uncounted(g, counter), noise=kind)
+    y, size = torch.ones(64, 4), None if kind == "scalar" else 4
+    field, method = Field(sde, (), y), integrators.EulerMaruyama()
+    dw = Increment(torch.randn((64,) if size is None else (64, size)))
+    with torch.no_grad(), counter:
+        method.step(field, 0.1, 0.2, y, dw, None)
+    assert counter.operations <= 4
+    assert counter.reads == 0

@@ -140,6 +140,7 @@ class Field:
     def diffusion_along(self, t: Scalar, y: State, v: State) -> State:
         """The derivative of g(t, y) by y along v, shaped as ``diffusion`` returns."""
         at = self.time(t)  # made outside of what is differentiated, where others may use it
+        y = tree_map(Tensor.contiguous, y)  # a tangent is laid out as its point, and written to
 
         def g(y: State) -> State:
             return self.diffusion(at, y)

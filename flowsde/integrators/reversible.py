@@ -167,8 +167,8 @@ class ReversibleHeun(Stochastic, ReversibleIntegrator):
         y1 = y0 + (f0 + f1) dt/2 + (g0 + g1) dW/2
 
     One evaluation of drift and diffusion a step, either way: each serves the next step too. Strong
-    order 1 for commutative noise (diagonal, scalar, additive), else 1/2; weak order 1. The error
-    estimate is the distance from Euler's step, (f1 - f0) dt/2 + (g1 - g0) dW/2.
+    order 1 for commutative noise (diagonal, scalar, additive), else 1/2; weak order 1, and 2 for
+    additive noise. The error estimate is the distance from Euler's step.
 
     Source: Kidger, Foster, Li and Lyons 2021, arXiv 2105.13493, algorithms 1 and 2.
     """
@@ -180,7 +180,7 @@ class ReversibleHeun(Stochastic, ReversibleIntegrator):
         return 1.0 if noise.additive or noise.commutative else 0.5
 
     def weak_order(self, noise: Noise) -> float:
-        return 1.0
+        return 2.0 if noise.additive else 1.0
 
     def init(self, field: Field, t: Scalar, y: State) -> Carry:
         return y, field.drift(t, y), field.diffusion(t, y)

@@ -192,8 +192,8 @@ class EulerMaruyama(Stochastic):
 class StochasticHeun(Stochastic):
     """An Euler predictor, then the mean of both ends' drift and diffusion. Stratonovich.
 
-    Strong order 1 for commutative noise (diagonal, scalar, additive), else 1/2; weak order 1. Two
-    evaluations. The error estimate is the distance from Euler's step.
+    Strong order 1 for commutative noise (diagonal, scalar, additive), else 1/2; weak order 1, and 2
+    for additive noise. Two evaluations. The error estimate is the distance from Euler's step.
 
     Source: Rumelin 1982; Kloeden and Platen 1992.
     """
@@ -205,7 +205,7 @@ class StochasticHeun(Stochastic):
         return 1.0 if noise.additive or noise.commutative else 0.5
 
     def weak_order(self, noise: Noise) -> float:
-        return 1.0
+        return 2.0 if noise.additive else 1.0
 
     def step(
         self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
@@ -224,7 +224,8 @@ class StochasticMidpoint(Stochastic):
 
         y1 = y0 + f(t0 + dt/2, u) dt + g(t0 + dt/2, u) dW,    u = y0 + (f0 dt + g0 dW) / 2
 
-    Orders, cost and error estimate are those of ``StochasticHeun``.
+    Strong order 1 for commutative noise (diagonal, scalar, additive), else 1/2; weak order 1. Two
+    evaluations. The error estimate is the distance from Euler's step.
 
     Source: Kloeden and Platen 1992.
     """

@@ -119,9 +119,9 @@ class SRITableau:
 class SRI(Stochastic):
     """Any method of Roessler's for diagonal and scalar noise. Ito. A subclass is its tableau.
 
-    Strong order 1.5, where g_i depends on y_i alone for diagonal noise. The error estimate is the
-    distance from the method of strong order 1 within: the drift of the start for that of all
-    stages, and no triple integrals.
+    Strong order 1.5, where g_i depends on y_i alone for diagonal noise; weak order 1.5, 2 for
+    additive noise. The error estimate is the distance from the method of strong order 1 within:
+    the drift of the start for that of all stages, and no triple integrals.
     """
 
     calculus = "ito"
@@ -135,6 +135,9 @@ class SRI(Stochastic):
 
     def strong_order(self, noise: Noise) -> float | None:
         return None if noise.kind == "general" else 1.5
+
+    def weak_order(self, noise: Noise) -> float:
+        return 2.0 if noise.additive else 1.5
 
     def step(
         self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
@@ -200,7 +203,7 @@ class _SRIStep(StraightStep):
 
 @dataclass(frozen=True)
 class SRIW1(SRI):
-    """Strong order 1.5 and weak order 2, in two evaluations of f and four of g. Ito.
+    """Strong order 1.5 in two evaluations of f and four of g. Ito.
 
     Source: Roessler 2010, table 6.3.
     """
@@ -220,9 +223,6 @@ class SRIW1(SRI):
             (-2, 5 / 3, -2 / 3, 1),
         ),
     )
-
-    def weak_order(self, noise: Noise) -> float:
-        return 2.0
 
 
 @dataclass(frozen=True)
@@ -247,9 +247,6 @@ class SRI2(SRI):
             (-2, 5 / 3, -2 / 3, 1),
         ),
     )
-
-    def weak_order(self, noise: Noise) -> float:
-        return 2.0
 
 
 # --- additive noise -------------------------------------------------------------------------------
