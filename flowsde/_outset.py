@@ -65,8 +65,8 @@ class Outset:
         """The same for an SDE, with normals z in the place of dW / sqrt(dt).
 
         A step that moves y by a hundredth of itself or by the tolerance, f dt and g sqrt(dt) z
-        each; then the one at which Euler's error, by what f and g have changed there, is about a
-        tenth of the tolerance. Two evaluations.
+        each; then the one at which Euler's error, by what f and g have changed there, is about half
+        the tolerance. Two evaluations.
         """
         field, norm, y = self.field, self._norm, self.y
         f0, reach = field.drift(self.t, y), 1.0 + 0.01 * norm(y)
@@ -80,7 +80,7 @@ class Outset:
         df = tree_map(torch.sub, field.drift(self.t + step, ahead), f0)
         dg = tree_map(torch.sub, field.noise_term(self.t + step, ahead, dw), g0)
         error = guess * norm(df) + norm(dg)
-        first = guess * minimum(power(_over(0.1 + 0.0 * error, error), 1.0 / self.exponent), 100.0)
+        first = guess * minimum(power(_over(0.5 + 0.0 * error, error), 1.0 / self.exponent), 100.0)
         return choose(isfinite(first), first, guess)
 
 
