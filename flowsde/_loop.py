@@ -88,7 +88,7 @@ class Loop:
             self.watch.begin(plan.t, y)
         if plan.running:
             carry = self.integrator.init(self.field, plan.after(plan.t), y)
-            plan.start(self.field, y, carry)
+            plan.start(self.field, y, carry, self.noise)
             y = self._march(recorder, y, carry, stats, dense)
         plan.finish(y, stats)
         stats.evaluations, stats.products = self.field.evaluations, self.field.products
@@ -154,7 +154,7 @@ class Loop:
 
     def _part(self, rows: Tensor, y: State, recorder: Recorder) -> Loop | None:
         """The solve of these rows alone, from here; None where it takes the whole batch."""
-        plain = self.advance == self.step and self.noise is None and self.watch is None
+        plain = self.advance == self.step and self.watch is None
         saver = None if self.dense or recorder.whole or not plain else self.saver.select(rows)
         if saver is None:
             return None
@@ -163,7 +163,8 @@ class Loop:
             return None
         report, share = self.progress, len(rows) / len(leaves(y)[0])
         progress = None if report is None else lambda done: report(1.0 - (1.0 - done) * share)
-        plan = self.plan.select(rows)
+        noise = None if self.noise is None else self.noise.select(rows)
         return replace(
-            self, field=field, plan=plan, saver=saver, y0=rows_of(y, rows), progress=progress
-        )
+            self, field=field, plan=self.plan.select(rows), saver=saver, noise=noise,
+            y0=rows_of(y, rows), progress=progress,
+        )  # fmt: skip

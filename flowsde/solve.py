@@ -151,11 +151,15 @@ def solve(
         if isinstance(stepping, Adaptive) and (stepping.step_at or stepping.jump_at):
             raise TypeError("an outside engine steps by itself: leave out step_at and jump_at")
         grid = _save_grid(span, save_at)
-    plan = _plan(integrator, stepping, span, grid, y0)
-    noise = None
     draws = integrator.draws(dynamics, y0)
+    landings = None
+    if draws is not None and isinstance(stepping, Adaptive):
+        _check_rough(stepping, span, draws, dense)
+        landings = span.saves
+    plan = _plan(integrator, stepping, span, grid, y0, landings)
+    noise = None
     if draws is not None:
-        noise = _noise(driver, seed, grid, draws)
+        noise = _noise(driver, seed, grid, draws, span)
     elif path is not None:
         raise TypeError("this solve takes no noise: leave out path")
     watch = None
@@ -225,12 +229,33 @@ def _choose(
         stepping = Adaptive()
     if not isinstance(stepping, Stepping):
         raise TypeError(f"stepping is an object such as Fixed(steps=50); got {stepping!r}")
-    if isinstance(stepping, Adaptive) and not adaptive and not isinstance(integrator, Engine):
-        raise TypeError(
-            f"{type(integrator).__name__} has no error estimate to adapt its steps by: use "
-            "Fixed(...) or Grid(...), or for an ODE Tsit5(), Dopri5(), Bosh3() or Dopri8()"
-        )
+    if isinstance(stepping, Adaptive) and not isinstance(integrator, Engine):
+        integrator.exponent(dynamics)
     return integrator, stepping
+
+
+def _check_rough(stepping: Adaptive, span: _Span, draws: Draws, dense: bool) -> None:
+    """Refuses what steps chosen along a Brownian path cannot give."""
+    if draws.extra is not None:
+        raise TypeError(
+            "this method draws numbers beside its path, anew for each try, so that keeping or "
+            "rejecting a step would choose among them: use Fixed(...) or Grid(...)"
+        )
+    if dense:
+        raise TypeError(
+            "between the chosen steps of an SDE no state is known, and a chord is not its path: "
+            "name the times in save_at, on which steps then end"
+        )
+    if stepping.jump_at:
+        raise TypeError(
+            "an SDE's steps start afresh anyway: give the times where f or g jumps as step_at"
+        )
+    times = (span.t0, span.t1, span.saves)
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in times):
+        raise TypeError(
+            "a solution along a given Brownian path has no derivative by time: detach() t0, t1 and "
+            "save_at"
+        )
 
 
 @dataclass
@@ -390,15 +415,16 @@ def _save_grid(span: _Span, save_at: SaveAt) -> list[Scalar]:
 
 
 def _plan(
-    integrator: Integrator, stepping: Stepping, span: _Span, grid: list[Scalar] | None, y0: State
-) -> Plan:
+    integrator: Integrator, stepping: Stepping, span: _Span, grid: list[Scalar] | None, y0: State,
+    landings: Tensor | None,
+) -> Plan:  # fmt: skip
     if grid is not None:
         return GivenPlan(grid, span.batch)
     assert isinstance(stepping, Adaptive)
     if span.empty:
         return GivenPlan([span.t0], None)
     dtype = leaves(y0)[0].dtype.to_real()
-    return AdaptivePlan(stepping, integrator, span.t0, span.t1, span.batch, dtype)
+    return AdaptivePlan(stepping, integrator, span.t0, span.t1, span.batch, dtype, landings)
 
 
 def _seed(dynamics: Dynamics, generator: torch.Generator | None) -> int | None:
@@ -420,17 +446,15 @@ def _driver(path: Any) -> Any:
 
 
 def _noise(
-    path: RandomPath | None, seed: int | None, grid: list[Scalar] | None, draws: Draws
+    path: RandomPath | None, seed: int | None, grid: list[Scalar] | None, draws: Draws, span: _Span
 ) -> Source:
-    if grid is None:
-        raise TypeError("a stochastic solve takes given steps: Fixed(...) or Grid(...)")
     if path is None:
         if seed is None:
             raise TypeError(
                 "a stochastic solve needs its randomness: path=Brownian(seed) or generator=..."
             )
         path = Brownian(seed)
-    return path.bind(grid, draws)
+    return path.tree(span.t0, span.t1, draws) if grid is None else path.bind(grid, draws)
 
 
 def _watch(

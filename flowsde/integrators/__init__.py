@@ -3,6 +3,7 @@
 from .._increment import Draws, Increment
 from .base import Integrator, ReversibleIntegrator, Step
 from .discrete import Iterate
+from .doubling import StepDoubling
 from .drift_implicit import DriftImplicitEuler
 from .engines import SciPy, TorchDiffEq
 from .etd import ETDRK4
@@ -63,6 +64,6 @@ __all__ = [
     "Kvaerno4", "Kvaerno5", "Leapfrog", "LinearSolver", "LogODE", "Midpoint", "Milstein",
     "MilsteinRK", "NinomiyaNinomiya", "PlatenWeak2", "Ralston", "ReversibleHeun",
     "ReversibleIntegrator", "ReversibleRK", "SRATableau", "SRITableau", "SciPy", "ShARK", "SlowRK",
-    "Step", "Stochastic", "StochasticHeun", "StochasticMidpoint", "Tableau", "TorchDiffEq",
-    "Trapezoid", "Tsit5", "Yoshida4",
+    "Step", "StepDoubling", "Stochastic", "StochasticHeun", "StochasticMidpoint", "Tableau",
+    "TorchDiffEq", "Trapezoid", "Tsit5", "Yoshida4",
 ]  # fmt: skip
