@@ -29,7 +29,7 @@ from flowsde.integrators import (
 )  # fmt: skip
 from flowsde.integrators.base import Engine
 from flowsde.integrators.exponential import Exponential
-from flowsde.integrators.stochastic import _Stochastic
+from flowsde.integrators.stochastic import Stochastic
 from flowsde.integrators.symplectic import Symplectic
 from flowsde.models import coupling_stack
 from flowsde.paths import VP, Cosine, FlowMatching, karras, uniform_lambda
@@ -195,7 +195,7 @@ def test_every_integrator_refuses_what_it_cannot_integrate(method: Integrator) -
     """With a TypeError that names an integrator that can."""
     semilinear = isinstance(method, (Exponential, ETDRK4))
     imex = isinstance(method, ImplicitRK) and method.tableau.explicit is not None
-    ordinary = not (semilinear or isinstance(method, (Symplectic, _Stochastic, Iterate)))
+    ordinary = not (semilinear or isinstance(method, (Symplectic, Stochastic, Iterate)))
     fits = {
         "ode": ordinary and not imex,
         "split": ordinary or semilinear,
@@ -209,7 +209,7 @@ def test_every_integrator_refuses_what_it_cannot_integrate(method: Integrator) -
         "separable": fs.ODE(lambda t, y: (y[1], -y[0]), separable=True), "ito": ITO,
         "stratonovich": STRATONOVICH, "map": stack(),
     }  # fmt: skip
-    assert isinstance(method, _Stochastic) == (fits["ito"] or fits["stratonovich"])
+    assert isinstance(method, Stochastic) == (fits["ito"] or fits["stratonovich"])
     for name, dynamics in systems.items():
         keywords: dict[str, Any] = {"integrator": method}
         if name != "map":
