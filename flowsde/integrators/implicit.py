@@ -10,17 +10,17 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
+from torch.autograd.graph import get_gradient_edge
 
 from .._increment import Increment
+from .._once import once
 from .._scalar import Scalar
 from .._state import State, Weights, batch_size, combine, describe, leaves, tree_map, weigh
 from ..dynamics.base import Dynamics
 from ..dynamics.field import Field
 from ..stepping import Adaptive, Stepping, rms_norm
 from .base import Carry, Integrator, Step
-from .linear import Dense, Linearization, LinearSolver, Rows, Solve
+from .linear import Dense, Linearization, LinearSolver, Rows, Solve, unrecorded
 from .runge_kutta import Row, demand, hermite, polynomial, sparse
 
 __all__ = [
@@ -232,10 +232,7 @@ class ImplicitRK(Integrator):
     def linearize(self, field: Field, t: Scalar, y: State) -> Linearization:
         """The Jacobian of what is solved for at y, off the record."""
         rows = Rows(y, _count(field, t, y))
-        with torch.enable_grad(), _unrecorded():
-            y = tree_map(lambda leaf: leaf.detach().requires_grad_(), y)
-            out = rows.flat(self.stiff(field)(_detach(t), y))
-        return Linearization(out, leaves(y), rows, out, field.count)
+        return Linearization.of(partial(self.stiff(field), _detach(t)), y, rows, field.count)
 
 
 def _check_state(name: str, y: State) -> None:
@@ -260,11 +257,6 @@ def _count(field: Field, t: Scalar, y: State) -> int:
 
 def _detach(x: Scalar) -> Scalar:
     return x.detach() if isinstance(x, Tensor) else x
-
-
-def _unrecorded() -> saved_tensors_hooks:
-    """What an inner graph saves is no business of the outer one's hooks."""
-    return saved_tensors_hooks(lambda x: x, lambda x: x)
 
 
 class _Stages:
@@ -312,7 +304,7 @@ class _Stages:
 
     def solve(self, t: Scalar, start: State, guess: State) -> State:
         """k = g(t, start + h k), from a guess."""
-        with _unrecorded():
+        with unrecorded():
             k, recorded = self._iterate(t, start, guess)
         if torch.is_grad_enabled() and (
             recorded or _asks(start) or any(_asks(x) for x in (t, self._h))
@@ -387,14 +379,14 @@ class _Correction(torch.autograd.Function):
         ctx: Any, residual: Tensor, h: Tensor, at: Callable[..., Linearization], inverse: Solve,
         linear: LinearSolver,
     ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(h)  # unpacked first, it takes checkpointed steps again in good time
+        ctx.save_for_backward(h, residual)  # unpacked first: checkpointed steps are taken again
         ctx.at, ctx.linear = at, linear
         return inverse(residual)
 
     @staticmethod
-    @once_differentiable
+    @once("implicit integrators give first derivatives only, explicit ones all")
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (h,) = ctx.saved_tensors
+        h, _ = ctx.saved_tensors
         solve = ctx.linear.inverse(ctx.at(like=cotangent), h, transpose=True)
         return solve(cotangent), None, None, None, None
 
