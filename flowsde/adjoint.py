@@ -176,7 +176,7 @@ class Backsolve(Adjoint):
             norm = _semi(stepping.norm) if self.seminorm else stepping.norm
             stepping = replace(stepping, norm=norm)
         integrator.check(costate(loop.field.dynamics))
-        return integrator, stepping
+        return integrator.bind(stepping), stepping
 
 
 def _semi(norm: Norm) -> Norm:

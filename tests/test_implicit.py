@@ -458,8 +458,23 @@ def test_second_derivatives_are_refused() -> None:
         fs.ODE(lambda t, y: -y.square()), y0, integrator=Kvaerno3(), stepping=fs.Fixed(steps=2)
     ).y1
     (g,) = torch.autograd.grad(y1.sum(), y0, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="differentiated again"):
         g.sum().backward()
+
+
+def test_the_way_back_tells_its_method_the_tolerances_of_its_own() -> None:
+    class Told(Tsit5):
+        def bind(self, stepping: fs.Stepping) -> Told:
+            seen.append(stepping)
+            return self
+
+    seen: list[fs.Stepping] = []
+    back = fs.Backsolve(Told(), fs.Adaptive(1e-3, 1e-2))
+    y0 = torch.ones(2, requires_grad=True)
+    fs.solve(fs.ODE(lambda t, y: -y), y0, adjoint=back).y1.sum().backward()
+    (told,) = seen
+    assert isinstance(told, fs.Adaptive)
+    assert (told.rtol, told.atol) == (1e-3, 1e-2)
 
 
 def test_nothing_is_paid_for_gradients_that_nobody_asks_for() -> None:
