@@ -74,7 +74,7 @@ class _Graft(torch.autograd.Function):
     def forward(ctx: Any, pullback: Any, values: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
         ctx.pullback = pullback
         ctx.save_for_backward(*inputs)
-        return tuple(v.detach().view_as(v) for v in values)
+        return tuple(v.detach().clone() for v in values)  # ours stay as they were
 
     @staticmethod
     @once("use adjoint=Direct() or Checkpointed(), with an explicit integrator")

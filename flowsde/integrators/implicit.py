@@ -217,7 +217,7 @@ class ImplicitRK(Integrator):
                 ls.append(field.explicit(t, stage))
         if ls:
             ks = [tree_map(torch.add, k, l) for k, l in zip(ks, ls, strict=True)]
-        return _ImplicitStep(self, t0, t1, y, ks)
+        return _ImplicitStep(self, t0, t1, y, ks, stages.lost)
 
     def _start(self, field: Field, t: Scalar, y: State) -> Carry:
         """The slopes of the first stage."""
@@ -275,6 +275,7 @@ class _Stages:
             self._inverse = method.linear.inverse(at, _detach(self._h))
             self._scale = self._tolerance(y)
             self._rate = torch.ones(at.rows.count, **at.options)
+        self.lost = torch.zeros_like(self._rate, dtype=torch.bool)  # not solved, though finite
 
     def _column(self, h: Scalar) -> Scalar:
         """h ready to multiply ``(n, d)`` rows."""
@@ -345,6 +346,7 @@ class _Stages:
                     break
         with torch.no_grad():
             self._rate = (self._rate**0.8).clamp(min=0.01)  # expected of the next stage's first
+            self.lost = self.lost | (~solved & torch.isfinite(size))
             return torch.where(solved[:, None], k, torch.nan), recorded
 
     def _attach(self, t: Scalar, start: State, k: Tensor) -> Tensor:
@@ -392,15 +394,22 @@ class _Correction(torch.autograd.Function):
 
 
 class _ImplicitStep(Step):
-    __slots__ = ("_ks", "_method", "_t0", "_t1", "_y0")
+    __slots__ = ("_ks", "_lost", "_method", "_t0", "_t1", "_y0")
 
     def __init__(
-        self, method: ImplicitRK, t0: Scalar, t1: Scalar, y0: State, ks: list[State]
+        self, method: ImplicitRK, t0: Scalar, t1: Scalar, y0: State, ks: list[State], lost: Tensor
     ) -> None:
         tableau = method.tableau
         y1 = combine(y0, t1 - t0, tableau.weights, ks)
         super().__init__(y1, (ks[-1],) if tableau.fsal else None)
         self._method, self._t0, self._t1, self._y0, self._ks = method, t0, t1, y0, ks
+        self._lost = lost
+
+    def fault(self, row: int | None) -> str:
+        own = self._lost if row is None or len(self._lost) == 1 else self._lost[row]
+        if bool(own.any()):
+            return "Newton's iteration finds no solution of the step"
+        return super().fault(row)
 
     def error(self) -> State:
         return weigh(self._t1 - self._t0, self._method.tableau.error, self._ks)
