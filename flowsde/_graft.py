@@ -73,7 +73,7 @@ class _Graft(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pullback: Any, values: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
         ctx.pullback = pullback
-        ctx.save_for_backward(*inputs)
+        ctx.save_for_backward(*inputs)  # for the sake of ``once``
         return tuple(v.detach().clone() for v in values)  # ours stay as they were
 
     @staticmethod

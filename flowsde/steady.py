@@ -104,7 +104,7 @@ def _newton(field: Field, t: Any, y: State, settled: Tensor) -> State:
 
 
 class _Newton(torch.autograd.Function):
-    """-J^-1 f with J held, which is the root's derivative; not what has one itself."""
+    """-J^-1 f with J held: its derivative is that of the root, and has none itself."""
 
     @staticmethod
     def forward(ctx: Any, slope: Tensor, jacobian: Tensor) -> Tensor:
