@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ._once import once
 from ._scalar import Scalar
 from ._state import State, detach, leaves, tree_map, unflatten
 from .dynamics.field import Field
@@ -73,10 +73,11 @@ class _Graft(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pullback: Any, values: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
         ctx.pullback = pullback
-        return tuple(v.detach().view_as(v) for v in values)
+        ctx.save_for_backward(*inputs)  # for the sake of ``once``
+        return tuple(v.detach().clone() for v in values)  # ours stay as they were
 
     @staticmethod
-    @once_differentiable
+    @once("use adjoint=Direct() or Checkpointed(), with an explicit integrator")
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *ctx.pullback(cotangents)
 

@@ -40,8 +40,8 @@ class Outset:
     def _norm(self, x: State) -> Any:
         """In units of the tolerance."""
         per_sample = not isinstance(self.span, float)
-        size = self.stepping.norm(tree_map(torch.div, x, self._scale), per_sample).double()
-        return size if per_sample else float(size)
+        size = self.stepping.norm(tree_map(torch.div, x, self._scale), per_sample)
+        return size.to(self.span.dtype) if per_sample else float(size)
 
     def smooth(self, slope: State) -> Scalar:
         """Hairer's rule: a step at which an explicit method's error is about the tolerance."""

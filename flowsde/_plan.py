@@ -457,8 +457,9 @@ class AdaptivePlan(Plan):
     def _complaint(self, error: float, dt: float) -> str:
         place = self._place(self._now, dt)
         if self.status is Status.NON_FINITE:
+            assert self._step is not None
             return (
-                f"the field is not finite {place}: look at the field there, bound its output, or "
+                f"{self._step.fault(None)} {place}: look at the field there, bound its output, or "
                 "stop before that time"
             )
         return (
@@ -484,6 +485,8 @@ class AdaptivePlan(Plan):
         for i in torch.nonzero(rows).flatten().tolist()[:_NAMED]:
             kind = Status(int(self.status[i])).name  # type: ignore[index]
             place = self._place(float(self._now[i]), float(self._dt[i]), i)
+            if self.status[i] == Status.NON_FINITE and self._step is not None:  # type: ignore[index]
+                place += f": {self._step.fault(i)}"
             self._notes[self._ids[i]] = f"{self._ids[i]} {kind} {place}"
 
     def finish(self, y: State, stats: Stats) -> None:

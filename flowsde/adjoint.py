@@ -138,10 +138,10 @@ class Backsolve(Adjoint):
         with torch.no_grad():
             solution = loop.run(Recorder())
         saved = _times(start, solution.t1, times)
-        if not inputs.any(saved):
-            return solution
         for t, y in ((start, loop.y0), (solution.t1, solution.y1)):
             inputs.check("Backsolve", t, y)
+        if not inputs.any(saved):
+            return solution
         back = Back(loop, inputs, integrator, stepping, start, solution)
 
         def pullback(end: State, rows: State | None) -> list[Tensor | None]:
@@ -176,7 +176,7 @@ class Backsolve(Adjoint):
             norm = _semi(stepping.norm) if self.seminorm else stepping.norm
             stepping = replace(stepping, norm=norm)
         integrator.check(costate(loop.field.dynamics))
-        return integrator, stepping
+        return integrator.bind(stepping), stepping
 
 
 def _semi(norm: Norm) -> Norm:
@@ -218,9 +218,9 @@ class Reversible(Adjoint):
             solution = loop.run(trail)
         ends = (t for mark in trail.marks for t in (mark.t0, mark.t1))
         times = _times(start, solution.t1, loop.saver.times, *ends)
-        if not inputs.any(times):
-            return solution
         for t, y in ((start, loop.y0), (solution.t1, solution.y1)):
             inputs.check("Reversible", t, y)
+        if not inputs.any(times):
+            return solution
         way = Way(replace(loop, field=inputs.field), inputs, trail, solution, start, times)
         return graft(solution, inputs, times, way.pullback)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._state import State, batch_size, describe, leaves, unflatten
+from ._once import once
+from ._state import State, batch_size, describe, leaves, tree_map
 from .dynamics.base import Dynamics
 from .dynamics.field import Field
 from .errors import NotSettled
 from .events import Event
+from .integrators.linear import Linearization, Rows
 from .solution import Solution, Status
 from .solve import Solver
 from .stepping import Adaptive
@@ -36,13 +38,14 @@ def steady_state(
         dy*/dargs = -J^-1 df/dargs,    J = df/dy at y*
 
     Integrates, without a graph, until the drift is small; Newton steps then polish the state
-    and carry the gradient, which knows nothing of the way. First derivatives only. The Jacobian
-    is dense, one a sample: the field treats the samples of a batch independently.
+    and carry the gradient, which knows nothing of the way. First derivatives only: a second one
+    raises. The Jacobian is dense, one a sample: the field treats the samples of a batch
+    independently.
 
     Args:
         dynamics: an ``ODE``, or other dynamics without noise. ``args`` and parameters of f are
             differentiated; y0 is not, since y* does not change with it.
-        y0: batch first, of one dtype.
+        y0: batch first, of one real dtype.
         t0, t1: the span within which to settle.
         solver: how to integrate; by default ``Adaptive``, per sample where f takes batched time.
         tol: settled is norm(f / (atol + rtol |y|)) <= tol, a rate, with the tolerances and the norm
@@ -60,8 +63,12 @@ def steady_state(
     if not tol > 0:
         raise ValueError(f"tol is > 0; got {tol}")
     batch = batch_size(y0)
-    if batch is None or len({leaf.dtype for leaf in leaves(y0)}) > 1:
-        raise ValueError(f"a steady state is batch first, of one dtype; got {describe(y0)}")
+    dtypes = {leaf.dtype for leaf in leaves(y0)}
+    if batch is None or len(dtypes) > 1 or any(dtype.is_complex for dtype in dtypes):
+        raise ValueError(
+            f"a steady state is batch first, of one real dtype; got {describe(y0)}. Give the parts "
+            "of a complex one with torch.view_as_real"
+        )
     stepping = solver.stepping or Adaptive(per_sample=dynamics.batched_time)
     measure = stepping if isinstance(stepping, Adaptive) else Adaptive()
 
@@ -76,40 +83,39 @@ def steady_state(
         settled = speed(field.time(found.t1), found.y1, *args) <= 1e-6
         settled = settled.expand(batch)
     found.y1 = _newton(field, found.t1, found.y1, settled)
+    found.stats.evaluations += field.evaluations
+    found.stats.products += field.products
     return _judged(found, settled, solver.throw)
 
 
 def _newton(field: Field, t: Any, y: State, settled: Tensor) -> State:
     """y - J^-1 f(y) where settled: once for the state, once more for its derivative."""
-    flat = torch.cat([leaf.flatten(1) for leaf in leaves(y)], 1)
-    sizes = [leaf[0].numel() for leaf in leaves(y)]
-    still = torch.eye(flat.shape[1], dtype=flat.dtype, device=flat.device)
-
-    def state(flat: Tensor) -> State:
-        parts = zip(torch.split(flat, sizes, 1), leaves(y), strict=True)
-        return unflatten([part.reshape(leaf.shape) for part, leaf in parts], y)
-
-    def drift(flat: Tensor) -> Tensor:
-        k = torch.cat([leaf.flatten(1) for leaf in leaves(field.drift(t, state(flat)))], 1)
-        return torch.where(settled[:, None], k, 0.0)
-
+    rows = Rows(y, len(settled))
+    drift = partial(field.drift, t)
     for _ in range(2):
-        flat = flat.detach()
-        with torch.enable_grad():
-            jacobian = _jacobian(drift, flat)
-        jacobian = torch.where(settled[:, None, None], jacobian, still)
-        flat = flat - torch.linalg.solve(jacobian, drift(flat))
-    return state(flat)
+        y = tree_map(torch.detach, y)
+        at = Linearization.of(drift, y, rows, field.count)
+        still = torch.eye(rows.size, **at.options)
+        jacobian = torch.where(settled[:, None, None], at.matrix, still)
+        slope = torch.where(settled[:, None], rows.flat(drift(y)), 0.0)
+        shift = _Newton.apply(slope, jacobian)  # type: ignore[no-untyped-call]
+        y = rows.state(rows.flat(y) + shift)
+    return y
 
 
-def _jacobian(drift: Callable[[Tensor], Tensor], flat: Tensor) -> Tensor:
-    """(batch, n, n), one for each sample, by rows."""
-    at = flat.clone().requires_grad_()
-    rows = [
-        torch.autograd.grad(total, at, retain_graph=True, materialize_grads=True)[0]
-        for total in drift(at).sum(0)
-    ]
-    return torch.stack(rows, 1)
+class _Newton(torch.autograd.Function):
+    """-J^-1 f with J held: its derivative is that of the root, and has none itself."""
+
+    @staticmethod
+    def forward(ctx: Any, slope: Tensor, jacobian: Tensor) -> Tensor:
+        ctx.save_for_backward(slope, jacobian)
+        return -torch.linalg.solve(jacobian, slope)
+
+    @staticmethod
+    @once("a steady state has first derivatives only")
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
+        _, jacobian = ctx.saved_tensors
+        return -torch.linalg.solve(jacobian.mT, cotangent), None
 
 
 def _judged(found: Solution, settled: Tensor, throw: bool) -> Solution:

@@ -21,6 +21,7 @@ from flowsde.integrators import (
     DPMSolverPP,
     Euler,
     EulerMaruyama,
+    ImplicitRK,
     Integrator,
     Iterate,
     Tsit5,
@@ -99,11 +100,12 @@ def test_every_integrator_differentiates(method: Integrator, backward: bool) -> 
     times = (1.0, 0.2) if backward else (0.2, 1.0)
     dynamics, _ = suited(method, net, y0)
     path = fs.Brownian(0) if dynamics.noise is not None else None
+    steps = 3 if isinstance(method, ImplicitRK) else 7  # a multistep method has its start behind it
 
     def solve(y: Tensor, adjoint: fs.Adjoint) -> Tensor:
         start = suited(method, net, y)[1]
         y1 = fs.solve(
-            dynamics, start, *times, integrator=method, stepping=fs.Fixed(steps=7),
+            dynamics, start, *times, integrator=method, stepping=fs.Fixed(steps),
             adjoint=adjoint, path=path,
         ).y1  # fmt: skip
         scale = torch.arange(1.0, 1.0 + y.shape[-1])

@@ -97,11 +97,13 @@ def test_stability_at_infinity(method: ImplicitRK) -> None:
     assert max(growth(1j * 10.0 ** (n / 8)) for n in range(-16, 33)) < 1 + 1e-9
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
-@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(
+    ("method", "backward"), [(m, bool(i % 2)) for i, m in enumerate(METHODS)], ids=str
+)
 def test_order(method: ImplicitRK, backward: bool) -> None:
+    """Either way in time, by turns: the engine is one."""
     t0, t1 = (2.5, 0.3) if backward else (0.3, 2.5)
-    errors, counts = [], [24, 36, 48] if method.order < 5 else [20, 26, 34]
+    errors, counts = [], [24, 48] if method.order < 5 else [20, 34]
     with torch.no_grad():
         for n in counts:
             sol = fs.solve(
@@ -115,7 +117,7 @@ def test_order(method: ImplicitRK, backward: bool) -> None:
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_dense_order(method: ImplicitRK) -> None:
-    errors, counts = [], [16, 24, 32]
+    errors, counts = [], [16, 32]
     times = torch.linspace(0.31, 1.99, 57).tolist()
     with torch.no_grad():
         for n in counts:
@@ -129,7 +131,7 @@ def test_dense_order(method: ImplicitRK) -> None:
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_error_estimates_fall_as_declared(method: ImplicitRK) -> None:
-    y, sizes, counts = swung(0.3), [], [30, 45, 60]
+    y, sizes, counts = swung(0.3), [], [30, 60]
     for n in counts:
         step = method.step(Field(swinging(method), (), y), 0.3, 0.3 + 3.0 / n, y, None, None)
         sizes.append(float(step.error().abs().max()))
@@ -458,8 +460,23 @@ def test_second_derivatives_are_refused() -> None:
         fs.ODE(lambda t, y: -y.square()), y0, integrator=Kvaerno3(), stepping=fs.Fixed(steps=2)
     ).y1
     (g,) = torch.autograd.grad(y1.sum(), y0, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="differentiated again"):
         g.sum().backward()
+
+
+def test_the_way_back_tells_its_method_the_tolerances_of_its_own() -> None:
+    class Told(Tsit5):
+        def bind(self, stepping: fs.Stepping) -> Told:
+            seen.append(stepping)
+            return self
+
+    seen: list[fs.Stepping] = []
+    back = fs.Backsolve(Told(), fs.Adaptive(1e-3, 1e-2))
+    y0 = torch.ones(2, requires_grad=True)
+    fs.solve(fs.ODE(lambda t, y: -y), y0, adjoint=back).y1.sum().backward()
+    (told,) = seen
+    assert isinstance(told, fs.Adaptive)
+    assert (told.rtol, told.atol) == (1e-3, 1e-2)
 
 
 def test_nothing_is_paid_for_gradients_that_nobody_asks_for() -> None:

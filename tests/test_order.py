@@ -31,6 +31,7 @@ ORDINARY = [
     m for m in catalogue(integrators, Integrator)
     if admits(m, fs.ODE(lambda t, y: y)) and not isinstance(m, Engine)
 ]  # fmt: skip
+CHEAP = [m for m in ORDINARY if not isinstance(m, ImplicitRK)]  # test_implicit has the others
 EXPONENTIAL = [
     m for m in catalogue(integrators, Integrator)
     if admits(m, fs.ODE(lambda t, y: y, linear=-1.0)) and not admits(m, fs.ODE(lambda t, y: y))
@@ -97,8 +98,9 @@ def worst(sol: fs.Solution, exact: Any) -> float:
     return float(torch.stack(parts).mean().sqrt())
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("method", ORDINARY, ids=str)
+@pytest.mark.parametrize("method", CHEAP, ids=str)
 def test_order(method: Integrator, backward: bool) -> None:
     t0, t1 = (3.0, 0.3) if backward else (0.3, 3.0)
     errors, counts = [], steps_for(method.order)
@@ -112,10 +114,11 @@ def test_order(method: Integrator, backward: bool) -> None:
     assert slope(errors, counts) < method.order + 0.6, errors
 
 
-@pytest.mark.parametrize("method", [m for m in ORDINARY if not isinstance(m, ImplicitRK)], ids=str)
+@torch.no_grad()
+@pytest.mark.parametrize("method", CHEAP, ids=str)
 def test_order_on_a_pytree(method: Integrator) -> None:
-    """One of its leaves is complex, which implicit methods refuse: see test_implicit for those."""
-    errors, counts = [], steps_for(method.order)
+    """One of its leaves is complex."""
+    errors, counts = [], [n // 2 for n in steps_for(method.order)]
     for n in counts:
         sol = fs.solve(
             fs.ODE(tree), tree_start(), 0.0, 3.0, integrator=method, stepping=fs.Fixed(steps=n),
@@ -125,7 +128,8 @@ def test_order_on_a_pytree(method: Integrator) -> None:
     assert slope(errors, counts) > method.order - 0.35, errors
 
 
-@pytest.mark.parametrize("method", ORDINARY, ids=str)
+@torch.no_grad()
+@pytest.mark.parametrize("method", CHEAP, ids=str)
 def test_dense_order(method: Integrator) -> None:
     """The worst error between steps falls with the lesser of both orders, counted globally."""
     errors, counts = [], steps_for(method.dense_order)
@@ -134,7 +138,7 @@ def test_dense_order(method: Integrator) -> None:
             fs.ODE(swing), swung(0.3), 0.3, 2.0, integrator=method, stepping=fs.Fixed(steps=n),
             dense=True,
         )  # fmt: skip
-        times = torch.linspace(0.31, 1.99, 307).tolist()
+        times = torch.linspace(0.31, 1.99, 103).tolist()
         errors.append(sum(difference(sol(t), swung(t)) for t in times))
     wanted = min(method.order, method.dense_order + 1)
     assert slope(errors, counts) > wanted - 0.4, errors
@@ -202,7 +206,7 @@ def test_dense_weights_meet_their_order_conditions(method: ExplicitRK) -> None:
             assert moment == pytest.approx(theta**q / q, abs=1e-10)
 
 
-@pytest.mark.parametrize("method", [m for m in ORDINARY if m.error_order], ids=str)
+@pytest.mark.parametrize("method", [m for m in CHEAP if m.error_order], ids=str)
 def test_error_estimates_fall_as_declared(method: Integrator) -> None:
     from flowsde.dynamics.field import Field
 
@@ -216,9 +220,11 @@ def test_error_estimates_fall_as_declared(method: Integrator) -> None:
     assert slope(sizes, counts) > method.error_order - 0.35, sizes
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("method", [m for m in ORDINARY if m.error_order], ids=str)
 def test_adaptive_errors_follow_the_tolerance(method: Integrator) -> None:
-    tolerances = (1e-4, 1e-6) if method.order < 3 else (1e-5, 1e-9)
+    coarse = {2: (1e-3, 1e-5), 3: (1e-4, 1e-6)}
+    tolerances = coarse.get(method.error_order or 0, (1e-5, 1e-9))
     errors = []
     for tolerance in tolerances:
         sol = fs.solve(
@@ -246,7 +252,7 @@ def test_exponential_order_on_a_stiff_split(method: Integrator) -> None:
     def exact(t: float) -> Tensor:
         return math.cos(t) + torch.tensor([0.5, -1.0]) * math.exp(-50.0 * t)
 
-    errors, counts = [], [400, 800, 1600]
+    errors, counts = [], [200, 400, 800]
     for n in counts:
         sol = fs.solve(
             fs.ODE(rest, linear=-50.0), exact(0.0), 0.0, 1.0, integrator=method,

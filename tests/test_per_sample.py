@@ -14,7 +14,7 @@ import flowsde as fs
 from flowsde import integrators
 from flowsde.integrators import RK4, ExplicitRK, Tsit5
 
-from .systems import catalogue
+from .systems import catalogue, generator
 
 
 def field(t: Tensor, y: Tensor) -> Tensor:
@@ -233,3 +233,25 @@ def test_rows_stay_where_all_are_needed(keywords: dict[str, object]) -> None:
         stepping=fs.Adaptive(1e-6, 1e-6, per_sample=True), **keywords,
     )  # fmt: skip
     assert rows.rows == 24 * sol.stats.evaluations
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("divergence", [fs.Exact(), fs.Hutchinson(2)], ids=str)
+def test_densities_leave_out_samples_that_have_ended(divergence: fs.Divergence) -> None:
+    """Probes go with their rows: the same densities from the rows that were on their way alone."""
+    count = 24
+    found, counts = [], []
+    for rowwise in (False, True):
+        rows = Rows()
+        damped = lambda t, y, rows=rows: rows(t, y) - 0.1 * y.square()
+        flow = fs.log_density(fs.ODE(damped, batched_time=True, rowwise=rowwise), divergence)
+        sol = fs.solve(
+            flow, (start(count), torch.zeros(count)), 0.0, torch.linspace(0.1, 1.5, count),
+            stepping=fs.Adaptive(1e-4, 1e-4, per_sample=True), generator=generator(),
+        )  # fmt: skip
+        found.append(sol.y1)
+        counts.append(rows.rows)
+    for whole, thinned in zip(*found, strict=True):
+        assert torch.allclose(whole, thinned, rtol=1e-12, atol=1e-12)
+    assert float(found[0][1].abs().min()) > 1e-2
+    assert counts[1] < 0.65 * counts[0]

@@ -72,11 +72,22 @@ def test_what_does_not_settle_says_so() -> None:
         fs.steady_state(fs.ODE(f), y0, solver=fs.Solver(max_steps=3))
 
 
+def test_second_derivatives_are_refused() -> None:
+    """They would know nothing of how the Jacobian moves: as part of a penalty they raise too."""
+    w = torch.tensor([2.0, 3.0], requires_grad=True)
+    y1 = fs.steady_state(fs.ODE(lambda t, y, w: w * w - y * y), torch.ones(1, 2), args=(w,)).y1
+    (g,) = torch.autograd.grad(y1.sum(), w, create_graph=True)
+    assert torch.allclose(g, torch.ones(2))
+    with pytest.raises(RuntimeError, match="differentiated again"):
+        (g.square().sum() + w.sum()).backward()
+
+
 def test_bad_input() -> None:
     ode = fs.ODE(lambda t, y: -y)
     bad: list[tuple[Any, dict[str, Any]]] = [
         (torch.ones(2, 2), {"tol": 0.0}), (torch.ones(()), {}),
         ((torch.ones(2), torch.ones(2, dtype=torch.float32)), {}),
+        (torch.ones(2, 2, dtype=torch.complex128), {}),
     ]  # fmt: skip
     for y0, more in bad:
         with pytest.raises(ValueError, match=r"tol|batch first"):

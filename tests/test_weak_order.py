@@ -35,11 +35,6 @@ from .systems import catalogue, slope
 
 METHODS = catalogue(integrators, Stochastic)
 TIGHT = (EulerMaruyama, LogODE, NinomiyaNinomiya, PlatenWeak2)  # of no higher order than declared
-SLOW = {  # a term of a half order that the declaration leaves out
-    "SRI2-diagonal-ito", "SRI2-scalar-ito", "SRIW1-scalar-ito",
-}  # fmt: skip
-
-
 # --- expectations over the normals of one step ----------------------------------------------------
 
 
@@ -175,8 +170,7 @@ def cases() -> Iterator[Any]:
                 sde = fs.SDE(drift, g, stratonovich=not ito, **keywords)
                 if method.fits(sde.noise):
                     name = f"{type(method).__name__}-{kind}-{'ito' if ito else 'stratonovich'}"
-                    marks = [pytest.mark.xfail(strict=True)] if name in SLOW else []
-                    yield pytest.param(method, kind, ito, id=name, marks=marks)
+                    yield pytest.param(method, kind, ito, id=name)
 
 
 @pytest.mark.parametrize(("method", "kind", "ito"), list(cases()))

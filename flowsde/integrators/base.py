@@ -43,6 +43,10 @@ class Step(ABC):
         """The embedded estimate of the local error, shaped as the state."""
         raise TypeError("this method has no error estimate")
 
+    def fault(self, row: int | None) -> str:
+        """Why the error, of this row or of any, is not finite."""
+        return "the field is not finite"
+
     @abstractmethod
     def dense(self, theta: Scalar) -> State:
         """The state at t0 + theta (t1 - t0), to the method's ``dense_order``."""

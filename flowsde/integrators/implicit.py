@@ -10,17 +10,17 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
+from torch.autograd.graph import get_gradient_edge
 
 from .._increment import Increment
+from .._once import once
 from .._scalar import Scalar
 from .._state import State, Weights, batch_size, combine, describe, leaves, tree_map, weigh
 from ..dynamics.base import Dynamics
 from ..dynamics.field import Field
 from ..stepping import Adaptive, Stepping, rms_norm
 from .base import Carry, Integrator, Step
-from .linear import Dense, Linearization, LinearSolver, Rows, Solve
+from .linear import Dense, Linearization, LinearSolver, Rows, Solve, unrecorded
 from .runge_kutta import Row, demand, hermite, polynomial, sparse
 
 __all__ = [
@@ -217,7 +217,7 @@ class ImplicitRK(Integrator):
                 ls.append(field.explicit(t, stage))
         if ls:
             ks = [tree_map(torch.add, k, l) for k, l in zip(ks, ls, strict=True)]
-        return _ImplicitStep(self, t0, t1, y, ks)
+        return _ImplicitStep(self, t0, t1, y, ks, stages.lost)
 
     def _start(self, field: Field, t: Scalar, y: State) -> Carry:
         """The slopes of the first stage."""
@@ -232,10 +232,7 @@ class ImplicitRK(Integrator):
     def linearize(self, field: Field, t: Scalar, y: State) -> Linearization:
         """The Jacobian of what is solved for at y, off the record."""
         rows = Rows(y, _count(field, t, y))
-        with torch.enable_grad(), _unrecorded():
-            y = tree_map(lambda leaf: leaf.detach().requires_grad_(), y)
-            out = rows.flat(self.stiff(field)(_detach(t), y))
-        return Linearization(out, leaves(y), rows, out, field.count)
+        return Linearization.of(partial(self.stiff(field), _detach(t)), y, rows, field.count)
 
 
 def _check_state(name: str, y: State) -> None:
@@ -262,11 +259,6 @@ def _detach(x: Scalar) -> Scalar:
     return x.detach() if isinstance(x, Tensor) else x
 
 
-def _unrecorded() -> saved_tensors_hooks:
-    """What an inner graph saves is no business of the outer one's hooks."""
-    return saved_tensors_hooks(lambda x: x, lambda x: x)
-
-
 class Stages:
     """The implicit equations of one step's stages, k = g(t, start + dt gamma k)."""
 
@@ -283,6 +275,7 @@ class Stages:
             self._inverse = method.linear.inverse(at, _detach(self._h))
             self._scale = self._tolerance(y)
             self._rate = torch.ones(at.rows.count, **at.options)
+        self.lost = torch.zeros_like(self._rate, dtype=torch.bool)  # not solved, though finite
 
     def _column(self, h: Scalar) -> Scalar:
         """h ready to multiply ``(n, d)`` rows."""
@@ -312,7 +305,7 @@ class Stages:
 
     def solve(self, t: Scalar, start: State, guess: State) -> State:
         """The k of one stage, from a guess."""
-        with _unrecorded():
+        with unrecorded():
             k, recorded = self._iterate(t, start, guess)
         if torch.is_grad_enabled() and (
             recorded or _asks(start) or any(_asks(x) for x in (t, self._h))
@@ -353,6 +346,7 @@ class Stages:
                     break
         with torch.no_grad():
             self._rate = (self._rate**0.8).clamp(min=0.01)  # expected of the next stage's first
+            self.lost = self.lost | (~solved & torch.isfinite(size))
             return torch.where(solved[:, None], k, torch.nan), recorded
 
     def _attach(self, t: Scalar, start: State, k: Tensor) -> Tensor:
@@ -387,28 +381,35 @@ class _Correction(torch.autograd.Function):
         ctx: Any, residual: Tensor, h: Tensor, at: Callable[..., Linearization], inverse: Solve,
         linear: LinearSolver,
     ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(h)  # unpacked first, it takes checkpointed steps again in good time
+        ctx.save_for_backward(h, residual)  # unpacked first: checkpointed steps are taken again
         ctx.at, ctx.linear = at, linear
         return inverse(residual)
 
     @staticmethod
-    @once_differentiable
+    @once("implicit integrators give first derivatives only, explicit ones all")
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (h,) = ctx.saved_tensors
+        h, _ = ctx.saved_tensors
         solve = ctx.linear.inverse(ctx.at(like=cotangent), h, transpose=True)
         return solve(cotangent), None, None, None, None
 
 
 class _ImplicitStep(Step):
-    __slots__ = ("_ks", "_method", "_t0", "_t1", "_y0")
+    __slots__ = ("_ks", "_lost", "_method", "_t0", "_t1", "_y0")
 
     def __init__(
-        self, method: ImplicitRK, t0: Scalar, t1: Scalar, y0: State, ks: list[State]
+        self, method: ImplicitRK, t0: Scalar, t1: Scalar, y0: State, ks: list[State], lost: Tensor
     ) -> None:
         tableau = method.tableau
         y1 = combine(y0, t1 - t0, tableau.weights, ks)
         super().__init__(y1, (ks[-1],) if tableau.fsal else None)
         self._method, self._t0, self._t1, self._y0, self._ks = method, t0, t1, y0, ks
+        self._lost = lost
+
+    def fault(self, row: int | None) -> str:
+        own = self._lost if row is None or len(self._lost) == 1 else self._lost[row]
+        if bool(own.any()):
+            return "Newton's iteration finds no solution of the step"
+        return super().fault(row)
 
     def error(self) -> State:
         return weigh(self._t1 - self._t0, self._method.tableau.error, self._ks)

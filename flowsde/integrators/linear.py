@@ -10,13 +10,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from .._scalar import Scalar
 from .._state import State, leaves, tree_map, unflatten
 
-__all__ = ["GMRES", "Dense", "LinearSolver", "Linearization", "Rows", "Solve"]
+__all__ = ["GMRES", "Dense", "LinearSolver", "Linearization", "Rows", "Solve", "unrecorded"]
 
 Solve = Callable[[Tensor], Tensor]
+
+
+def unrecorded() -> saved_tensors_hooks:
+    """What an inner graph saves is no business of the outer one's hooks."""
+    return saved_tensors_hooks(lambda x: x, lambda x: x)
 
 
 class Rows:
@@ -75,6 +81,16 @@ class Linearization:
         self.out, self._y, self.rows, self._count = out, y, rows, count
         self.options: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
         self._constant = isinstance(out, Tensor) and not out.requires_grad
+
+    @classmethod
+    def of(
+        cls, f: Callable[[State], State], y: State, rows: Rows, count: Callable[[int], None]
+    ) -> Linearization:
+        """That of f at y, off the record."""
+        with torch.enable_grad(), unrecorded():
+            y = tree_map(lambda leaf: leaf.detach().requires_grad_(), y)
+            out = rows.flat(f(y))
+        return cls(out, leaves(y), rows, out, count)
 
     def pull(self, vector: Tensor) -> Tensor:
         """J^T v of ``(n, d)`` vectors."""

@@ -30,6 +30,10 @@ class Divergence(ABC):
         """Draws probes, once a solve: resampling would make the field random."""
         return self
 
+    def select(self, index: Tensor) -> Divergence:
+        """That of these rows of the batch alone."""
+        return self
+
     def __call__(self, f: VectorField, y: Tensor) -> tuple[Tensor, Tensor]:
         """f(y) and its divergence ``(batch,)``; differentiable where gradients are asked for."""
         if torch.is_inference_mode_enabled():
@@ -99,6 +103,9 @@ class Hutchinson(Divergence):
         steps = torch.arange(self.samples, device=y0.device)
         probes = draw(key, steps, y0[0].numel(), y0.dtype)
         return replace(self, probes=probes.reshape(self.samples, *y0.shape))
+
+    def select(self, index: Tensor) -> Divergence:
+        return self if self.probes is None else replace(self, probes=self.probes[:, index])
 
     def trace(self, out: Tensor, y: Tensor, graph: bool) -> Tensor:
         assert self.probes is not None
@@ -173,6 +180,10 @@ class _FlowDensity(Dynamics):
         x = _tensor(y0)
         inner = self.dynamics.prepare(x, seed)
         return _FlowDensity(inner, self.divergence.prepare(x, seed))
+
+    def select(self, index: Tensor) -> Dynamics | None:
+        inner = self.dynamics.select(index)
+        return None if inner is None else _FlowDensity(inner, self.divergence.select(index))
 
     def check_span(self, t0: float, t1: float) -> None:
         self.dynamics.check_span(t0, t1)

@@ -1,0 +1,54 @@
+"""Gradients that have no derivative of their own, and say so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["once"]
+
+Backward = Callable[..., tuple[Tensor | None, ...]]
+
+
+def once(cure: str) -> Callable[[Backward], Backward]:
+    """Marks a Function's backward as not differentiable, by its inputs or by its cotangents.
+
+    torch's own ``once_differentiable`` refuses the derivative by the cotangents alone; that by the
+    inputs it drops without a word. The Function saves tensors through which its inputs are reached.
+
+    Args:
+        cure: what the error says.
+
+    Raises:
+        RuntimeError: in the backward pass of the backward pass.
+    """
+
+    def mark(backward: Backward) -> Backward:
+        @wraps(backward)
+        def marked(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+            with torch.no_grad():
+                found = backward(ctx, *cotangents)
+            if not torch.is_grad_enabled():
+                return found
+            causes = (*ctx.saved_tensors, *cotangents)
+            refuse: Callable[..., Tensor] = _Refusal.apply
+            return tuple(None if x is None else refuse(cure, x, *causes) for x in found)
+
+        return marked
+
+    return mark
+
+
+class _Refusal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, cure: str, value: Tensor, *causes: Tensor) -> Tensor:
+        ctx.cure = cure
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> None:
+        raise RuntimeError(f"this gradient cannot be differentiated again: {ctx.cure}")
