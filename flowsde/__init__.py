@@ -36,7 +36,9 @@ from .transforms import (
     Hutchinson,
     change_clock,
     costate,
+    girsanov,
     log_density,
+    path_kl,
     to_ito,
     to_stratonovich,
 )  # fmt: skip
@@ -50,5 +52,5 @@ __all__ = [
     "Integrator", "LinearSDE", "Map", "MaxStepsReached", "Noise", "NonFiniteState", "Normal",
     "NotSettled", "Path", "Reversible", "Schedule", "Solution", "SolveError", "Solver", "Stats",
     "Status", "StepUnderflow", "Stepping", "Steps", "bits_per_dim", "change_clock", "costate",
-    "log_density", "solve", "steady_state", "to_ito", "to_stratonovich",
+    "girsanov", "log_density", "path_kl", "solve", "steady_state", "to_ito", "to_stratonovich",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._state import State, tree_map
 from ..dynamics.base import Dynamics, Noise
-from ..dynamics.discrete import Chain
+from .augmented import noise_of
 
 __all__ = ["to_ito", "to_stratonovich"]
 
@@ -29,7 +29,7 @@ def to_stratonovich(sde: Dynamics) -> Dynamics:
 
     Source: Stratonovich 1966; Kloeden and Platen 1992, section 4.9.
     """
-    noise = _noise(sde)
+    noise = noise_of(sde)
     return _Converted(sde, noise, -0.5) if noise.ito and not noise.additive else sde
 
 
@@ -41,17 +41,8 @@ def to_ito(sde: Dynamics) -> Dynamics:
     Raises:
         TypeError: on dynamics without noise.
     """
-    noise = _noise(sde)
+    noise = noise_of(sde)
     return sde if noise.ito or noise.additive else _Converted(sde, noise, 0.5)
-
-
-def _noise(sde: Dynamics) -> Noise:
-    if isinstance(sde, Chain) or sde.noise is None:
-        raise TypeError(
-            f"{type(sde).__name__} has no noise, and nothing to convert: give an SDE(f, g, "
-            "noise='diagonal')"
-        )
-    return sde.noise
 
 
 @final
@@ -88,7 +79,8 @@ class _Converted(Dynamics):
         return total
 
     def prepare(self, y0: State, seed: int | None) -> _Converted:
-        return _Converted(self.sde.prepare(y0, seed), self._noise, self._half)
+        sde = self.sde.prepare(y0, seed)
+        return _Converted(sde, noise_of(sde), self._half)
 
     def select(self, index: Tensor) -> Dynamics | None:
         part = self.sde.select(index)
