@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import flowsde as fs
 from flowsde.integrators import EulerMaruyama, StochasticHeun
+from flowsde.transforms.calculus import _forward
 
 A, B = 0.3, 0.6  # geometric Brownian motion: dy = A y dt + B y dW
 
@@ -87,6 +88,8 @@ def test_the_correction_is_the_jacobians(kind: str) -> None:
     ]
     found = 2.0 * (sde(t, y) - fs.to_stratonovich(sde)(t, y))
     assert torch.allclose(found, torch.stack(expected), atol=1e-13)
+    compiled = _forward(lambda x: sde.diffusion(t, x), y, sde.noise.size)  # type: ignore[union-attr]
+    assert torch.allclose(compiled, torch.stack(expected), atol=1e-13)
 
 
 @pytest.mark.parametrize("kind", ["diagonal", "scalar"])

@@ -62,12 +62,10 @@ def start(rows: int, a: Tensor) -> Tensor:
 
 
 def run(
-    dynamics: fs.Dynamics, z0: Tensor, integrator: Any, steps: int = 40, seed: int = 0, **more: Any
+    dynamics: fs.Dynamics, z0: Tensor, integrator: Any, steps: int = 30, seed: int = 0, **more: Any
 ) -> fs.Solution:
-    return fs.solve(
-        dynamics, z0, 0.0, END, integrator=integrator, stepping=fs.Fixed(steps=steps),
-        path=fs.Brownian(seed), **more,
-    )  # fmt: skip
+    more = {"path": fs.Brownian(seed), "stepping": fs.Fixed(steps=steps), **more}
+    return fs.solve(dynamics, z0, 0.0, END, integrator=integrator, **more)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -75,11 +73,11 @@ def test_divergence_of_ornstein_uhlenbeck(kind: str) -> None:
     """Within four standard errors (6e-5 by chance); Heun's own bias is a hundredth of one."""
     posterior, prior, a = ornstein_uhlenbeck(kind)
     both = fs.path_kl(posterior, prior)
-    z = run(both, both.enter(start(4000, a)), StochasticHeun()).y1
+    z = run(both, both.enter(start(3000, a)), StochasticHeun()).y1
     _, kl = both.leave(z)
     error = float(kl.std()) / math.sqrt(len(kl))
     truth = divergence(a.shape[1])
-    assert error < 0.02 * truth
+    assert error < 0.03 * truth
     assert abs(float(kl.mean()) - truth) < 4 * error
     same = fs.path_kl(prior, prior)
     assert torch.equal(same.leave(run(same, z, EulerMaruyama()).y1)[1], kl)  # adds nothing
@@ -89,10 +87,10 @@ def test_divergence_of_ornstein_uhlenbeck(kind: str) -> None:
 def test_weights_have_mean_one_and_the_divergence(kind: str) -> None:
     posterior, prior, a = ornstein_uhlenbeck(kind)
     both = fs.girsanov(posterior, prior)
-    z = run(both, both.enter(start(6000, a)), EulerMaruyama()).y1
+    z = run(both, both.enter(start(3000, a)), EulerMaruyama()).y1
     y, weight = both.leave(z)
     drifted = fs.path_kl(posterior, prior)
-    again, kl = drifted.leave(run(drifted, drifted.enter(start(6000, a)), EulerMaruyama()).y1)
+    again, kl = drifted.leave(run(drifted, drifted.enter(start(3000, a)), EulerMaruyama()).y1)
     assert torch.allclose(y, again)  # on one path
 
     def close(values: Tensor, truth: Any) -> None:
@@ -102,7 +100,7 @@ def test_weights_have_mean_one_and_the_divergence(kind: str) -> None:
     close(weight.exp(), 1.0)
     close(weight + kl, 0.0)
     # Euler's chains are weighted exactly: the prior's mean is that of Euler's chain
-    mean = (1 - RATE * END / 40) ** 40 * start(1, a)[0]
+    mean = (1 - RATE * END / 30) ** 30 * start(1, a)[0]
     close(weight.exp()[:, None] * y, mean)
 
 
@@ -140,10 +138,8 @@ def test_stratonovich_weights_through_the_conversion() -> None:
     readings = ((ito, EulerMaruyama()), (fs.to_stratonovich(ito), StochasticHeun()))
     for steps in (8, 64):
         path = fs.Brownian(1, torch.linspace(0.0, END, 65))
-        ends = [
-            fs.solve(d, z0, 0.0, END, integrator=m, stepping=fs.Fixed(steps=steps), path=path).y1
-            for d, m in readings
-        ]
+        with torch.no_grad():
+            ends = [run(d, z0, m, steps, path=path).y1 for d, m in readings]
         gaps.append(float((ends[0] - ends[1])[:, 1].square().mean().sqrt()))
     assert math.log2(gaps[0] / gaps[1]) / 3 > 0.35
 

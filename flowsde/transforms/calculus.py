@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from .._state import State, tree_map
+from .._state import State, leaves, tree_map, unflatten
 from ..dynamics.base import Dynamics, Noise
 from .augmented import noise_of
 
@@ -20,8 +21,8 @@ def to_stratonovich(sde: Dynamics) -> Dynamics:
 
         f - 1/2 sum_j (dg_j/dy) g_j,    g_j the columns of the diffusion
 
-    One Jacobian-vector product for diagonal noise, whose g_i may depend on y_i alone, and for
-    scalar noise; one a column for general noise. An SDE that is read so already, or whose noise is
+    One Jacobian-vector product for scalar noise and for diagonal noise, whose g_i may depend on y_i
+    alone; one a column for general noise. An SDE that is read so already, or whose noise is
     additive, is returned as it is.
 
     Raises:
@@ -64,19 +65,13 @@ class _Converted(Dynamics):
         """sum_j (dg_j/dy) g_j."""
 
         def g(x: State) -> State:
-            return self.sde.diffusion(t, x, *args)
+            matrix = self.sde.diffusion(t, x, *args)
+            if self._noise.kind == "general":
+                return matrix
+            return tree_map(lambda v, like: v.expand_as(like), matrix, x)
 
-        def push(way: State) -> State:
-            return torch.func.jvp(g, (y,), (way,))[1]
-
-        if self._noise.kind != "general":
-            along = push(tree_map(lambda v, x: v.expand_as(x), g(y), y))
-            return tree_map(lambda v, x: v.expand_as(x), along, y)
-        matrix, total = g(y), tree_map(torch.zeros_like, y)
-        for j in range(self._noise.size or 0):
-            along = push(tree_map(lambda v: v[..., j], matrix))  # noqa: B023
-            total = tree_map(lambda s, v: s + v[..., j], total, along)  # noqa: B023
-        return total
+        compiled = torch.compiler.is_compiling()  # which knows no backward pass within a step
+        return (_forward if compiled else _backward)(g, y, self._noise.size)
 
     def prepare(self, y0: State, seed: int | None) -> _Converted:
         sde = self.sde.prepare(y0, seed)
@@ -88,3 +83,54 @@ class _Converted(Dynamics):
 
     def check_span(self, t0: float, t1: float) -> None:
         self.sde.check_span(t0, t1)
+
+
+def _columns(size: int | None) -> list[Any]:
+    return [...] if size is None else [(..., k) for k in range(size)]
+
+
+def _forward(g: Callable[[State], State], y: State, size: int | None) -> State:
+    """(dg/dy) g, summed over the columns of g if it has a further axis of this size."""
+    out, total = g(y), tree_map(torch.zeros_like, y)
+    for j in _columns(size):
+        pushed = torch.func.jvp(g, (y,), (tree_map(lambda v: v[j], out),))[1]  # noqa: B023
+        total = tree_map(lambda s, v: s + v[j], total, pushed)  # noqa: B023
+    return total
+
+
+def _backward(g: Callable[[State], State], y: State, size: int | None) -> State:
+    """The same by a backward pass through a backward pass, which is linear in its cotangent: one
+    call takes a tenth of the time of eager forward mode. Differentiable where gradients are asked
+    for.
+    """
+    if torch.is_inference_mode_enabled():
+        raise TypeError("a conversion needs autograd: use torch.no_grad(), not inference_mode()")
+    graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        x = tree_map(lambda v: v.view_as(v) if graph and v.requires_grad else _leaf(v), y)
+        values = leaves(g(x))
+        live = [v for v in values if v.requires_grad]
+        duals = [torch.zeros_like(v, requires_grad=True) for v in live]
+        pulled: Sequence[Tensor] = ()
+        if live:
+            pulled = torch.autograd.grad(
+                live, leaves(x), duals, create_graph=True, materialize_grads=True
+            )
+        rows = [i for i, p in enumerate(pulled) if p.requires_grad]
+        total = [torch.zeros_like(v) for v in leaves(y)]
+        for j in _columns(size):
+            if not rows:
+                break
+            pushed = iter(torch.autograd.grad(
+                [pulled[i] for i in rows], duals, [values[i][j] for i in rows], retain_graph=True,
+                create_graph=graph, materialize_grads=True,
+            ))  # fmt: skip
+            total = [
+                s + next(pushed)[j] if v.requires_grad else s
+                for s, v in zip(total, values, strict=True)
+            ]
+    return unflatten(total, y)
+
+
+def _leaf(v: Tensor) -> Tensor:
+    return v.detach().requires_grad_()
