@@ -68,7 +68,7 @@ def ornstein_uhlenbeck(count: int, seed: int) -> Series:
 def lorenz(count: int, seed: int) -> Series:
     """The stochastic Lorenz attractor of Li et al. 2020, over its spread, seen with noise 0.01."""
     draws, noise = torch.Generator().manual_seed(seed), 0.01
-    times = torch.linspace(0.0, 2.0, 81)
+    times = torch.linspace(0.0, 1.0, 41)
 
     def drift(t: Tensor, y: Tensor) -> Tensor:
         a, b, c = y.unbind(-1)
@@ -76,8 +76,8 @@ def lorenz(count: int, seed: int) -> Series:
 
     sde = fs.SDE(drift, lambda t, y: torch.full_like(y, 0.15), noise="diagonal", additive=True)
     ys = fs.solve(
-        sde, torch.randn(count, 3, generator=draws), 0.0, 2.0, integrator=StochasticHeun(),
-        stepping=fs.Fixed(steps=800), save_at=times, generator=draws,
+        sde, torch.randn(count, 3, generator=draws), 0.0, 1.0, integrator=StochasticHeun(),
+        stepping=fs.Fixed(steps=400), save_at=times, generator=draws,
     ).ys  # fmt: skip
     values = ys.transpose(0, 1)
     values = (values - values.mean((0, 1))) / values.std((0, 1))

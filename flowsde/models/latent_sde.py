@@ -35,7 +35,8 @@ class LatentSDE(nn.Module):
         times: ``(n,)``, increasing; the same for all series.
         channels: of a series.
         noise: standard deviation of an observation.
-        latent, context, width: sizes of z, of c, and of the networks' hidden layers.
+        latent, context, width: sizes of z, of c, and of the networks' hidden layers (a quarter of it in
+            those of g, of which every component has its own).
         solver: of every solve; by default Euler-Maruyama in 100 steps. Give one whose steps meet
             the times, such as ``Grid(times)``.
 
@@ -54,7 +55,7 @@ class LatentSDE(nn.Module):
             raise ValueError("times is (n,), increasing, of two times at least")
         self.register_buffer("times", times)
         self.noise, self.solver = noise, solver
-        shared = _Diagonal(latent, width)
+        shared = _Diagonal(latent, width // 4)
         self.prior = SDE(_Prior(latent, width), shared, noise="diagonal", batched_time=True)
         drift = _Posterior(times, latent, context, width)
         self.posterior = SDE(drift, shared, noise="diagonal", batched_time=True)
