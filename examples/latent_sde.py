@@ -219,7 +219,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/latent_sde"))
     parser.add_argument("--small", action="store_true", help="a smoke run of seconds")
     options = parser.parse_args()
-    steps = 20 if options.small else options.steps
+    steps = 8 if options.small else options.steps
     count, draws, seed = (150, 20, options.seed) if options.small else (1000, 200, options.seed)
     out = options.out / f"seed{seed}-steps{steps}"
     out.mkdir(parents=True, exist_ok=True)

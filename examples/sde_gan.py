@@ -52,8 +52,8 @@ class Game:
         self.critic = models.PathDiscriminator(times, 1)
         self.critic.clip()
         self.players = (
-            torch.optim.Adam(self.generator.parameters(), 2e-3, betas=(0.0, 0.99)),
-            torch.optim.Adam(self.critic.parameters(), 4e-3, betas=(0.0, 0.99)),
+            torch.optim.Adam(self.generator.parameters(), 1e-3, betas=(0.0, 0.99)),
+            torch.optim.Adam(self.critic.parameters(), 2e-3, betas=(0.0, 0.99)),
         )
         self.average = training.EMA(self.generator, 0.995)
 
@@ -73,7 +73,7 @@ class Game:
             player.step()
         self.critic.clip()
         self.average.update(self.generator)
-        return -float(gap.detach())
+        return float(gap.detach())
 
     def play(self, steps: int) -> list[float]:
         from tqdm.auto import tqdm
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/sde_gan"))
     parser.add_argument("--small", action="store_true", help="a smoke run of seconds")
     options = parser.parse_args()
-    steps, seed = 20 if options.small else options.steps, options.seed
+    steps, seed = 8 if options.small else options.steps, options.seed
     count, batch = (400, 64) if options.small else (4000, 128)
     out = options.out / f"seed{seed}-steps{steps}"
     out.mkdir(parents=True, exist_ok=True)

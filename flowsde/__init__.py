@@ -34,6 +34,7 @@ from .transforms import (
     Divergence,
     Exact,
     Hutchinson,
+    bridge,
     change_clock,
     costate,
     girsanov,
@@ -51,6 +52,7 @@ __all__ = [
     "Dynamics", "Eager", "Event", "Exact", "Executor", "Fixed", "Flow", "Grid", "Hutchinson",
     "Integrator", "LinearSDE", "Map", "MaxStepsReached", "Noise", "NonFiniteState", "Normal",
     "NotSettled", "Path", "Reversible", "Schedule", "Solution", "SolveError", "Solver", "Stats",
-    "Status", "StepUnderflow", "Stepping", "Steps", "bits_per_dim", "change_clock", "costate",
-    "girsanov", "log_density", "path_kl", "solve", "steady_state", "to_ito", "to_stratonovich",
+    "Status", "StepUnderflow", "Stepping", "Steps", "bits_per_dim", "bridge", "change_clock",
+    "costate", "girsanov", "log_density", "path_kl", "solve", "steady_state", "to_ito",
+    "to_stratonovich",
 ]  # fmt: skip

@@ -35,8 +35,8 @@ class LatentSDE(nn.Module):
         times: ``(n,)``, increasing; the same for all series.
         channels: of a series.
         noise: standard deviation of an observation.
-        latent, context, width: sizes of z, of c, and of the networks' hidden layers (a quarter of it in
-            those of g, of which every component has its own).
+        latent, context, width: sizes of z, of c, and of the networks' hidden layers (a quarter of
+            it for g, of which every component has its own).
         solver: of every solve; by default Euler-Maruyama in 100 steps. Give one whose steps meet
             the times, such as ``Grid(times)``.
 

@@ -1,6 +1,7 @@
 """Transformations return dynamics, and compose."""
 
 from .augmented import Augmented
+from .bridge import Bridge, bridge
 from .calculus import to_ito, to_stratonovich
 from .clock import change_clock
 from .costate import costate
@@ -8,6 +9,6 @@ from .density import Divergence, Exact, Hutchinson, log_density
 from .path_kl import girsanov, path_kl
 
 __all__ = [
-    "Augmented", "Divergence", "Exact", "Hutchinson", "change_clock", "costate", "girsanov",
-    "log_density", "path_kl", "to_ito", "to_stratonovich",
+    "Augmented", "Bridge", "Divergence", "Exact", "Hutchinson", "bridge", "change_clock", "costate",
+    "girsanov", "log_density", "path_kl", "to_ito", "to_stratonovich",
 ]  # fmt: skip
