@@ -49,9 +49,9 @@ class Series:
 
 
 def ornstein_uhlenbeck(count: int, seed: int) -> Series:
-    """dy = -y dt + 0.8 dW from rest, at 40 irregular times of [0, 4], seen with noise 0.1."""
-    draws, noise = torch.Generator().manual_seed(seed), 0.1
-    times = torch.cat((torch.zeros(1), 4.0 * torch.rand(39, generator=draws).sort().values))
+    """dy = -y dt + 0.8 dW from rest, at 20 irregular times of [0, 3], seen with noise 0.2."""
+    draws, noise = torch.Generator().manual_seed(seed), 0.2
+    times = torch.cat((torch.zeros(1), 3.0 * torch.rand(19, generator=draws).sort().values))
     sde = fs.SDE(
         lambda t, y: -y, lambda t, y: torch.full_like(y, 0.8), noise="diagonal", additive=True
     )
@@ -63,6 +63,13 @@ def ornstein_uhlenbeck(count: int, seed: int) -> Series:
     values = ys.transpose(0, 1)
     seen = values + noise * torch.randn(values.shape, generator=draws)
     return Series("Ornstein-Uhlenbeck", times, seen, noise)
+
+
+def refine(times: Tensor, parts: int) -> Tensor:
+    """The times, with each interval cut into so many."""
+    inside = torch.arange(parts) / parts
+    cut = times[:-1, None] + times.diff()[:, None] * inside
+    return torch.cat((cut.flatten(), times[-1:]))
 
 
 def lorenz(count: int, seed: int) -> Series:
@@ -121,11 +128,12 @@ class Run:
     whole: Tensor
 
     @classmethod
-    def of(cls, series: Series, seed: int, latent: int, width: int) -> Run:
+    def of(cls, series: Series, seed: int, latent: int, width: int, parts: int) -> Run:
+        """``parts``: steps from one observation to the next."""
         torch.manual_seed(seed)
         model = models.LatentSDE(
             series.times, series.values.shape[-1], series.noise, latent=latent, width=width,
-            solver=fs.Solver(EulerMaruyama(), fs.Grid(series.times)),
+            solver=fs.Solver(EulerMaruyama(), fs.Grid(refine(series.times, parts))),
         )  # fmt: skip
         return cls(series, model, *series.split(50, seed))
 
@@ -228,8 +236,8 @@ def main() -> None:
     found, error, truth = divergence_check(seed, 500 if options.small else 20_000)
     print(f"divergence of Ornstein-Uhlenbeck paths: {found:.4f} +- {error:.4f}, exact {truth:.4f}")
     runs = [
-        Run.of(ornstein_uhlenbeck(count, seed), seed, latent=2, width=32),
-        Run.of(lorenz(count, seed), seed, latent=4, width=64),
+        Run.of(ornstein_uhlenbeck(count, seed), seed, latent=1, width=32, parts=4),
+        Run.of(lorenz(count, seed), seed, latent=4, width=64, parts=1),
     ]
     record: dict[str, object] = {"divergence": [found, error, truth]}
     paths = []

@@ -26,7 +26,8 @@ class LatentSDE(nn.Module):
         posterior    z(t_0) ~ N(m_x, s_x^2),   dz = f(t, z, c_x(t)) dt + g(z) dW
         likelihood   x_i ~ N(W z(t_i) + b, noise^2)
 
-    c_x(t) is what a GRU, run backwards over the series, knows at the first of the times after t.
+    c_x(t) is what a GRU, run backwards over the series, knows at the first of the times after t,
+    together with the time until then.
     ``prior`` and ``posterior`` are SDEs, the latter with the context ``(batch, n, context)`` as its
     argument. A series x is ``(batch, n, channels)`` at the n times, not-a-number where nothing was
     seen.
@@ -38,7 +39,8 @@ class LatentSDE(nn.Module):
         latent, context, width: sizes of z, of c, and of the networks' hidden layers (a quarter of
             it for g, of which every component has its own).
         solver: of every solve; by default Euler-Maruyama in 100 steps. Give one whose steps meet
-            the times, such as ``Grid(times)``.
+            the times, such as ``Grid(times)``, and are short enough for the posterior to steer:
+            what one step's noise adds, g sqrt(dt), is well under ``noise``.
 
     Source: Li et al. 2020, "Scalable gradients for stochastic differential equations", arXiv
     2001.01328.
@@ -159,7 +161,7 @@ class _Posterior(nn.Module):
     def __init__(self, times: Tensor, latent: int, context: int, width: int) -> None:
         super().__init__()
         self.register_buffer("times", times)
-        self.net = MLP([latent + 1 + context, width, width, latent], nn.Softplus)
+        self.net = MLP([latent + 2 + context, width, width, latent], nn.Softplus)
 
     def forward(self, t: Tensor, y: Tensor, context: Tensor) -> Tensor:
         i = torch.searchsorted(self.times, t.detach(), right=True).clamp(max=len(self.times) - 1)
@@ -167,7 +169,8 @@ class _Posterior(nn.Module):
             now = context[torch.arange(len(y), device=y.device), i]
         else:
             now = context.index_select(1, i.reshape(1))[:, 0]
-        return self.net(torch.cat((_beside(t, y), now), -1))
+        wait = self.times[i].to(t.dtype) - t
+        return self.net(torch.cat((_beside(wait, _beside(t, y)), now), -1))
 
 
 class _Diagonal(nn.Module):
