@@ -68,6 +68,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.advance: Callable[..., Step] = self.step  # an executor may put its own in its place
+        self.leap: Callable[[State, Carry, Stats], tuple[State, Carry]] | None = None  # and here
         self._thins = True  # whether rows that have ended may be left out
 
     def step(self, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> Step:
@@ -78,7 +79,16 @@ class Loop:
     def _attempt(
         self, recorder: Recorder, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry
     ) -> Step:
-        return recorder.take(self, n, self.plan.after(t0), self.plan.before(t1), y, carry)
+        t0, t1 = self.plan.after(t0), self.plan.before(t1)
+        if self._leaps(recorder):  # what a leap leaves to the loop is one step now and then
+            return self.step(n, t0, t1, y, carry)
+        return recorder.take(self, n, t0, t1, y, carry)
+
+    def _leaps(self, recorder: Recorder) -> bool:
+        """Whether many steps may be taken at once, unseen by the loop."""
+        return (
+            self.leap is not None and type(recorder) is Recorder and not torch.is_grad_enabled()
+        )
 
     def run(self, recorder: Recorder) -> Solution:
         plan, saver, y = self.plan, self.saver, self.y0
@@ -104,6 +114,11 @@ class Loop:
             if stats.attempts == self.max_steps:
                 plan.exhausted(self.max_steps)
                 break
+            if self._leaps(recorder):
+                assert self.leap is not None
+                y, carry = self.leap(y, carry, stats)
+                if not plan.running:
+                    break
             t0, t1 = plan.interval()
             step = self._attempt(recorder, stats.attempts, t0, t1, y, carry)
             accept = plan.judge(step, y)
