@@ -134,9 +134,8 @@ class _Way:
         for i, x in enumerate((*flat, *found)):
             if isinstance(x, Tensor):
                 places.setdefault(id(x), i)
-        rebuild = builder(result)
-        if isinstance(result, Step):
-            result, rebuild = _opened(result)
+        rebuild: Callable[[Any], Any]
+        result, rebuild = _opened(result) if isinstance(result, Step) else (result, builder(result))
         ends = leaves(result)
         inputs, outputs = ([(places.get(id(x)), x) for x in xs] for xs in (given, ends))
         if any(place is None and isinstance(x, Tensor) for place, x in outputs):
@@ -150,10 +149,10 @@ class _Way:
 
     def like(self, other: _Way) -> bool:
         """Whether all that goes another way is the very same."""
+        mine, theirs = (way.inputs + way.outputs for way in (self, other))
         return self.graph is other.graph and all(
-            len(mine) == len(theirs)
-            and all(i == j and (x is y or x == y) for (i, x), (j, y) in zip(mine, theirs))
-            for mine, theirs in ((self.inputs, other.inputs), (self.outputs, other.outputs))
+            i == j and (x is y or (not isinstance(x, Tensor) and x == y))
+            for (i, x), (j, y) in zip(mine, theirs, strict=True)
         )
 
 
@@ -180,15 +179,13 @@ def _opened(step: Step) -> tuple[State, Callable[[list[Any]], Step]]:
 
 
 def as_input(t: Any, y: State) -> Tensor:
-    """Times, or a list of rows of them, as an input of a graph that takes this state."""
+    """A time, or a list of times or rows of them, as an input of a graph that takes this state."""
     device = leaves(y)[0].device
-    wide = torch.float32 if device.type == "mps" else torch.float64
-    if isinstance(t, (list, tuple)):
-        rows = [x for x in t if isinstance(x, Tensor)]
-        if not rows:
-            return torch.tensor(t, dtype=wide, device=device)
-        shape = torch.broadcast_shapes(*(x.shape for x in rows))
-        return torch.stack([as_input(x, y).to(wide).expand(shape) for x in t])
     if isinstance(t, Tensor):
         return t.contiguous()
-    return torch.full((), t, dtype=wide, device=device)
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    rows = [x for x in t if isinstance(x, Tensor)] if isinstance(t, (list, tuple)) else []
+    if not rows:
+        return torch.tensor(t, dtype=wide, device=device)
+    shape = max((x.shape for x in rows), key=len)
+    return torch.stack([torch.as_tensor(x).to(device, wide).expand(shape) for x in t])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
+
+from torch import Tensor
 
 from ._scalar import Scalar
 from ._state import State
 
-__all__ = ["Draws", "Increment", "Source"]
+__all__ = ["Draws", "Increment", "Levy", "Source"]
+
+Levy = Literal["W", "H", "K"]
 
 
 class Increment(NamedTuple):
@@ -46,10 +49,16 @@ class Draws:
     """
 
     shapes: State
-    levy: Literal["W", "H", "K"] = "W"
+    levy: Levy = "W"
     extra: State | None = None
     halves: bool = False
 
 
-Source = Callable[[int, Scalar, Scalar], Increment]
-"""The increment of step n, from t0 to t1: a pure function, so that steps can be taken again."""
+class Source(Protocol):
+    """One solve's view of a path: a pure function, so that steps can be taken again."""
+
+    def __call__(self, n: int, t0: Scalar, t1: Scalar) -> Increment:
+        """The increment of step n, from t0 to t1."""
+
+    def select(self, rows: Tensor) -> Source:
+        """The source of these rows of the batch alone."""

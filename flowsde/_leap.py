@@ -11,17 +11,18 @@ from torch import Tensor
 from ._graph import Calls, Graph, as_input
 from ._increment import Increment
 from ._loop import Loop
+from ._outset import Outset
 from ._plan import AdaptivePlan, GivenPlan, too_small
 from ._save import SaveEnd
-from ._scalar import Scalar
 from ._state import State, builder, leaves, mapped, stack, tree_map, where
 from .dynamics.field import Field
 from .integrators.base import Carry, Integrator
 from .solution import Stats
 from .stepping import Adaptive
 
-__all__ = ["Leap", "chosen", "given"]
+__all__ = ["Leap"]
 
+_loop: Callable[..., Any] = torch.while_loop
 _STEPS = 64  # given steps that one call of the graph takes
 _NUMBERS = 1 << 22  # of noise that it takes at most
 
@@ -39,10 +40,8 @@ def chosen(
     Returns:
         How many attempts there were; marks, y and carry after them.
     """
-    method, stepping = _flowsde_method, _flowsde_stepping
-    assert method.error_order is not None
-    order, build, (start, end) = method.error_order, _builder((y, carry)), ends.unbind()
-    span = end - start
+    method, stepping, (start, end) = _flowsde_method, _flowsde_stepping, ends.unbind()
+    exponent, build, span = method.exponent(field.dynamics), _builder((y, carry)), end - start
 
     def on(n: Tensor, live: Tensor, marks: Tensor, *flat: Tensor) -> Tensor:
         return live & (n < limit)
@@ -56,20 +55,36 @@ def chosen(
         reach = torch.where(on, reach, t)
         step = method.step(field, t, reach, y, None, carry)
         error = stepping.measure(step.error(), y, step.y1).to(t.dtype)
-        accept, ahead, memory = stepping.advise(error, reach - t, order, (before, older))
+        accept, ahead, memory = stepping.advise(error, reach - t, exponent, (before, older))
         fails = (on & ~accept & too_small(ahead, t, span.abs(), stepping.dt_min)).any()
         takes = on & ~fails
         accept, missed = accept & takes, ~accept & takes
         going = on & ~(accept & lands)
-        rows = torch.where(accept, reach, t), ahead, *memory
-        rows = *rows, accepted + accept, rejected + missed, going
+        counts = accepted + accept, rejected + missed
+        rows: list[Any] = [torch.where(accept, reach, t), ahead, *memory, *counts, going]
         after = torch.where(fails, marks, torch.stack([x.to(t.dtype) for x in rows]))
         new = where(accept, (step.y1, step.carry), (y, carry))
         return n + ~fails, ~fails & going.any(), after, *_tensors(new)
 
     n = torch.zeros_like(limit)
-    n, _, marks, *flat = torch.while_loop(on, attempt, (n, n == 0, marks, *_tensors((y, carry))))
+    n, _, marks, *flat = _loop(on, attempt, (n, n == 0, marks, *_tensors((y, carry))))
     return n, marks, *build(flat)
+
+
+def outright(
+    _flowsde_method: Integrator, _flowsde_stepping: Adaptive, field: Field, ends: Tensor,
+    limit: Tensor, first: Tensor | None, y: State,
+) -> tuple[Tensor, Tensor, State, Carry]:  # fmt: skip
+    """The same from the start on, which chooses the first step where none is given."""
+    method, stepping, (start, end) = _flowsde_method, _flowsde_stepping, ends.unbind()
+    carry, span, sign = method.init(field, start, y), (end - start).abs(), torch.sign(end - start)
+    outset = Outset(field, stepping, method.exponent(field.dynamics), start, y, sign, span)
+    size: Any = outset.smooth(method.slope(carry)) if first is None else first
+    size = torch.minimum(size, span).clamp(max=stepping.dt_max)
+    one, none = torch.ones_like(start), torch.zeros_like(start)
+    on = (span > 0).to(start.dtype)
+    marks = torch.stack([start, size, one, one, none, none, on])
+    return chosen(method, stepping, field, ends, limit, marks, y, carry)
 
 
 def given(
@@ -88,7 +103,7 @@ def given(
         return n + 1, *(x.clone() for x in _tensors((taken.y1, taken.carry)))
 
     start = (torch.zeros_like(count), *_tensors((y, carry)))
-    return build(torch.while_loop(on, step, start)[1:])
+    return build(_loop(on, step, start)[1:])
 
 
 def _row(x: Any, n: Tensor) -> Any:
@@ -113,13 +128,16 @@ def _builder(like: Any) -> Callable[[Sequence[Tensor]], Any]:
 
 
 class Leap:
-    """Takes what steps it can at once; those that fail or start the method are left to the loop."""
+    """Takes what steps it can at once; those that fail or start the method are left to the loop.
 
-    def __init__(self, loop: Loop, graph: Graph) -> None:
-        adaptive = loop.stepping if isinstance(loop.stepping, Adaptive) else None
-        self._loop, self._graph = loop, graph
-        self._calls = Calls(graph, loop.integrator, adaptive, loop.field)
-        self._ends: Tensor | None = None
+    Args:
+        loop: the solve.
+        graph: of a function of this module, for each of them.
+    """
+
+    def __init__(self, loop: Loop, graph: Callable[[Callable[..., Any]], Graph]) -> None:
+        self._loop, self._graph, self._calls = loop, graph, dict[Any, Calls]()
+        self._adaptive = loop.stepping if isinstance(loop.stepping, Adaptive) else None
 
     @staticmethod
     def suits(loop: Loop) -> bool:
@@ -131,73 +149,119 @@ class Leap:
             return False
         return not leaves(loop.y0)[0].is_meta and not mapped(loop.y0)
 
-    def __call__(self, y: State, carry: Carry, stats: Stats) -> tuple[State, Carry]:
-        """The state and the carry after the steps taken; the plan is told of them."""
-        room = self._loop.max_steps - 1 - stats.attempts  # the last one allowed is the loop's own
-        cost = self._cost(stats.attempts, y, carry) if room > 0 else None
-        if cost is None:
+    def begin(self, y: State, stats: Stats) -> tuple[State, Carry]:
+        loop, plan = self._loop, self._loop.plan
+        cost = self._cost_of_start(y) if isinstance(plan, AdaptivePlan) else None
+        if cost is None or loop.max_steps < 2:
+            return loop.begin(y)
+        assert isinstance(plan, AdaptivePlan)
+        assert self._adaptive is not None
+        plan.meet(loop.field)
+        first = None if self._adaptive.dt0 is None else as_input(self._adaptive.dt0, y)
+        found = self._call(outright, self._ends(y), self._limit(y, loop.max_steps - 1), first, y)
+        if found is None:
+            return loop.begin(y)
+        loop.field.evaluations += cost
+        return self._resume(found, stats)
+
+    def go(self, y: State, carry: Carry, stats: Stats) -> tuple[State, Carry]:
+        loop, plan = self._loop, self._loop.plan
+        room = loop.max_steps - 1 - stats.attempts  # the last one allowed is the loop's own
+        if room < 1 or self._cost(y, carry) is None:
             return y, carry
-        go = self._chosen if isinstance(self._loop.plan, AdaptivePlan) else self._given
+        if isinstance(plan, GivenPlan):
+            return self._given(plan, room, y, carry, stats)
+        assert isinstance(plan, AdaptivePlan)
+        marks, limit = as_input(plan.marks(), y), self._limit(y, room)
+        found = self._call(chosen, self._ends(y), limit, marks, y, carry)
+        return (y, carry) if found is None else self._resume(found, stats)
+
+    def _call(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """What a graph returns; None, and no more leaps, where the compiler does not take it."""
+        graph, loop = self._graph(function), self._loop
+        if function not in self._calls:
+            self._calls[function] = Calls(graph, loop.integrator, self._adaptive, loop.field)
+        before = loop.field.evaluations
         try:
-            count, y, carry = go(stats.attempts, room, y, carry)
+            if graph.fits:
+                return self._calls[function](*inputs)
         except torch._dynamo.exc.TorchDynamoException:
-            self._loop.leap, self._graph.fits = None, False  # each step is a graph from here on
-            return y, carry
-        stats.attempts += count
-        self._loop.field.evaluations += count * cost
+            graph.fits = False
+        finally:
+            loop.field.evaluations = before
+        loop.leap = None
+        return None
+
+    def _ends(self, y: State) -> Tensor:
+        assert isinstance(self._loop.plan, AdaptivePlan)
+        return as_input(self._loop.plan.ends, y)
+
+    def _limit(self, y: State, room: int) -> Tensor:
+        return torch.full((), room, device=leaves(y)[0].device)
+
+    def _resume(self, found: Any, stats: Stats) -> tuple[State, Carry]:
+        count, marks, y, carry = found
+        assert isinstance(self._loop.plan, AdaptivePlan)
+        self._loop.plan.resume(marks)
+        self._told(int(count), y, carry, stats)
         return y, carry
 
-    def _cost(self, n: int, y: State, carry: Carry) -> int | None:
+    def _told(self, count: int, y: State, carry: Carry, stats: Stats) -> None:
+        stats.attempts += count
+        self._loop.field.evaluations += count * (self._cost(y, carry) or 0)
+
+    def _given(
+        self, plan: GivenPlan, room: int, y: State, carry: Carry, stats: Stats
+    ) -> tuple[State, Carry]:
+        noise, most = self._loop.noise, _STEPS
+        if noise is not None:
+            size = sum(x.numel() for x in leaves(y))
+            most = max(4, min(_STEPS, _NUMBERS // max(1, size)))
+        while plan.running and room > 0:
+            times = plan.ahead(min(most, room))
+            count = len(times) - 1
+            spare = most - count
+            dw = None
+            if noise is not None:
+                n = stats.attempts
+                dws = [noise(n + i, *times[i : i + 2]) for i in range(count)]
+                dw = stack(dws + dws[-1:] * spare)
+            row = as_input([*times, *times[-1:] * spare], y)
+            found = self._call(given, row, self._limit(y, count), dw, y, carry)
+            if found is None:
+                break
+            y, carry = found
+            plan.skip(count)
+            self._told(count, y, carry, stats)
+            room -= count
+        return y, carry
+
+    def _cost(self, y: State, carry: Carry) -> int | None:
         """Evaluations in one step, from one taken for this; None where the next step would not be
         of its kind.
         """
-        loop, costs = self._loop, self._graph.costs
-        kind = tuple(_look(x) for x in leaves((y, carry)))
+        loop, costs = self._loop, self._graph(chosen if self._adaptive else given).costs
+        kind = _look((y, carry))
         if kind not in costs:
             before = loop.field.evaluations
-            step = loop.step(n, *loop.plan.interval(), y, carry)
-            settled = kind == tuple(_look(x) for x in leaves((step.y1, step.carry)))
+            step = loop.step(0, *loop.plan.interval(), y, carry)
+            settled = kind == _look((step.y1, step.carry))
             costs[kind] = loop.field.evaluations - before if settled else None
             loop.field.evaluations = before
         return costs[kind]
 
-    def _chosen(self, n: int, room: int, y: State, carry: Carry) -> tuple[int, State, Carry]:
-        plan = self._loop.plan
-        assert isinstance(plan, AdaptivePlan)
-        if self._ends is None:
-            self._ends = as_input(plan.ends, y)
-        marks = as_input(plan.marks(), y)
-        limit = torch.full((), room, device=marks.device)
-        count, marks, y, carry = self._calls(self._ends, limit, marks, y, carry)
-        plan.resume(marks)
-        return int(count), y, carry
-
-    def _given(self, n: int, room: int, y: State, carry: Carry) -> tuple[int, State, Carry]:
-        loop, plan = self._loop, self._loop.plan
-        assert isinstance(plan, GivenPlan)
-        times, done = plan.ahead(room), 0
-        most = _STEPS
-        if loop.noise is not None:
-            size = sum(x.numel() for x in leaves(loop.y0))
-            most = max(4, min(_STEPS, _NUMBERS // max(1, size)))
-        while done < len(times) - 1:
-            part = times[done : done + most + 1]
-            count = len(part) - 1
-            spare = most - count
-            dw = None if loop.noise is None else self._noise(n + done, part, spare)
-            row = as_input([*part, *part[-1:] * spare], y)
-            y, carry = self._calls(row, torch.full((), count, device=row.device), dw, y, carry)
-            done += count
-        plan.skip(done)
-        return done, y, carry
-
-    def _noise(self, n: int, times: Sequence[Scalar], spare: int) -> Increment:
-        """The increments of these steps, and as many more as the graph has room for."""
-        source = self._loop.noise
-        assert source is not None
-        rows = [source(n + i, *times[i : i + 2]) for i in range(len(times) - 1)]
-        return stack(rows + rows[-1:] * spare)
+    def _cost_of_start(self, y: State) -> int | None:
+        """Evaluations before the first step; None where that one is not of the others' kind."""
+        assert self._adaptive is not None
+        costs, field = self._graph(outright).costs, self._loop.field
+        kind = self._adaptive.dt0 is None, *_look(y)
+        if kind not in costs:
+            before = field.evaluations
+            y, carry = self._loop.begin(y)
+            spent, field.evaluations = field.evaluations - before, before
+            costs[kind] = None if self._cost(y, carry) is None else spent
+        return costs[kind]
 
 
-def _look(x: Any) -> Any:
-    return (x.shape, x.dtype) if isinstance(x, Tensor) else x
+def _look(tree: Any) -> tuple[Any, ...]:
+    return tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves(tree))

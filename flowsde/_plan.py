@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._scalar import Scalar, expand, isfinite, minimum, to_float
+from ._increment import Source
+from ._outset import Outset
+from ._scalar import Scalar, expand, minimum, sqrt, to_float
 from ._scalar import where as choose
-from ._state import State, combine, leaves, mapped, put_rows, rows_of, tree_map
+from ._state import State, leaves, mapped, put_rows, rows_of, tree_map
 from .dynamics.field import Field
 from .integrators.base import Carry, Integrator, Step
 from .integrators.runge_kutta import ExplicitRK
@@ -49,8 +52,8 @@ class Plan(ABC):
     def progress(self) -> float:
         """The part of the way that is done, 0 to 1."""
 
-    def start(self, field: Field, y: State, carry: Carry) -> None:
-        """Sees the initial state and slope."""
+    def start(self, field: Field, y: State, carry: Carry, noise: Source | None) -> None:
+        """Sees the initial state and slope, and the path."""
 
     @abstractmethod
     def interval(self) -> tuple[Scalar, Scalar]:
@@ -202,31 +205,51 @@ def _where(bad: list[Tensor]) -> str:
 
 
 class _Stops:
-    """The times inside one span on which steps land, and which of them the field jumps at."""
+    """The times inside one span on which steps land, and which of them the field jumps at.
+
+    Those of ``landings``, ``(n,)`` or ``(n, batch)``, come to those of the stepping.
+    """
 
     def __init__(
-        self, stepping: Adaptive, start: Any, end: Any, sign: Any, dtype: torch.dtype
-    ) -> None:
+        self, stepping: Adaptive, landings: Tensor | None, start: Any, end: Any, sign: Any,
+        dtype: torch.dtype,
+    ) -> None:  # fmt: skip
         self._end, self._sign = end, sign
         narrow = torch.finfo(dtype)  # the field sees times of the state's dtype
         self._gaps = {t: max(2.0 * narrow.eps * abs(t), narrow.tiny) for t in stepping.jump_at}
-        times = sorted({*stepping.step_at, *stepping.jump_at})
-        self.inside = any(_some(((t - start) * sign > 0) & ((end - t) * sign > 0)) for t in times)
-        self._times, self.jumps = times, bool(self._gaps)
+        self.jumps, fixed = bool(self._gaps), [*stepping.step_at, *stepping.jump_at]
+        if isinstance(end, Tensor):
+            table = torch.tensor(fixed).to(end)[:, None].expand(-1, len(end))
+            self._times: Any = table if landings is None else torch.cat((table, landings.to(end)))
+            inside = ((self._times - start) * sign > 0) & ((end - self._times) * sign > 0)
+            self.inside = bool(inside.any())
+        else:
+            fixed += [] if landings is None else landings.tolist()
+            low, high = min(start, end), max(start, end)
+            self._times = sorted((t for t in {*fixed} if low < t < high), key=self._along)
+            self.inside = bool(self._times)
+
+    def _along(self, t: float) -> float:
+        return self._sign * t
 
     def select(self, index: Tensor) -> _Stops:
         """Those of these rows alone."""
         part = copy.copy(self)
         part._end, part._sign = self._end[index], self._sign[index]
+        part._times = self._times[:, index]
         return part
 
     def next(self, now: Any) -> Any:
         """The next of them; the end after the last."""
-        aim = self._end
-        for t in self._times:
-            ahead = (t - now) * self._sign
-            aim = choose((ahead > 0) & (ahead < (aim - now) * self._sign), t + 0.0 * now, aim)
-        return aim
+        if not self.inside:
+            return self._end
+        if not isinstance(now, Tensor):
+            i = bisect_right(self._times, self._along(now), key=self._along)
+            return self._times[i] if i < len(self._times) else self._end
+        ahead = (self._times - now) * self._sign
+        least, which = torch.where(ahead > 0, ahead, torch.inf).min(0)
+        aim = self._times.gather(0, which[None])[0]
+        return torch.where(least < (self._end - now) * self._sign, aim, self._end)
 
     def jumps_at(self, t: Any) -> Any:
         """Whether t is a jump."""
@@ -251,11 +274,10 @@ class AdaptivePlan(Plan):
 
     def __init__(
         self, stepping: Adaptive, integrator: Integrator, t0: Any, t1: Any, batch: int | None,
-        dtype: torch.dtype,
+        dtype: torch.dtype, landings: Tensor | None = None,
     ) -> None:  # fmt: skip
         self._stepping, self._integrator, self._batch = stepping, integrator, batch
-        assert integrator.error_order is not None
-        self._order = integrator.error_order
+        self._order = math.nan  # of the error: the start tells
         self._zero: Any = 0
         if batch is not None:
             self._zero = torch.zeros(batch, dtype=torch.int64, device=t0.device)
@@ -266,7 +288,7 @@ class AdaptivePlan(Plan):
         self._now = self._host[0]
         gap = self._host[1] - self._now
         self._sign: Any = math.copysign(1.0, gap) if batch is None else torch.sign(gap)
-        self._stops = _Stops(stepping, *self._host, self._sign, dtype)
+        self._stops = _Stops(stepping, landings, *self._host, self._sign, dtype)
         self._aim: Any = self._stops.next(self._now)
         self._field: Field | None = None
         self._step: Step | None = None
@@ -297,40 +319,25 @@ class AdaptivePlan(Plan):
         start, end = (_mean(t) for t in (_detach(self._start), self._host[1]))
         return (_mean(self._now) - start) / (end - start) if end != start else 1.0
 
-    def start(self, field: Field, y: State, carry: Carry) -> None:
-        self._field = field
+    def meet(self, field: Field) -> None:
+        """Sees the field."""
+        self._field, self._order = field, self._integrator.exponent(field.dynamics)
+
+    def start(self, field: Field, y: State, carry: Carry, noise: Source | None) -> None:
+        self.meet(field)
         stepping, span = self._stepping, abs(self._host[1] - self._now)
         if stepping.dt0 is not None:
             first: Any = stepping.dt0
         else:
+            outset = Outset(field, stepping, self._order, self._now, y, self._sign, span)
             with torch.no_grad():
-                slope = self._integrator.slope(carry)
-                first = self._first(field, y, slope, span)
+                if noise is None:
+                    first = outset.smooth(self._integrator.slope(carry))
+                else:
+                    root = sqrt(choose(span > 0, span, 1.0 + 0.0 * span))
+                    w = noise(0, *self._host).w
+                    first = outset.rough(tree_map(lambda x: x / expand(root, x), w))
         self._dt = minimum(minimum(first + 0.0 * span, span), stepping.dt_max + 0.0 * span)
-
-    def _first(self, field: Field, y: State, slope: State, span: Scalar) -> Scalar:
-        """Hairer's rule: a step at which an explicit method's error is about the tolerance."""
-        stepping, per_sample = self._stepping, self._batch is not None
-        scale = stepping.scale(y)
-
-        def norm(x: State) -> Any:
-            size = stepping.norm(tree_map(torch.div, x, scale), per_sample).double()
-            return size if per_sample else float(size)
-
-        d0, d1 = norm(y), norm(slope)
-        small = (d0 < 1e-5) | (d1 < 1e-5)
-        guess = choose(small, 1e-6 + 0.0 * d0, 0.01 * d0 / choose(small, 1.0 + 0.0 * d1, d1))
-        guess = minimum(guess, span)
-        guess = choose(isfinite(guess), guess, 1e-6 * span)
-        step = guess * self._sign
-        ahead = field.drift(self._now + step, combine(y, step, ((0, 1.0),), [slope]))
-        curve = norm(tree_map(torch.sub, ahead, slope)) / choose(guess > 0, guess, 1.0 + 0 * guess)
-        steep = choose(d1 > curve, d1, curve)
-        flat = steep <= 1e-15
-        bent = (0.01 / choose(flat, 1.0 + 0.0 * steep, steep)) ** (1.0 / self._order)
-        careful = choose(1e-3 * guess > 1e-6, 1e-3 * guess, 1e-6 + 0.0 * guess)
-        first = minimum(100.0 * guess, choose(flat, careful, bent))
-        return choose(isfinite(first), first, guess)
 
     def interval(self) -> tuple[Scalar, Scalar]:
         self._lands = self._dt * 1.01 >= abs(self._aim - self._now)
@@ -360,7 +367,10 @@ class AdaptivePlan(Plan):
         width = abs(self._reach - self._now)
         accept, dt, memory = self._stepping.advise(error, width, self._order, self._memory)
         if self._stops.inside:  # a step cut short to land says little of the next
-            dt = choose(accept & self._lands & (dt < self._dt), self._dt, dt)
+            cut = accept & self._lands & (dt < self._dt)
+            dt = choose(cut, self._dt, dt)
+            (now, before), (last, older) = memory, self._memory
+            memory = choose(cut, last, now), choose(cut, older, before)
         if self._batch is None:
             return self._decide_shared(error, accept, dt, memory)
         self._memory = memory

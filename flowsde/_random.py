@@ -13,10 +13,13 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["BASE", "BROWNIAN", "PROBE", "draw_seed", "keys", "normal", "rademacher"]
+__all__ = [
+    "BASE", "BROWNIAN", "EXTRA", "LEVY", "PROBE", "SPLIT", "TREE", "draw_seed", "keys", "keys_of",
+    "normal", "rademacher", "roots",
+]  # fmt: skip
 
 _LOW = 0xFFFFFFFF
-BROWNIAN, PROBE, BASE = range(3)  # streams of one seed that never meet
+BROWNIAN, PROBE, BASE, LEVY, SPLIT, EXTRA, TREE = range(7)  # streams of one seed that never meet
 
 
 def _signed(x: int) -> int:
@@ -58,25 +61,33 @@ def draw_seed(generator: torch.Generator) -> int:
     return int(seed)
 
 
-def keys(seed: int | Tensor, rows: int, device: torch.device, stream: int) -> Tensor:
-    """``(rows,)`` keys: from one seed, or from one seed a row; streams are independent."""
+def roots(seed: int | Tensor, rows: int, device: torch.device) -> Tensor:
+    """``(rows,)`` words that tell rows apart: from one seed, or from one seed a row."""
     if isinstance(seed, Tensor):
         if seed.shape != (rows,) or seed.is_floating_point():
             raise ValueError(
                 f"per-sample seeds have shape ({rows},) and an integer dtype; got "
                 f"{tuple(seed.shape)} {seed.dtype}"
             )
-        root = seed.to(device=device, dtype=torch.int64)
-    else:
-        start = torch.full((), _signed(seed % 2**64), dtype=torch.int64, device=device)
-        root = _mix(start) + torch.arange(rows, dtype=torch.int64, device=device)
+        return seed.to(device=device, dtype=torch.int64)
+    start = torch.full((), _signed(seed % 2**64), dtype=torch.int64, device=device)
+    return _mix(start) + torch.arange(rows, dtype=torch.int64, device=device)
+
+
+def keys_of(root: Tensor, stream: int | Tensor) -> Tensor:
+    """Keys of the rows with these roots; streams are independent."""
     return _mix(_mix(root) + stream) | 1
+
+
+def keys(seed: int | Tensor, rows: int, device: torch.device, stream: int) -> Tensor:
+    """``(rows,)`` keys: from one seed, or from one seed a row; streams are independent."""
+    return keys_of(roots(seed, rows, device), stream)
 
 
 def _bits(key: Tensor, steps: Tensor, width: int) -> Tensor:
     """``(len(steps), rows, width)`` words."""
     offsets = torch.arange(width, dtype=torch.int64, device=key.device)
-    counter = (steps << 32)[:, None, None] + offsets
+    counter = (steps << 32).reshape(len(steps), -1, 1) + offsets
     return _squares(counter, key[:, None])
 
 
@@ -85,7 +96,7 @@ def normal(key: Tensor, steps: Tensor, size: int, dtype: torch.dtype) -> Tensor:
 
     Args:
         key: ``(rows,)`` keys.
-        steps: int64 counters below 2^31.
+        steps: int64 counters below 2^31, ``(n,)``, or ``(n, rows)`` where every row has its own.
         size: numbers per row and step.
         dtype: of the result; the arithmetic is float64 where the device has it.
     """

@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 from ._scalar import Scalar, expand
 
 __all__ = [
-    "State", "batch_size", "builder", "check_like", "combine", "contract", "describe", "detach", "leaves",
-    "mapped", "put_rows", "rows_of", "stack", "tree_map", "unflatten", "weigh", "where",
+    "State", "batch_size", "builder", "check_like", "combine", "contract", "describe", "detach",
+    "leaves", "mapped", "put_rows", "rows_of", "stack", "tree_map", "unflatten", "weigh", "where",
 ]  # fmt: skip
 
 State = Any

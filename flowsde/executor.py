@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ._graph import Calls, Graph, as_input
 from ._increment import Increment
-from ._leap import Leap, chosen, given
+from ._leap import Leap
 from ._loop import Loop
 from ._scalar import Scalar
 from ._state import State, leaves
@@ -79,12 +80,11 @@ class Compiled(Executor):
                 f"{type(loop.integrator).__name__} takes steps of more than one kind, which one "
                 "graph does not hold: use executor=Eager(), or an explicit method such as Tsit5()"
             )
-        adaptive = isinstance(loop.stepping, Adaptive)
+        graph = functools.partial(self._graph, loop, dynamics)
         within = loop.dense or loop.watch is not None or loop.saver.times is not None
-        loop.advance = _Steps(loop, self._graph(loop, dynamics, _whole if within else _end), within)
-        many = self._graph(loop, dynamics, chosen if adaptive else given)
-        if many.fits and Leap.suits(loop):
-            loop.leap = Leap(loop, many)
+        loop.advance = _Steps(loop, graph(_whole if within else _end), within)
+        if Leap.suits(loop):
+            loop.leap = Leap(loop, graph)
 
     def _graph(self, loop: Loop, dynamics: Dynamics, function: Callable[..., Any]) -> Graph:
         graphs = self._made.setdefault(dynamics, {})

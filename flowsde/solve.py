@@ -147,9 +147,13 @@ def solve(
         if isinstance(stepping, Adaptive) and (stepping.step_at or stepping.jump_at):
             raise TypeError("an outside engine steps by itself: leave out step_at and jump_at")
         grid = _save_grid(span, save_at)
-    plan = _plan(integrator, stepping, span, grid, y0)
-    noise = None
     draws = integrator.draws(dynamics, y0)
+    landings = None
+    if draws is not None and isinstance(stepping, Adaptive):
+        _check_rough(stepping, span, dense)
+        landings = span.saves
+    plan = _plan(integrator, stepping, span, grid, y0, landings)
+    noise = None
     if draws is not None:
         noise = _noise(path, seed, grid, draws)
     elif path is not None:
@@ -221,12 +225,28 @@ def _choose(
         stepping = Adaptive()
     if not isinstance(stepping, Stepping):
         raise TypeError(f"stepping is an object such as Fixed(steps=50); got {stepping!r}")
-    if isinstance(stepping, Adaptive) and not adaptive and not isinstance(integrator, Engine):
-        raise TypeError(
-            f"{type(integrator).__name__} has no error estimate to adapt its steps by: use "
-            "Fixed(...) or Grid(...), or for an ODE Tsit5(), Dopri5(), Bosh3() or Dopri8()"
-        )
+    if isinstance(stepping, Adaptive) and not isinstance(integrator, Engine):
+        integrator.exponent(dynamics)
     return integrator, stepping
+
+
+def _check_rough(stepping: Adaptive, span: _Span, dense: bool) -> None:
+    """Refuses what steps chosen along a Brownian path cannot give."""
+    if dense:
+        raise TypeError(
+            "between the chosen steps of an SDE no state is known, and a chord is not its path: "
+            "name the times in save_at, on which steps then end"
+        )
+    if stepping.jump_at:
+        raise TypeError(
+            "an SDE's steps start afresh anyway: give the times where f or g jumps as step_at"
+        )
+    times = (span.t0, span.t1, span.saves)
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in times):
+        raise TypeError(
+            "a solution along a given Brownian path has no derivative by time: detach() t0, t1 and "
+            "save_at"
+        )
 
 
 @dataclass
@@ -386,15 +406,16 @@ def _save_grid(span: _Span, save_at: SaveAt) -> list[Scalar]:
 
 
 def _plan(
-    integrator: Integrator, stepping: Stepping, span: _Span, grid: list[Scalar] | None, y0: State
-) -> Plan:
+    integrator: Integrator, stepping: Stepping, span: _Span, grid: list[Scalar] | None, y0: State,
+    landings: Tensor | None,
+) -> Plan:  # fmt: skip
     if grid is not None:
         return GivenPlan(grid, span.batch)
     assert isinstance(stepping, Adaptive)
     if span.empty:
         return GivenPlan([span.t0], None)
     dtype = leaves(y0)[0].dtype.to_real()
-    return AdaptivePlan(stepping, integrator, span.t0, span.t1, span.batch, dtype)
+    return AdaptivePlan(stepping, integrator, span.t0, span.t1, span.batch, dtype, landings)
 
 
 def _seed(

@@ -15,6 +15,7 @@ FLOORS = [
     {"paths"},
     {"dynamics", "stepping", "solution"},
     {"transforms", "integrators"},
+    {"_outset"},
     {"_plan"},
     {"_save"},
     {"events"},

@@ -144,6 +144,7 @@ class SDE(Dynamics):
         commutative: general noise whose columns commute.
         noise_size: number of Brownian motions of general noise.
         batched_time: whether f and g accept t of shape ``(batch,)``.
+        rowwise: whether f and g take any rows of the batch by themselves, as in ``ODE``.
 
     Raises:
         ValueError: on an unknown noise kind, or general noise without its size.
@@ -160,11 +161,12 @@ class SDE(Dynamics):
         commutative: bool = False,
         noise_size: int | None = None,
         batched_time: bool = False,
+        rowwise: bool = False,
     ) -> None:
         super().__init__()
         _check_callable(f)
         _check_callable(g)
-        self.f, self.g, self.batched_time = f, g, batched_time
+        self.f, self.g, self.batched_time, self.rowwise = f, g, batched_time, rowwise
         commutative = commutative or noise != "general"
         self.noise = Noise(noise, not stratonovich, additive, commutative, noise_size)
 
@@ -173,6 +175,9 @@ class SDE(Dynamics):
 
     def diffusion(self, t: Tensor, y: State, *args: Any) -> Any:
         return self.g(t, y, *args)
+
+    def select(self, index: Tensor) -> Dynamics | None:
+        return self if self.rowwise else None
 
 
 class Control(Protocol):

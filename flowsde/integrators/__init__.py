@@ -3,6 +3,7 @@
 from .._increment import Draws, Increment
 from .base import Integrator, ReversibleIntegrator, Step
 from .discrete import Iterate
+from .doubling import StepDoubling
 from .engines import SciPy, TorchDiffEq
 from .etd import ETDRK4
 from .explicit import (
@@ -43,6 +44,6 @@ __all__ = [
     "ExponentialEuler", "Heun", "ImplicitEuler", "ImplicitRK", "ImplicitTableau", "Increment",
     "Integrator", "Iterate", "KenCarp3", "KenCarp4", "KenCarp5", "Kvaerno3", "Kvaerno4", "Kvaerno5",
     "Leapfrog", "LinearSolver", "Midpoint", "Ralston", "ReversibleIntegrator", "ReversibleRK",
-    "SciPy", "Step", "Stochastic", "StochasticHeun", "Tableau", "TorchDiffEq", "Trapezoid", "Tsit5",
-    "Yoshida4",
+    "SciPy", "Step", "StepDoubling", "Stochastic", "StochasticHeun", "Tableau", "TorchDiffEq",
+    "Trapezoid", "Tsit5", "Yoshida4",
 ]  # fmt: skip

@@ -60,7 +60,7 @@ class Integrator(ABC):
 
     order: int
     dense_order: int
-    error_order: int | None = None
+    error_order: float | None = None
     static: bool = True
 
     def check(self, dynamics: Dynamics) -> None:
@@ -88,6 +88,18 @@ class Integrator(ABC):
     def init(self, field: Field, t: Scalar, y: State) -> Carry:
         """What the first step starts from."""
         return None
+
+    def exponent(self, dynamics: Dynamics) -> float:
+        """The exponent q of the error estimate on this dynamics: what adaptive steps go by.
+
+        Raises TypeError, with the cure, where steps cannot be chosen on the way.
+        """
+        if self.error_order is None:
+            raise TypeError(
+                f"{type(self).__name__} has no error estimate to adapt its steps by: use "
+                "Fixed(...) or Grid(...), or for an ODE Tsit5(), Dopri5(), Bosh3() or Dopri8()"
+            )
+        return self.error_order
 
     def slope(self, carry: Carry) -> State:
         """dy/dt at the start, from the first carry: what the first step's size is chosen by."""

@@ -70,8 +70,39 @@ class Stochastic(Integrator):
                 "commutative=True if its columns commute"
             )
 
+    def exponent(self, dynamics: Dynamics) -> float:
+        check_pathwise(self, dynamics)
+        if self.error_order is None:
+            name = type(self).__name__
+            raise TypeError(
+                f"{name} has no error estimate to adapt its steps by: use StepDoubling({name}()), "
+                "Fixed(...) or Grid(...)"
+            )
+        return self.error_order
+
     def draws(self, dynamics: Dynamics, y: State) -> Draws | None:
         return Draws(check_noise(self, dynamics).shapes(y), self.levy)
+
+
+def check_pathwise(method: Stochastic, dynamics: Dynamics) -> float:
+    """The strong order, or a TypeError where steps chosen by the path would lead astray.
+
+    Below strong order 1 the sum of the local errors vanishes only because they average out; steps
+    that are kept or rejected by those errors do not average, and the limit is another solution.
+
+    Source: Gaines and Lyons 1997; Foster and Jelincic 2023, arXiv 2311.14201.
+    """
+    noise = check_noise(method, dynamics)
+    strong = method.strong_order(noise) or 0.0
+    if strong < 1.0:
+        fine = (m for m in _catalogue() if m.fits(noise) and (m.strong_order(noise) or 0.0) >= 1.0)
+        others = [f"StepDoubling({type(m).__name__}())" for m in fine]
+        raise TypeError(
+            f"{type(method).__name__} is of strong order {strong:g} on {_describe(noise)}: where "
+            "its steps depend on the path it may converge to another solution. Use Fixed(...) or "
+            f"Grid(...){''.join(f', or {name}' for name in sorted(others))}"
+        )
+    return strong
 
 
 def _catalogue(kind: type[Stochastic] = Stochastic) -> Iterator[Stochastic]:

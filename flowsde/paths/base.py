@@ -1,12 +1,16 @@
-"""The driver of a differential equation."""
+"""The drivers of differential equations."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from torch import Tensor
 
-__all__ = ["Path"]
+from .._increment import Draws, Source
+from .._scalar import Scalar
+
+__all__ = ["Path", "RandomPath"]
 
 
 class Path(ABC):
@@ -24,3 +28,15 @@ class Path(ABC):
     @abstractmethod
     def knots(self) -> Tensor:
         """Times at which the path is not smooth."""
+
+
+class RandomPath(ABC):
+    """A Brownian motion W that drives ``dy = f(t, y) dt + g(t, y) dW``."""
+
+    @abstractmethod
+    def bind(self, grid: Sequence[Scalar], draws: Draws) -> Source:
+        """The path over the steps of a grid, known beforehand."""
+
+    @abstractmethod
+    def tree(self, t0: Scalar, t1: Scalar, draws: Draws) -> Source:
+        """The path over any steps between t0 and t1, floats or ``(batch,)``, chosen on the way."""

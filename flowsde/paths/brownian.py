@@ -6,15 +6,19 @@ import itertools
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from .. import _random
-from .._increment import Draws, Increment
-from .._scalar import Scalar, expand, magnitude, rounding, sqrt, to_float, where
+from .._increment import Draws, Increment, Source
+from .._scalar import Scalar, expand, magnitude, minimum, rounding, sqrt, to_float, where
 from .._state import State, batch_size, leaves, unflatten
+from .base import RandomPath
+from .levy import ORDER
+from .normals import Law
+from .tree import DEPTH, Queries
 
 __all__ = ["Brownian", "Increments"]
 
@@ -22,7 +26,7 @@ _CHUNK = 1 << 18  # numbers drawn at once
 
 
 @dataclass(frozen=True, eq=False)
-class Brownian:
+class Brownian(RandomPath):
     """W(t) with independent increments of variance t1 - t0, the same in every replay.
 
     An increment is a function of (seed, interval, position in the sample) only: not of the batch
@@ -40,6 +44,25 @@ class Brownian:
 
     seed: int | Tensor
     times: Tensor | None = None
+    antithetic: bool = field(default=False, kw_only=True)
+    correlation: Tensor | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self._law()
+
+    def _law(self) -> Law:
+        return Law(self.seed, self.antithetic, self.correlation)
+
+    def tree(self, t0: Scalar, t1: Scalar, draws: Draws) -> Source:
+        """A path made for this span: see ``BrownianTree`` for one that other solves share."""
+        if self.times is not None:
+            raise TypeError(
+                "a path on given times has no steps between them: give an adaptive solve "
+                "Brownian(seed) or BrownianTree(seed, t0, t1)"
+            )
+        start, end = minimum(t0, t1), -minimum(-t0, -t1)
+        order = ORDER[draws.levy]
+        return Queries(self._law(), draws, order, start, end - start, DEPTH)
 
     def bind(self, grid: Sequence[Scalar], draws: Draws) -> Increments:
         """The increments over the steps of ``grid``."""
@@ -62,6 +85,10 @@ class Increments:
         self._fine, self._spans = _intervals(path.times, grid)
         self._chunk = range(0)
         self._draws: Tensor = self._key
+
+    def select(self, rows: Tensor) -> Increments:
+        """The view of these rows of the batch alone."""
+        raise NotImplementedError
 
     def _normal(self, n: int) -> Tensor:
         """The standard normals of fine interval n, ``(rows, size)``; drawn a chunk at a time."""

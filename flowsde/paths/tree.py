@@ -1,0 +1,303 @@
+"""Brownian motion at any times: a virtual tree, of which nothing is kept but a seed."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import _random
+from .._increment import Draws, Increment, Levy, Source
+from .._scalar import Scalar, where
+from . import levy
+from .base import RandomPath
+from .normals import Law, Normals, ordered_sum
+
+__all__ = ["DEPTH", "BrownianTree", "Queries"]
+
+DEPTH = 20  # levels by default: leaves are a millionth of the span
+_DEEPEST = 28  # numbers of nodes stay below the counters' 2^31
+
+
+@dataclass(frozen=True, eq=False)
+class BrownianTree(RandomPath):
+    """W(t) at any t between t0 and t1, the same whatever the steps that a solve takes.
+
+    Unlike ``Brownian(seed)``, which is defined on the grid of its solve, it is one path for solves
+    with any steps, fixed or adaptive, within [t0, t1], in either direction.
+
+    Args:
+        seed: as for ``Brownian``.
+        t0, t1: the span, t0 < t1. Another span is another path.
+        tol: the length of a leaf; by default 2^-20 of the span. What holds beyond it and below
+            is said of ``Queries``.
+        levy: what the path carries, ``"W"``, ``"H"`` or ``"K"``; None for what the solve asks.
+            Paths that carry more are other paths, and cost more: name it where methods that need
+            different things are to follow one path.
+        antithetic, correlation: as for ``Brownian``.
+
+    Raises:
+        ValueError: on a span or tolerance out of range; from the solve, when it leaves the span.
+        TypeError: from the solve, when its method needs more than the path carries.
+    """
+
+    seed: int | Tensor
+    t0: float
+    t1: float
+    tol: float | None = None
+    levy: Levy | None = field(default=None, kw_only=True)
+    antithetic: bool = field(default=False, kw_only=True)
+    correlation: Tensor | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        Law(self.seed, self.antithetic, self.correlation)
+        if not -math.inf < self.t0 < self.t1 < math.inf:
+            raise ValueError(f"a tree spans t0 < t1, both finite; got {self.t0} and {self.t1}")
+        if self.levy not in (None, *levy.ORDER):
+            raise ValueError(f"levy is 'W', 'H', 'K' or None; got {self.levy!r}")
+        if self.tol is not None and not 0.0 < self.tol <= self.t1 - self.t0:
+            raise ValueError(f"tol is the length of a leaf, within the span; got {self.tol}")
+        if self._depth > _DEEPEST:
+            raise ValueError(
+                f"tol is at least 2^-{_DEEPEST} of the span; got {self.tol}: span less"
+            )
+
+    @property
+    def _depth(self) -> int:
+        if self.tol is None:
+            return DEPTH
+        return math.ceil(math.log2((self.t1 - self.t0) / self.tol) - 1e-9)
+
+    def bind(self, grid: Sequence[Scalar], draws: Draws) -> Source:
+        return self.tree(grid[0], grid[-1], draws)
+
+    def tree(self, t0: Scalar, t1: Scalar, draws: Draws) -> Source:
+        slack = 1e-9 * (self.t1 - self.t0)
+        for t in (t0, t1):
+            low, high = (float(v) for v in torch.as_tensor(t).detach().aminmax())
+            if low < self.t0 - slack or high > self.t1 + slack:
+                raise ValueError(
+                    f"the solve reaches t = {low if low < self.t0 else high}, outside the span of "
+                    f"its path: give BrownianTree(seed, t0, t1) all of it"
+                )
+        order = levy.ORDER[self.levy or draws.levy]
+        if order < levy.ORDER[draws.levy]:
+            raise TypeError(
+                f"the method needs {draws.levy} and its path carries {self.levy}: give "
+                f"BrownianTree(..., levy={draws.levy!r})"
+            )
+        law = Law(self.seed, self.antithetic, self.correlation)
+        return Queries(law, draws, order, self.t0, self.t1 - self.t0, self._depth)
+
+
+class Queries:
+    """One solve's view of a Brownian motion on a span: the increment over any of its intervals.
+
+    The white noise dW is expanded in polynomials over the span and, level by level, in wavelets
+    over intervals halved again and again, each with independent normals of its own: the expansion
+    of degree 0 gives W on its dyadic points, of degree 1 and 2 also H and K over its dyadic
+    intervals. An increment is a sum over the nodes in which one of its ends lies, with weights
+    that depend on the times only; a node's normals are a function of the seed and its number. So
+    queries have no order, and nothing need be kept (the last query's nodes are, to save time).
+
+    Inside a leaf, an interval of the last level, W is the polynomial with the leaf's w, H and K,
+    and one normal more that makes its variance that of Brownian motion. Increments of W between
+    times in different leaves, or on the ends of leaves, have the exact joint law; so have all of
+    W, H and K on the ends of leaves; H and K elsewhere up to (leaf / step)^2. Increments are
+    additive to rounding, whatever the times.
+
+    Args:
+        law: of the path.
+        draws: what the solve asks for.
+        order: of the expansion, 1 for W, 2 for H, 3 for K. The order decides the path: W of one
+            order is not W of another.
+        start, span: of the root, floats or ``(batch,)``.
+        depth: the number of times that the root is halved.
+    """
+
+    def __init__(
+        self, law: Law, draws: Draws, order: int, start: Scalar, span: Scalar, depth: int
+    ) -> None:
+        self._normals = Normals(law, draws.shapes)
+        self._extra = None if draws.extra is None else Normals(law, draws.extra, correlated=False)
+        self._draws, self._order, self._depth = draws, order, depth
+        self._start, self._span = start, span
+        self._forget()
+
+    def _forget(self) -> None:
+        self._places: dict[int, int] = {}  # of the nodes' numbers that are held
+        self._held = torch.empty(0)
+        self._key = self._normals.keys(_random.TREE)
+
+    def select(self, rows: Tensor) -> Queries:
+        """The view of these rows of the batch alone."""
+        part = copy.copy(self)
+        part._normals = self._normals.select(rows)
+        part._extra = None if self._extra is None else self._extra.select(rows)
+        part._start, part._span = (
+            x[rows] if isinstance(x, Tensor) else x for x in (self._start, self._span)
+        )
+        part._forget()
+        return part
+
+    def __call__(self, n: int, t0: Scalar, t1: Scalar) -> Increment:
+        if not self._draws.halves:
+            return self._increment(self._parts(t0, t1))
+        mid = t0 + 0.5 * (t1 - t0)
+        halves = self._parts(t0, mid), self._parts(mid, t1)
+        first, second = (self._increment(half) for half in halves)
+        return self._increment(levy.compose(*halves))._replace(halves=(first, second))
+
+    def _increment(self, parts: Sequence[Tensor]) -> Increment:
+        return Increment(*(self._normals.shape(x) for x in parts))
+
+    def _parts(self, t0: Scalar, t1: Scalar) -> list[Tensor]:
+        """w, H and K over the step, each ``(rows, size)``."""
+        here, there = self._place(t0), self._place(t1)
+        count = levy.ORDER[self._draws.levy]
+        if isinstance(here, float) and isinstance(there, float):
+            ends, turned = np.array([[min(here, there)], [max(here, there)]]), there < here
+            weights, nodes = expand(ends, count, self._order, self._depth, np)
+            used = weights[..., 0].any(0)
+            weights, numbers = weights[:, used], self._numbers(nodes[used, 0].tolist())
+        else:
+            here, there = torch.broadcast_tensors(torch.as_tensor(here), torch.as_tensor(there))
+            ends, turned = torch.stack((here, there)).sort(0).values, (there < here)[:, None]
+            weights, nodes = expand(ends, count, self._order, self._depth, torch)
+            numbers = _random.normal(self._key, nodes, self._normals.size, self._normals.dtype)
+        weights = torch.as_tensor(weights * self._span**0.5).to(numbers)
+        total = ordered_sum(weights[..., None] * numbers, 1)
+        signs = (where(turned, -1.0, 1.0), 1.0, where(turned, -1.0, 1.0))
+        return [x * sign for x, sign in zip(total, signs, strict=False)]
+
+    def _place(self, t: Scalar) -> Scalar:
+        """The time as a part of the span, 0 to 1."""
+        if isinstance(t, Tensor):
+            if t.requires_grad:
+                raise TypeError(
+                    "a Brownian path on a tree has no derivative by the times of its increments: "
+                    "detach t0 and t1, or give Brownian(seed) and steps known beforehand"
+                )
+            t = float(t) if t.ndim == 0 else t
+        still = self._span <= 0.0
+        return where(still, 0.0, (t - self._start) / where(still, 1.0, self._span))
+
+    def _numbers(self, nodes: list[int]) -> Tensor:
+        """``(nodes, rows, size)``: those held, and those of new nodes, drawn in one go."""
+        new = [node for node in nodes if node not in self._places]
+        if new:
+            steps = torch.tensor(new, dtype=torch.int64, device=self._key.device)
+            drawn = _random.normal(self._key, steps, self._normals.size, self._normals.dtype)
+            self._held = torch.cat((self._held, drawn)) if self._places else drawn
+            self._places |= {node: len(self._places) + i for i, node in enumerate(new)}
+        rows = torch.tensor([self._places[node] for node in nodes], device=self._key.device)
+        self._held = self._held[rows]
+        self._places = {node: i for i, node in enumerate(nodes)}
+        return self._held
+
+
+def expand(ends: Any, outputs: int, order: int, depth: int, xp: Any) -> tuple[Any, Any]:
+    """The weights with which the nodes' normals make up an increment.
+
+    Args:
+        ends: ``(2, rows)`` places in [0, 1], ascending: of NumPy, or a tensor.
+        outputs: 1 for w, 2 for (w, H), 3 for (w, H, K).
+        order: of the expansion.
+        depth: levels of wavelets.
+        xp: ``numpy`` or ``torch``.
+
+    Returns:
+        ``(outputs, nodes, rows)`` weights for a root of length 1, ``(nodes, rows)`` numbers.
+    """
+    scale = _lift(2.0 ** np.arange(depth + 1), ends)[:, None]
+    index = xp.minimum(xp.floor(ends[:, None] * scale), scale - 1.0)
+    into = ends[:, None] - index / scale
+    inside = (into > 0.0) & (into < 1.0 / scale)
+    twice = inside[0] & inside[1] & (index[0] == index[1])
+    inside = xp.stack((inside[0] & ~twice, inside[1]))  # a node that holds both counts once
+    parts = (
+        _on_root(ends, outputs, order),
+        _on_wavelets(ends, (index / scale)[:, :depth], 1.0 / scale[:depth], outputs, order, xp)
+        * inside[:, :depth],
+        _on_leaves(into[:, -1] * scale[-1], 2.0**-depth, outputs, order),
+    )
+    kinds = _lift(np.arange(order), ends)[:, None]
+    rows = ends.shape[-1]
+    numbers = (
+        kinds + 0.0 * ends[0],
+        (order * (scale + index)[:, :depth] + kinds[:, None, None]).reshape(-1, rows),
+        order * (scale + index)[:, -1],
+    )
+    weights = [x.reshape(outputs, -1, rows) for x in parts]
+    return xp.concatenate(weights, 1), xp.asarray(xp.concatenate(numbers), dtype=xp.int64)
+
+
+def _on_root(ends: Any, outputs: int, order: int) -> Any:
+    """By the polynomials over [0, 1]: ``(outputs, order, rows)``."""
+    s, h = ends[0], ends[1] - ends[0]
+    x, mass = (_lift(v, ends)[:, None] for v in _quadrature(order))
+    f = _polynomials(levy.FUNCTIONALS[:outputs, None, None, None, :order], x)
+    basis = _polynomials(levy.LEGENDRE[:order, None, None, :order], s + h * x)
+    return (f * basis * (mass * h)).sum(2)
+
+
+def _on_wavelets(ends: Any, start: Any, width: Any, outputs: int, order: int, xp: Any) -> Any:
+    """By the wavelets over these intervals: ``(outputs, order, 2, levels, rows)``.
+
+    On either half of a node both factors are polynomials, which a Gauss rule integrates exactly
+    over what the step covers of it.
+    """
+    s, t = ends
+    h = xp.where(t > s, t - s, 1.0)
+    halves, half = _lift(np.array([0.0, 0.5]), ends)[:, None, None, None], 0.5 * width
+    left = start + halves * width
+    low, high = xp.maximum(s, left), xp.minimum(t, left + half)
+    length = (high - low).clip(0.0)
+    points, masses = (_lift(v, ends)[:, None, None, None, None] for v in _quadrature(order))
+    inner = (1,) * 3
+    f = levy.FUNCTIONALS[:outputs, :order].reshape(outputs, 1, 1, 1, *inner, order)
+    psi = levy.wavelets(order)[..., :order].reshape(order, 1, 2, *inner, order)
+    value = _polynomials(f, (low - s) / h + length / h * points) * _polynomials(
+        psi, (low - left) / half + length / half * points
+    )
+    return (value * (masses * length)).sum((2, 3)) / width**0.5
+
+
+def _on_leaves(place: Any, width: float, outputs: int, order: int) -> Any:
+    """By the leaves' own normals: ``(outputs, 2, rows)``, at these places in the two leaves.
+
+    What is left of W's variance beside the polynomials enters at either end of the step.
+    """
+    bow = place * (1.0 - place)
+    terms = (bow, 3.0 * bow**2, 5.0 * (bow * (1.0 - 2.0 * place)) ** 2)
+    left = terms[0] - sum(terms[1:order])
+    f = levy.FUNCTIONALS[:outputs]
+    edges = _lift(np.stack((-f[:, 0], f.sum(1)), 1), place)[..., None]
+    return edges * (left.clip(0.0) * width) ** 0.5
+
+
+def _quadrature(order: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points in [0, 1] and masses, exact for products of two polynomials of the basis."""
+    points, masses = np.polynomial.legendre.leggauss(order)
+    return 0.5 * (points + 1.0), 0.5 * masses
+
+
+def _polynomials(factors: np.ndarray, x: Any) -> Any:
+    """Polynomials at x, their factors by powers along the last axis."""
+    value = 0.0
+    for factor in reversed(np.moveaxis(factors, -1, 0)):
+        value = value * x + _lift(factor, x)
+    return value
+
+
+def _lift(constant: np.ndarray, like: Any) -> Any:
+    """The constant for arithmetic with an array of NumPy, or with a tensor."""
+    if isinstance(like, Tensor):
+        return torch.as_tensor(constant, dtype=like.dtype, device=like.device)
+    return constant
