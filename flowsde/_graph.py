@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import types
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,10 +29,14 @@ class Graph:
     and on all tensors stay.
     """
 
-    def __init__(self, function: Callable[..., Any], backend: Any) -> None:
+    def __init__(
+        self, function: Callable[..., Any], backend: Any, options: Mapping[str, Any] | None
+    ) -> None:
         own = types.FunctionType(function.__code__.replace(), function.__globals__)
         if isinstance(backend, str):
             backend = torch._dynamo.lookup_backend(backend)
+        if options is not None:  # by the name under which inductor's compiler takes them
+            backend = functools.partial(backend, config_patches=dict(options))
         self._backend, self._heard = backend, list[Call]()
         self.sure: set[Callable[..., Any]] = set()  # graphs seen to be called alike twice
         self.fits = True  # whether the compiler takes it as it is

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +63,10 @@ class Compiled(Executor):
 
     Args:
         backend: as ``torch.compile`` takes it.
+        options: those of the backend, as ``torch.compile`` takes them. On a CPU
+            ``{"cpp_wrapper": True}`` spares Python between the kernels of small fields, for a
+            longer compilation, and ``{"cpp.use_decompose_tanh": True}`` makes the compiler's tanh
+            as fast as the eager one, to float32's rounding but not near zero.
 
     Raises:
         TypeError: on an integrator whose steps are not all of one kind (implicit, multistep, maps
@@ -70,6 +74,7 @@ class Compiled(Executor):
     """
 
     backend: Any = "inductor"
+    options: Mapping[str, Any] | None = None
     _made: weakref.WeakKeyDictionary[Dynamics, dict[Any, Graph]] = field(
         default_factory=weakref.WeakKeyDictionary, init=False, repr=False
     )
@@ -91,7 +96,7 @@ class Compiled(Executor):
         stepping = loop.stepping if isinstance(loop.stepping, Adaptive) else None
         key = function, loop.integrator, stepping and stepping.terms
         if key not in graphs:
-            graphs[key] = Graph(function, self.backend)
+            graphs[key] = Graph(function, self.backend, self.options)
         return graphs[key]
 
 
@@ -126,7 +131,7 @@ class _Steps:
 class _End(Step):
     """A step of which a graph gave the end alone; the rest is worked out again if asked for."""
 
-    __slots__ = ("_again",)
+    __slots__ = ("_taken",)
 
     def __init__(
         self, loop: Loop, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry, found: Any
@@ -134,7 +139,14 @@ class _End(Step):
         y1, carry1, size = found
         super().__init__(y1, carry1)
         self.size = size
-        self._again = lambda: loop.step(n, t0, t1, y, carry)
+        self._taken = loop, n, t0, t1, y, carry
+
+    def _again(self) -> Step:
+        loop, *taken = self._taken
+        before = loop.field.evaluations
+        step = loop.step(*taken)
+        loop.field.evaluations = before
+        return step
 
     def error(self) -> State:
         return self._again().error()
@@ -149,9 +161,7 @@ def _whole(
 ) -> Step:  # fmt: skip
     """A step with its error's norm."""
     step = _flowsde_method.step(field, t0, t1, y, dw, carry)
-    if _flowsde_stepping is not None:
-        with torch.no_grad():
-            step.size = _flowsde_stepping.measure(step.error(), y, step.y1)
+    step.size = _size(_flowsde_stepping, step, y)
     return step
 
 
@@ -160,5 +170,12 @@ def _end(
     t1: Tensor, y: State, dw: Increment | None, carry: Carry,
 ) -> tuple[State, Carry, Tensor | None]:  # fmt: skip
     """Of the same, what the next step needs."""
-    step = _whole(_flowsde_method, _flowsde_stepping, field, t0, t1, y, dw, carry)
-    return step.y1, step.carry, step.size
+    step = _flowsde_method.step(field, t0, t1, y, dw, carry)
+    return step.y1, step.carry, _size(_flowsde_stepping, step, y)
+
+
+def _size(stepping: Adaptive | None, step: Step, y: State) -> Tensor | None:
+    if stepping is None:
+        return None
+    with torch.no_grad():
+        return stepping.measure(step.error(), y, step.y1)
