@@ -14,7 +14,7 @@ from ._loop import Loop
 from ._outset import Outset
 from ._plan import AdaptivePlan, GivenPlan, too_small
 from ._save import SaveEnd
-from ._state import State, builder, leaves, mapped, stack, tree_map, where
+from ._state import State, builder, leaves, mapped, tree_map, where
 from .dynamics.field import Field
 from .integrators.base import Carry, Integrator
 from .solution import Stats
@@ -108,6 +108,10 @@ def given(
 
 def _row(x: Any, n: Tensor) -> Any:
     return torch.index_select(x, 0, n.reshape(1)).squeeze(0) if isinstance(x, Tensor) else x
+
+
+def _stacked(*xs: Any) -> Any:
+    return torch.stack(xs) if isinstance(xs[0], Tensor) else xs[0]
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -225,7 +229,7 @@ class Leap:
             if noise is not None:
                 n = stats.attempts
                 dws = [noise(n + i, *times[i : i + 2]) for i in range(count)]
-                dw = stack(dws + dws[-1:] * spare)
+                dw = tree_map(_stacked, *dws, *dws[-1:] * spare)
             row = as_input([*times, *times[-1:] * spare], y)
             found = self._call(given, row, self._limit(y, count), dw, y, carry)
             if found is None:
