@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from .integrators.base import Carry, Integrator, Step
 from .solution import Dense, Solution, Stats
 from .stepping import Stepping
 
-__all__ = ["Loop", "Recorder"]
+__all__ = ["Leaping", "Loop", "Recorder"]
 
 
 class Recorder:
@@ -50,6 +51,16 @@ class Recorder:
         """Told that the steps ended in y. What is needed again lives in the graph alone."""
 
 
+class Leaping(Protocol):
+    """Takes many steps of a loop at once, and tells its plan and its statistics of them."""
+
+    def begin(self, y: State, stats: Stats) -> tuple[State, Carry]:
+        """From the initial state: as far as it comes."""
+
+    def go(self, y: State, carry: Carry, stats: Stats) -> tuple[State, Carry]:
+        """On from where the loop stands: as far as it comes, perhaps not at all."""
+
+
 @dataclass
 class Loop:
     """One solve, ready to run. ``run`` is the loop; an adjoint hands it the way to take steps."""
@@ -68,6 +79,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.advance: Callable[..., Step] = self.step  # an executor may put its own in its place
+        self.leap: Leaping | None = None  # and here what takes many at once
         self._thins = True  # whether rows that have ended may be left out
 
     def step(self, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> Step:
@@ -78,7 +90,29 @@ class Loop:
     def _attempt(
         self, recorder: Recorder, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry
     ) -> Step:
-        return recorder.take(self, n, self.plan.after(t0), self.plan.before(t1), y, carry)
+        t0, t1 = self.plan.after(t0), self.plan.before(t1)
+        if self._leaps(recorder):  # what a leap leaves to the loop is one step now and then
+            return self.step(n, t0, t1, y, carry)
+        return recorder.take(self, n, t0, t1, y, carry)
+
+    def _leaps(self, recorder: Recorder) -> bool:
+        """Whether many steps may be taken at once, unseen by the loop."""
+        unseen = type(recorder) is Recorder and not torch.is_grad_enabled()
+        return unseen and self.leap is not None
+
+    def _ahead(
+        self, recorder: Recorder, y: State, carry: Carry, stats: Stats
+    ) -> tuple[State, Carry]:
+        """Where the solve stands after what could be taken at once."""
+        if self.leap is None or not self._leaps(recorder):
+            return y, carry
+        return self.leap.go(y, carry, stats)
+
+    def begin(self, y: State) -> tuple[State, Carry]:
+        """The state and what the first step starts from, with its size chosen."""
+        carry = self.integrator.init(self.field, self.plan.after(self.plan.t), y)
+        self.plan.start(self.field, y, carry, self.noise)
+        return y, carry
 
     def run(self, recorder: Recorder) -> Solution:
         plan, saver, y = self.plan, self.saver, self.y0
@@ -87,8 +121,10 @@ class Loop:
         if self.watch is not None:
             self.watch.begin(plan.t, y)
         if plan.running:
-            carry = self.integrator.init(self.field, plan.after(plan.t), y)
-            plan.start(self.field, y, carry, self.noise)
+            if self.leap is not None and self._leaps(recorder):
+                y, carry = self.leap.begin(y, stats)
+            else:
+                y, carry = self.begin(y)
             y = self._march(recorder, y, carry, stats, dense)
         plan.finish(y, stats)
         stats.evaluations, stats.products = self.field.evaluations, self.field.products
@@ -101,6 +137,9 @@ class Loop:
     ) -> State:
         plan, saver = self.plan, self.saver
         while plan.running:
+            y, carry = self._ahead(recorder, y, carry, stats)
+            if not plan.running:
+                break
             if stats.attempts == self.max_steps:
                 plan.exhausted(self.max_steps)
                 break

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ._scalar import Scalar, expand, isfinite, minimum, power, sqrt
 from ._scalar import where as choose
@@ -18,7 +19,7 @@ __all__ = ["Outset"]
 
 @dataclass
 class Outset:
-    """The start of a solve: times are detached, floats or ``(batch,)``; steps unsigned.
+    """The start of a solve: times are detached, floats, 0-d or ``(batch,)``; steps unsigned.
 
     Attributes:
         exponent: q, of the error of a step.
@@ -39,9 +40,10 @@ class Outset:
 
     def _norm(self, x: State) -> Any:
         """In units of the tolerance."""
-        per_sample = not isinstance(self.span, float)
+        on_device = isinstance(self.span, Tensor)
+        per_sample = on_device and self.span.ndim > 0
         size = self.stepping.norm(tree_map(torch.div, x, self._scale), per_sample)
-        return size.to(self.span.dtype) if per_sample else float(size)
+        return size.to(self.span.dtype) if on_device else float(size)
 
     def smooth(self, slope: State) -> Scalar:
         """Hairer's rule: a step at which an explicit method's error is about the tolerance."""

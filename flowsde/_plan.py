@@ -23,7 +23,7 @@ from .integrators.runge_kutta import ExplicitRK
 from .solution import Stats, Status
 from .stepping import Adaptive, rms_norm
 
-__all__ = ["Accept", "AdaptivePlan", "GivenPlan", "Plan"]
+__all__ = ["Accept", "AdaptivePlan", "GivenPlan", "Plan", "too_small"]
 
 Accept = bool | Tensor
 _NAMED = 5  # samples that a message names
@@ -130,6 +130,14 @@ class GivenPlan(Plan):
         self._n += 1
         return True
 
+    def ahead(self, most: int) -> list[Scalar]:
+        """The times of the next steps, at most so many, from where the solve stands."""
+        return self._times[self._n : self._n + most + 1]
+
+    def skip(self, count: int) -> None:
+        """Told that so many steps were taken elsewhere."""
+        self._n += count
+
     def land(self, hit: Accept, t: Scalar, over: Accept) -> None:
         """The rest of a step that was cut is taken next; rows that were not hit stand still."""
         self._times.insert(self._n, t)
@@ -209,7 +217,7 @@ class _Stops:
         self._end, self._sign = end, sign
         narrow = torch.finfo(dtype)  # the field sees times of the state's dtype
         self._gaps = {t: max(2.0 * narrow.eps * abs(t), narrow.tiny) for t in stepping.jump_at}
-        fixed = [*stepping.step_at, *stepping.jump_at]
+        self.jumps, fixed = bool(self._gaps), [*stepping.step_at, *stepping.jump_at]
         if isinstance(end, Tensor):
             table = torch.tensor(fixed).to(end)[:, None].expand(-1, len(end))
             self._times: Any = table if landings is None else torch.cat((table, landings.to(end)))
@@ -311,8 +319,12 @@ class AdaptivePlan(Plan):
         start, end = (_mean(t) for t in (_detach(self._start), self._host[1]))
         return (_mean(self._now) - start) / (end - start) if end != start else 1.0
 
-    def start(self, field: Field, y: State, carry: Carry, noise: Source | None) -> None:
+    def meet(self, field: Field) -> None:
+        """Sees the field."""
         self._field, self._order = field, self._integrator.exponent(field.dynamics)
+
+    def start(self, field: Field, y: State, carry: Carry, noise: Source | None) -> None:
+        self.meet(field)
         stepping, span = self._stepping, abs(self._host[1] - self._now)
         if stepping.dt0 is not None:
             first: Any = stepping.dt0
@@ -426,9 +438,41 @@ class AdaptivePlan(Plan):
         self._aim = self._stops.next(self._now)
 
     def _too_small(self, dt: Any) -> Any:
-        """Whether a step would hardly move the time, or is below the least allowed."""
-        reach = abs(self._host[1] - self._host[0]) + abs(self._now)
-        return (dt < 4e-16 * reach) | (dt < self._stepping.dt_min)
+        span = abs(self._host[1] - self._host[0])
+        return too_small(dt, self._now, span, self._stepping.dt_min)
+
+    @property
+    def whole(self) -> bool:
+        """Whether no step has to end inside of the span."""
+        return not self._stops.inside and not self._stops.jumps
+
+    @property
+    def ends(self) -> Any:
+        """(t0, t1) as the host knows them."""
+        return self._host
+
+    def marks(self) -> list[Any]:
+        """Where the solve stands: time, next step, the two errors remembered, the counts of
+        accepted and of rejected steps, whether it is on its way.
+        """
+        on = self.status == Status.RUNNING
+        return [self._now, self._dt, *self._memory, self._accepted, self._rejected, on]
+
+    def resume(self, marks: Tensor) -> None:
+        """Told where the solve stands after steps that were taken elsewhere."""
+        if self._batch is None:
+            self._now, self._dt, *memory, accepted, rejected, on = marks.tolist()
+            self._accepted, self._rejected = int(accepted), int(rejected)
+            self.status = Status.RUNNING if on else Status.SUCCESS
+            self._live = bool(on)
+        else:
+            self._now, self._dt, *memory, accepted, rejected, on = marks.unbind()
+            self._accepted, self._rejected = accepted.long(), rejected.long()
+            arrived = (self.status == Status.RUNNING) & (on == 0)
+            self.status = torch.where(arrived, int(Status.SUCCESS), self.status)
+            self._alive = int(on.sum())
+            self._live = self._alive > 0
+        self._memory, self._t = (memory[0], memory[1]), self._now
 
     def _decide_shared(self, error: float, accept: bool, dt: Any, memory: Any) -> Accept:
         self._dt, self._memory = dt, memory
@@ -527,6 +571,11 @@ def _coarse(dt: Any) -> Any:
     narrow = isinstance(dt, Tensor) and dt.dtype != torch.float64
     high = dt * (2.0 ** (12 if narrow else 29) + 1.0)  # Veltkamp's splitting
     return high - (high - dt)
+
+
+def too_small(dt: Any, t: Any, span: Any, least: float) -> Any:
+    """Whether a step of this size would hardly move the time, or is below the least allowed."""
+    return (dt < 4e-16 * (span + abs(t))) | (dt < least)
 
 
 def _fastest_rate(field: Field, t: Any, y: State, per_sample: bool) -> Tensor:

@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 from ._scalar import Scalar, expand
 
 __all__ = [
-    "State", "batch_size", "check_like", "combine", "contract", "describe", "detach", "leaves",
-    "mapped", "put_rows", "rows_of", "stack", "tree_map", "unflatten", "weigh", "where",
+    "State", "batch_size", "builder", "check_like", "combine", "contract", "describe", "detach",
+    "leaves", "mapped", "put_rows", "rows_of", "stack", "tree_map", "unflatten", "weigh", "where",
 ]  # fmt: skip
 
 State = Any
@@ -33,6 +33,14 @@ def leaves(tree: State) -> list[Any]:
 def unflatten(flat: Iterable[Any], like: State) -> State:
     """The state built as ``like`` is, with these leaves."""
     return pytree.tree_unflatten(list(flat), pytree.tree_structure(like))
+
+
+def builder(like: State) -> Callable[[Sequence[Any]], State]:
+    """What builds states as ``like`` is from their leaves, many times over."""
+    if isinstance(like, Tensor):
+        return lambda flat: flat[0]
+    structure = pytree.tree_structure(like)
+    return lambda flat: pytree.tree_unflatten(flat, structure)
 
 
 def detach(tree: Any) -> Any:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import types
-import warnings
+import functools
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ._graph import Calls, Graph, as_input
 from ._increment import Increment
+from ._leap import Leap
 from ._loop import Loop
 from ._scalar import Scalar
 from ._state import State, leaves
@@ -25,121 +25,157 @@ from .stepping import Adaptive
 
 __all__ = ["Compiled", "Eager", "Executor"]
 
-Advance = Callable[[int, Scalar, Scalar, State, Carry], Step]
-
 
 class Executor(ABC):
     """How the steps of a solve are run."""
 
     @abstractmethod
-    def prepare(self, loop: Loop) -> Advance:
-        """The function that takes the loop's steps."""
+    def prepare(self, loop: Loop, dynamics: Dynamics) -> None:
+        """Tells the loop how to take steps. ``dynamics`` is what ``solve`` was given: the same
+        from one solve to the next, which what it is ``prepared`` to be need not be.
+        """
 
 
 @dataclass(frozen=True)
 class Eager(Executor):
     """One operation after the other, times as host floats where the batch shares them."""
 
-    def prepare(self, loop: Loop) -> Advance:
-        return loop.step
+    def prepare(self, loop: Loop, dynamics: Dynamics) -> None:
+        pass
 
 
 @dataclass(frozen=True, eq=False)
 class Compiled(Executor):
-    """Each step, with its error norm, as one graph of ``torch.compile``, for all steps.
+    """Steps as graphs of ``torch.compile``: all of a solve in one, or each step, with its error.
 
-    Times are inputs of the graph, and so is the noise. The first step compiles: seconds to minutes,
-    once for each field, integrator and tolerances, with gradients and without; it is taken once
-    more beforehand, to count its calls of the field. Keep the object (or the ``Solver`` that holds
-    it) and the dynamics: what was compiled lives as long as both. Results are those of ``Eager`` to
+    A solve without gradients (``torch.no_grad``) of which nobody wants more than the end (no
+    ``save_at``, dense output, events, progress bar, ``step_at`` or ``jump_at``) is a
+    ``torch.while_loop`` within one graph; on given steps it takes 64 of them at a time, noise and
+    times being its inputs. Any other solve calls one graph a step. Both serve all steps and all
+    later solves: other values of states, parameters, arguments, times and noise are seen; other
+    shapes, dtypes or attributes of the field compile again. Results are those of ``Eager`` to
     rounding.
+
+    The first solve compiles: seconds to minutes, once for each field, integrator and tolerances,
+    with gradients and without. Keep the object (or the ``Solver`` that holds it) and the dynamics:
+    what was compiled lives as long as both. Within one solve a field whose first two steps found
+    nothing changed but tensors is taken not to change otherwise.
 
     Args:
         backend: as ``torch.compile`` takes it.
+        options: those of the backend, as ``torch.compile`` takes them. On a CPU
+            ``{"cpp_wrapper": True}`` spares Python between the kernels of small fields, for a
+            longer compilation, and ``{"cpp.use_decompose_tanh": True}`` makes the compiler's tanh
+            as fast as the eager one, to float32's rounding but not near zero.
 
     Raises:
         TypeError: on an integrator whose steps are not all of one kind (implicit, multistep, maps
             and chains, engines from outside).
     """
 
-    backend: str = "inductor"
-    _made: weakref.WeakKeyDictionary[Dynamics, dict[Any, _Graph]] = field(
+    backend: Any = "inductor"
+    options: Mapping[str, Any] | None = None
+    _made: weakref.WeakKeyDictionary[Dynamics, dict[Any, Graph]] = field(
         default_factory=weakref.WeakKeyDictionary, init=False, repr=False
     )
 
-    def prepare(self, loop: Loop) -> Advance:
+    def prepare(self, loop: Loop, dynamics: Dynamics) -> None:
         if not loop.integrator.static:
             raise TypeError(
                 f"{type(loop.integrator).__name__} takes steps of more than one kind, which one "
                 "graph does not hold: use executor=Eager(), or an explicit method such as Tsit5()"
             )
-        adaptive = loop.stepping if isinstance(loop.stepping, Adaptive) else None
-        graphs = self._made.setdefault(loop.field.dynamics, {})
-        key = loop.integrator, adaptive and (
-            adaptive.rtol, adaptive.atol, adaptive.norm, adaptive.per_sample
-        )  # fmt: skip
+        graph = functools.partial(self._graph, loop, dynamics)
+        within = loop.dense or loop.watch is not None or loop.saver.times is not None
+        loop.advance = _Steps(loop, graph(_whole if within else _end), within)
+        if Leap.suits(loop):
+            loop.leap = Leap(loop, graph)
+
+    def _graph(self, loop: Loop, dynamics: Dynamics, function: Callable[..., Any]) -> Graph:
+        graphs = self._made.setdefault(dynamics, {})
+        stepping = loop.stepping if isinstance(loop.stepping, Adaptive) else None
+        key = function, loop.integrator, stepping and stepping.terms
         if key not in graphs:
-            graphs[key] = _Graph(self.backend, adaptive)
-        graph = graphs[key]
-
-        def advance(n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> Step:
-            dw = None if loop.noise is None else loop.noise(n, t0, t1)
-            return graph(loop.integrator, loop.field, t0, t1, y, dw, carry)
-
-        return advance
+            graphs[key] = Graph(function, self.backend, self.options)
+        return graphs[key]
 
 
-class _Graph:
-    """One compiled step."""
+class _Steps:
+    """The steps of one solve, each of them a call of one graph."""
 
-    def __init__(self, backend: str, adaptive: Adaptive | None) -> None:
-        own = types.FunctionType(_advance.__code__.replace(), _advance.__globals__)
-        with _quiet():
-            self._compiled = torch.compile(own, backend=backend)  # a cache of its own
-        self._adaptive = adaptive
-        self._calls: dict[Any, int] = {}  # of the field in a step, for each kind of step
+    def __init__(self, loop: Loop, graph: Graph, within: bool) -> None:
+        stepping = loop.stepping if isinstance(loop.stepping, Adaptive) else None
+        self._loop, self._graph, self._within = loop, graph, within
+        self._calls = Calls(graph, loop.integrator, stepping, loop.field)
 
-    def __call__(
-        self, integrator: Integrator, field: Field, t0: Scalar, t1: Scalar, y: State,
-        dw: Increment | None, carry: Carry,
-    ) -> Step:  # fmt: skip
-        inputs = integrator, self._adaptive, field, _tensor(t0, y), _tensor(t1, y), y, dw, carry
-        tensors = [x for x in leaves((y, carry)) if isinstance(x, Tensor)]
-        roles = [(x.requires_grad, x.is_leaf) for x in tensors]  # each is traced by itself
-        kind, before = (torch.is_grad_enabled(), *roles), field.evaluations
-        if kind in self._calls:
-            field.evaluations += self._calls[kind]
-            return self._compiled(*inputs)
-        with torch.no_grad():
-            _advance(*inputs)
-        self._calls[kind] = field.evaluations - before
-        with _quiet():
-            return self._compiled(*inputs)
+    def __call__(self, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> Step:
+        loop = self._loop
+        dw = None if loop.noise is None else loop.noise(n, t0, t1)
+        after = loop.field.evaluations + self._cost(n, t0, t1, y, carry)
+        found = self._calls(as_input(t0, y), as_input(t1, y), y, dw, carry)
+        loop.field.evaluations = after
+        return found if self._within else _End(loop, n, t0, t1, y, carry, found)
 
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What the compiler says of itself is not the user's."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    def _cost(self, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> int:
+        """Evaluations in a step from such a state: one is taken to count them."""
+        field, costs = self._loop.field, self._graph.costs
+        kind = tuple(x.shape if isinstance(x, Tensor) else x for x in leaves((y, carry)))
+        if kind not in costs:
+            before = field.evaluations
+            with torch.no_grad():
+                self._loop.step(n, t0, t1, y, carry)
+            costs[kind], field.evaluations = field.evaluations - before, before
+        return costs[kind] or 0
 
 
-def _advance(
-    integrator: Integrator, adaptive: Adaptive | None, field: Field, t0: Tensor, t1: Tensor,
-    y: State, dw: Increment | None, carry: Carry,
+class _End(Step):
+    """A step of which a graph gave the end alone; the rest is worked out again if asked for."""
+
+    __slots__ = ("_taken",)
+
+    def __init__(
+        self, loop: Loop, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry, found: Any
+    ) -> None:
+        y1, carry1, size = found
+        super().__init__(y1, carry1)
+        self.size = size
+        self._taken = loop, n, t0, t1, y, carry
+
+    def _again(self) -> Step:
+        loop, *taken = self._taken
+        before = loop.field.evaluations
+        step = loop.step(*taken)
+        loop.field.evaluations = before
+        return step
+
+    def error(self) -> State:
+        return self._again().error()
+
+    def dense(self, theta: Scalar) -> State:
+        return self._again().dense(theta)
+
+
+def _whole(
+    _flowsde_method: Integrator, _flowsde_stepping: Adaptive | None, field: Field, t0: Tensor,
+    t1: Tensor, y: State, dw: Increment | None, carry: Carry,
 ) -> Step:  # fmt: skip
-    step = integrator.step(field, t0, t1, y, dw, carry)
-    if adaptive is not None:
-        with torch.no_grad():
-            step.size = adaptive.measure(step.error(), y, step.y1)
+    """A step with its error's norm."""
+    step = _flowsde_method.step(field, t0, t1, y, dw, carry)
+    step.size = _size(_flowsde_stepping, step, y)
     return step
 
 
-def _tensor(t: Scalar, y: State) -> Tensor:
-    """A time as an input of a graph."""
-    if isinstance(t, Tensor):
-        return t.contiguous()
-    device = leaves(y)[0].device
-    wide = torch.float32 if device.type == "mps" else torch.float64
-    return torch.full((), t, dtype=wide, device=device)
+def _end(
+    _flowsde_method: Integrator, _flowsde_stepping: Adaptive | None, field: Field, t0: Tensor,
+    t1: Tensor, y: State, dw: Increment | None, carry: Carry,
+) -> tuple[State, Carry, Tensor | None]:  # fmt: skip
+    """Of the same, what the next step needs."""
+    step = _flowsde_method.step(field, t0, t1, y, dw, carry)
+    return step.y1, step.carry, _size(_flowsde_stepping, step, y)
+
+
+def _size(stepping: Adaptive | None, step: Step, y: State) -> Tensor | None:
+    if stepping is None:
+        return None
+    with torch.no_grad():
+        return stepping.measure(step.error(), y, step.y1)

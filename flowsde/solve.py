@@ -143,7 +143,7 @@ def solve(
         )
     span = _Span.of(dynamics, y0, t0, t1, stepping, save_at)
     seed = _seed(dynamics, generator)
-    dynamics = dynamics.prepare(y0, seed)
+    known, dynamics = dynamics, dynamics.prepare(y0, seed)
     field = Field(dynamics, args, y0)
     grid = None if isinstance(stepping, Adaptive) else _grid(dynamics, integrator, stepping, span)
     integrator = integrator.bind(stepping)
@@ -171,7 +171,7 @@ def solve(
             field, integrator, stepping, plan, span.saver(save_at), noise, y0, max_steps, dense,
             report, watch,
         )  # fmt: skip
-        loop.advance = executor.prepare(loop)
+        executor.prepare(loop, known)
         solution = adjoint.run(loop)
     if throw and not solution.success:
         raise _error(solution)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -191,6 +191,12 @@ class Adaptive(Stepping):
             raise ValueError(f"0 <= dt_min <= dt_max; got {self.dt_min} and {self.dt_max}")
         if not (0 < self.safety < 1 and 0 < self.factor_min < 1 < self.factor_max):
             raise ValueError("safety and factor_min lie in (0, 1), factor_max above 1")
+
+    @property
+    def terms(self) -> tuple[Any, ...]:
+        """What says how an error is measured and the next step chosen: all but given times."""
+        mine = (f.name for f in fields(self) if f.name not in ("dt0", "step_at", "jump_at"))
+        return tuple(getattr(self, name) for name in mine)
 
     def scale(self, *states: State) -> State:
         """atol + rtol max |y|."""

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch._dynamo.testing
-from torch import Tensor
+from torch import Tensor, nn
 
 import flowsde as fs
 from flowsde import integrators
-from flowsde.integrators import AsynchronousLeapfrog, Bosh3, EulerMaruyama, Integrator
+from flowsde.integrators import (
+    RK4,
+    AsynchronousLeapfrog,
+    Bosh3,
+    Euler,
+    EulerMaruyama,
+    Integrator,
+    StochasticHeun,
+)
 from flowsde.integrators.base import Engine
 
 from .systems import catalogue, suited
@@ -27,64 +36,214 @@ def _afresh() -> None:
     torch._dynamo.reset()
 
 
+class Turn(nn.Module):
+    """A smooth field with a parameter, a plain attribute and a mode."""
+
+    def __init__(self, dim: int = 3) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.w = nn.Parameter(torch.randn(dim, dim))
+        self.rate = 1.0
+
+    def forward(self, t: Tensor, y: Tensor, *args: Tensor) -> Tensor:
+        k = torch.tanh(y @ self.w) - (self.rate if self.training else 2.0) * y
+        return k + torch.cos(t).reshape(-1, *[1] * (y.ndim - 1)) + sum(args)
+
+
 def graphs() -> tuple[fs.Compiled, Any]:
     """An executor that traces as the compiler would, runs eagerly, and counts its graphs."""
     counter = torch._dynamo.testing.CompileCounter()
-    return fs.Compiled(backend=counter), counter  # type: ignore[arg-type]
+    return fs.Compiled(backend=counter), counter
+
+
+def agree(
+    run: Callable[[fs.Executor], fs.Solution], executor: fs.Executor, tolerance: float = 1e-10
+) -> fs.Solution:
+    """Whether a solve comes to the same, with the same statistics, statuses and messages."""
+    plain, sol = run(fs.Eager()), run(executor)
+    found = (
+        [x for x in torch.utils._pytree.tree_leaves((s.y1, s.ys)) if isinstance(x, Tensor)]
+        for s in (sol, plain)
+    )
+    assert_same(*found, tolerance)
+    for name in ("evaluations", "attempts", "accepted", "rejected"):
+        mine, theirs = (torch.as_tensor(getattr(s.stats, name)) for s in (sol, plain))
+        assert torch.equal(mine, theirs), name
+    assert torch.equal(torch.as_tensor(sol.status), torch.as_tensor(plain.status))
+    assert torch.allclose(torch.as_tensor(sol.t1), torch.as_tensor(plain.t1), rtol=1e-12)
+    assert sol.message.partition("error")[0] == plain.message.partition("error")[0]
+    return sol
 
 
 @pytest.mark.parametrize("method", STATIC, ids=str)
 def test_every_static_method_is_one_graph(method: Integrator) -> None:
-    net = Net(3)
-    dynamics, y0 = suited(method, net, torch.randn(4, 3))
+    dynamics, y0 = suited(method, Turn(), torch.randn(4, 3))
     executor, counter = graphs()
-    found = []
-    for run in (fs.Eager(), executor):
-        with torch.no_grad():
-            sol = fs.solve(
-                dynamics, y0, 0.2, 1.0, integrator=method, stepping=fs.Fixed(steps=6), executor=run,
-                path=fs.Brownian(0) if dynamics.noise is not None else None,
-            )  # fmt: skip
-        found.append((torch.utils._pytree.tree_leaves(sol.y1), sol.stats.evaluations))
-    assert_same(found[1][0], found[0][0], 1e-12)
-    assert found[1][1] == found[0][1]
+
+    def run(run: fs.Executor) -> fs.Solution:
+        return fs.solve(
+            dynamics, y0, 0.2, 1.0, integrator=method, stepping=fs.Fixed(steps=5), executor=run,
+            path=fs.Brownian(0) if dynamics.noise is not None else None, save_at=fs.Steps(),
+        )  # fmt: skip
+
+    with torch.no_grad():
+        agree(run, executor)
     assert counter.frame_count <= 2  # methods with a history have a first step of their own
 
 
-@pytest.mark.parametrize("per_sample", [False, True])
-def test_adaptive_solves_share_one_graph(per_sample: bool) -> None:
-    """All steps, a second solve, other tolerances' objects and other contents: no new graph."""
-    net = Net()
-    net.late.data.zero_()  # its jump would make the results hang on rounding
-    dynamics = fs.ODE(net, batched_time=True)
-    executor, counter = graphs()
-    for seed in range(3):
+@pytest.mark.parametrize(("per_sample", "dt0"), [(False, None), (True, None), (False, 0.05)])
+@torch.no_grad()
+def test_a_solve_for_its_end_alone_is_one_graph(per_sample: bool, dt0: float | None) -> None:
+    """All its steps, further solves, other contents, spans, parameters and arguments."""
+    net = Turn()
+    dynamics, (executor, counter) = fs.ODE(net, batched_time=True), graphs()
+    for seed, end in enumerate((1.0, -0.7, 3.0)):
         torch.manual_seed(seed)
-        y0 = torch.randn(4, 3)
-        sols = []
-        for run in (fs.Eager(), executor):
-            with torch.no_grad():
-                sols.append(fs.solve(
-                    dynamics, y0, 0.0, 1.0 + seed, executor=run, save_at=[0.3, 0.9],
-                    stepping=fs.Adaptive(1e-7, 1e-7, per_sample=per_sample),
-                ))  # fmt: skip
-        assert_same([sols[1].y1, sols[1].ys], [sols[0].y1, sols[0].ys], 1e-10)
-        assert sols[1].stats.evaluations == sols[0].stats.evaluations
+        y0, u = torch.randn(4, 3), torch.randn(3)
+        net.w.data.normal_()
+        stepping = fs.Adaptive(1e-7, 1e-7, per_sample=per_sample, dt0=dt0)
+        agree(
+            lambda run: fs.solve(
+                dynamics, y0, 0.1, end, integrator=Bosh3(), executor=run, stepping=stepping,
+                args=(u,),
+            ),
+            executor,
+        )  # fmt: skip
     assert counter.frame_count == 1
 
 
+@pytest.mark.parametrize("save_at", [[0.3, 0.9], None], ids=["saved", "end"])
+@torch.no_grad()
+def test_steps_that_are_seen_share_one_graph(save_at: list[float] | None) -> None:
+    dynamics, (executor, counter) = fs.ODE(Turn()), graphs()
+    for end in (1.0, 2.0):
+        y0 = torch.randn(4, 3)
+        agree(
+            lambda run: fs.solve(
+                dynamics, y0, 0.0, end, integrator=Bosh3(), executor=run, save_at=save_at,
+                stepping=fs.Adaptive(1e-6, 1e-6, step_at=(0.5,)),
+            ),
+            executor,
+        )  # fmt: skip
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize(
+    "method", [Euler(), RK4(), AsynchronousLeapfrog(), EulerMaruyama(), StochasticHeun()], ids=str
+)
+@torch.no_grad()
+def test_given_steps_are_one_graph_however_many(method: Integrator) -> None:
+    dynamics, y0 = suited(method, Turn(), torch.randn(4, 3))
+    executor, counter = graphs()
+    for steps in (3, 64, 150):
+        agree(
+            lambda run: fs.solve(
+                dynamics, y0, 0.2, 1.0, integrator=method, stepping=fs.Fixed(steps=steps),
+                path=fs.Brownian(0) if dynamics.noise is not None else None, executor=run,
+            ),
+            executor,
+        )  # fmt: skip
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize(
+    "stepping",
+    [fs.Fixed(steps=9), fs.Adaptive(1e-8, 1e-8, per_sample=True)],
+    ids=["given", "own"],
+)
+@torch.no_grad()
+def test_max_steps_is_exact(stepping: fs.Stepping) -> None:
+    dynamics, (executor, _) = fs.ODE(Turn(), batched_time=True), graphs()
+    for most in (0, 1, 2, 5, 9):
+        sol = agree(
+            lambda run: fs.solve(
+                dynamics, torch.ones(2, 3), 0.0, 3.0, integrator=Bosh3(), stepping=stepping,
+                max_steps=most, throw=False, executor=run,
+            ),
+            executor,
+        )  # fmt: skip
+        assert sol.stats.attempts == most
+
+
+@pytest.mark.parametrize(("per_sample", "dt_min"), [(False, 0.0), (True, 1e-3)])
+@torch.no_grad()
+def test_failures_are_told_alike(per_sample: bool, dt_min: float) -> None:
+    """One of the samples blows up on the way; alone with its time, the others arrive."""
+    dynamics, (executor, _) = fs.ODE(lambda t, y: y * y, batched_time=True), graphs()
+    y0 = torch.tensor([[0.1], [1.0], [-1.0]])
+    sol = agree(
+        lambda run: fs.solve(
+            dynamics, y0, 0.0, 1.5, throw=False, integrator=Bosh3(), executor=run,
+            stepping=fs.Adaptive(1e-5, 1e-5, per_sample=per_sample, dt_min=dt_min),
+        ),
+        executor, 1e-3,  # so close to its pole the state magnifies rounding
+    )  # fmt: skip
+    failed = torch.as_tensor(sol.status) > 0
+    assert failed.tolist() == ([False, True, False] if per_sample else True)
+
+
+@torch.no_grad()
+def test_changes_between_solves_are_seen() -> None:
+    """A plain attribute, the mode, another shape: each compiles again, none is ignored."""
+    net = Turn()
+    dynamics, (executor, _) = fs.ODE(net), graphs()
+
+    def same(y0: Tensor, save_at: Any) -> None:
+        agree(
+            lambda run: fs.solve(
+                dynamics, y0, stepping=fs.Fixed(steps=6), save_at=save_at, executor=run
+            ),
+            executor,
+        )
+
+    for save_at in (None, fs.Steps()):
+        net.rate = 1.0
+        same(torch.ones(2, 3), save_at)
+        net.rate = 3.0
+        same(torch.ones(2, 3), save_at)
+        net.eval()
+        same(torch.ones(2, 3), save_at)
+        same(torch.ones(5, 3), save_at)
+        net.train()
+
+
+def test_a_field_that_changes_itself_stays_with_the_guards() -> None:
+    """It hands a tensor from one call to the next, which a graph by itself would not."""
+
+    class Tired(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("before", torch.ones(2))
+
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            k = -y - self.before
+            self.before = y.detach()
+            return k
+
+    found = []
+    for run in (fs.Eager(), graphs()[0]):
+        sol = fs.solve(
+            fs.ODE(Tired()), torch.ones(2), integrator=Euler(), stepping=fs.Fixed(steps=6),
+            executor=run, save_at=fs.Steps(),
+        )  # fmt: skip
+        found.append(sol.y1)
+    assert_same(found[1:], found[:1], 1e-12)
+
+
 @pytest.mark.parametrize("adjoint", ADJOINTS, ids=lambda a: type(a).__name__)
-@pytest.mark.parametrize("stepping", [fs.Fixed(steps=8), fs.Adaptive(1e-3, 1e-3)], ids=["f", "a"])
-def test_gradients_of_compiled_steps(adjoint: fs.Adjoint, stepping: fs.Stepping) -> None:
+@pytest.mark.parametrize("saved", [False, True], ids=["end", "saved"])
+def test_gradients_of_compiled_steps(adjoint: fs.Adjoint, saved: bool) -> None:
     net, y0 = Net(), torch.randn(4, 3, requires_grad=True)
-    net.late.data.zero_()
+    net.late.data.zero_()  # its jump would make the results hang on rounding
     dynamics, found = fs.ODE(net), []
+    stepping = fs.Adaptive(1e-3, 1e-3) if saved else fs.Fixed(steps=5)
     for run in (fs.Eager(), fs.Compiled(backend="aot_eager")):
         sol = fs.solve(
             dynamics, y0, 0.1, 0.9, integrator=AsynchronousLeapfrog(), stepping=stepping,
-            adjoint=adjoint, executor=run, save_at=[0.5, 0.9],
+            adjoint=adjoint, executor=run, save_at=[0.5, 0.9] if saved else None,
         )  # fmt: skip
-        found.append(gradients(measure(sol), [y0, net.w, net.b]))
+        loss = measure(sol) if saved else sol.y1.square().sum()
+        found.append(gradients(loss, [y0, net.w, net.b]))
     assert_same(found[1], found[0], 1e-9)
 
 

@@ -1,0 +1,196 @@
+"""Functions of tensors as torch.compile runs them, with guards looked at once a solve."""
+
+from __future__ import annotations
+
+import functools
+import types
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._state import State, builder, leaves
+from .integrators.base import Step
+
+__all__ = ["Calls", "Graph", "as_input"]
+
+Call = tuple[Callable[..., Any], Sequence[Any], Sequence[Any]]
+
+
+class Graph:
+    """A function ``(method, stepping, field, *trees)`` under ``torch.compile``, with its own cache.
+
+    Its caller keeps one for each method and stepping, whose guards are therefore left out, as are
+    those on the modules of this library and of torch. The guards on the dynamics, on the arguments
+    and on all tensors stay.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], backend: Any, options: Mapping[str, Any] | None
+    ) -> None:
+        own = types.FunctionType(function.__code__.replace(), function.__globals__)
+        if isinstance(backend, str):
+            backend = torch._dynamo.lookup_backend(backend)
+        if options is not None:  # by the name under which inductor's compiler takes them
+            backend = functools.partial(backend, config_patches=dict(options))
+        self._backend, self._heard = backend, list[Call]()
+        self.sure: set[Callable[..., Any]] = set()  # graphs seen to be called alike twice
+        self.fits = True  # whether the compiler takes it as it is
+        self.costs: dict[Any, int | None] = {}  # evaluations in one step, for each kind of inputs
+        with quiet():
+            self._compiled = torch.compile(
+                own, backend=self._lower, options={"guard_filter_fn": _needed}
+            )
+
+    def _lower(self, module: Any, examples: Any) -> Callable[..., Any]:
+        """The backend's own callable, overheard: its documented seam."""
+        graph = self._backend(module, examples)
+
+        def overheard(*inputs: Any) -> Any:
+            outputs = graph(*inputs)
+            self._heard.append((graph, inputs, outputs))
+            return outputs
+
+        return overheard
+
+    def __call__(self, *args: Any) -> tuple[Any, list[Call]]:
+        """What the function returns, and the calls of graphs that it took."""
+        self._heard.clear()
+        with quiet():
+            result = self._compiled(*args)
+        heard, self._heard = self._heard, []
+        return result, heard
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """What the compiler says of itself is not the user's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _needed(guards: Sequence[Any]) -> list[bool]:
+    """Those on what the graph was not made for, and whose change it would not notice itself."""
+    return [not any(mark in g.name for mark in _CONSTANT) for g in guards]
+
+
+_CONSTANT = ("_flowsde_method", "_flowsde_stepping", "__import_flowsde", "__import_torch")
+
+
+class Calls:
+    """The calls of a graph within one solve.
+
+    Looking at the guards costs more than the operations of a small step, and within a solve nothing
+    changes that they look at, but for the kind of the inputs. So the first call of each kind goes
+    through them, and the next ones straight to the graph that they chose. A graph is trusted with
+    this when two calls in a row were found to differ by their inputs alone: a field that changes
+    itself on the way stays with the guards.
+    """
+
+    def __init__(self, graph: Graph, *fixed: Any) -> None:
+        self._graph, self._fixed = graph, fixed
+        self._ways: dict[Any, _Way | None] = {}
+
+    def __call__(self, *trees: Any) -> Any:
+        flat = [x for tree in trees for x in leaves(tree)]
+        kind = _kind(flat)
+        known = self._ways.get(kind)
+        if known is not None and known.graph in self._graph.sure:
+            return known(flat)
+        result, heard = self._graph(*self._fixed, *trees)
+        way = _Way.of(flat, heard, result)
+        if way is not None and known is not None and way.like(known):
+            self._graph.sure.add(way.graph)
+        self._ways[kind] = way
+        return result
+
+
+def _kind(flat: Sequence[Any]) -> tuple[Any, ...]:
+    """What of the inputs the guards look at: never the values of tensors."""
+    looks = [
+        (type(x), x.shape, x.stride(), x.dtype, x.device, x.requires_grad, x.is_leaf, x.is_conj())
+        if isinstance(x, Tensor) else x
+        for x in flat
+    ]  # fmt: skip
+    ids = [id(x) for x in flat]
+    return torch.is_grad_enabled(), *looks, *(ids.index(i) for i in ids)
+
+
+@dataclass
+class _Way:
+    """How a call's inputs went into a graph, and its outputs into the result."""
+
+    graph: Callable[..., Any]
+    inputs: list[tuple[int | None, Any]]  # the place among the inputs, or the value itself
+    outputs: list[tuple[int | None, Any]]  # the place among inputs and outputs in a row, or that
+    build: Callable[[list[Any]], Any]
+
+    @classmethod
+    def of(cls, flat: Sequence[Any], heard: list[Call], result: Any) -> _Way | None:
+        """None where the call was not a graph alone."""
+        if len(heard) != 1:
+            return None
+        (graph, given, found), places = heard[0], dict[int, int]()
+        for i, x in enumerate((*flat, *found)):
+            if isinstance(x, Tensor):
+                places.setdefault(id(x), i)
+        rebuild: Callable[[Any], Any]
+        result, rebuild = _opened(result) if isinstance(result, Step) else (result, builder(result))
+        ends = leaves(result)
+        inputs, outputs = ([(places.get(id(x)), x) for x in xs] for xs in (given, ends))
+        if any(place is None and isinstance(x, Tensor) for place, x in outputs):
+            return None
+        return cls(graph, _named(inputs), _named(outputs), rebuild)
+
+    def __call__(self, flat: list[Any]) -> Any:
+        found = self.graph(*[x if i is None else flat[i] for i, x in self.inputs])
+        row = [*flat, *found]
+        return self.build([x if i is None else row[i] for i, x in self.outputs])
+
+    def like(self, other: _Way) -> bool:
+        """Whether all that goes another way is the very same."""
+        mine, theirs = (way.inputs + way.outputs for way in (self, other))
+        return self.graph is other.graph and all(
+            i == j and (x is y or (not isinstance(x, Tensor) and x == y))
+            for (i, x), (j, y) in zip(mine, theirs, strict=True)
+        )
+
+
+def _named(row: list[tuple[int | None, Any]]) -> list[tuple[int | None, Any]]:
+    return [(i, x if i is None else None) for i, x in row]
+
+
+def _opened(step: Step) -> tuple[State, Callable[[list[Any]], Step]]:
+    """What a step holds, and the way to make one that holds other tensors."""
+    names = [
+        name for kind in type(step).__mro__ for name in getattr(kind, "__slots__", ())
+        if hasattr(step, name)
+    ]  # fmt: skip
+    held = [getattr(step, name) for name in names]
+    build = builder(held)
+
+    def rebuild(flat: list[Any]) -> Step:
+        new = object.__new__(type(step))
+        for name, value in zip(names, build(flat), strict=True):
+            object.__setattr__(new, name, value)
+        return new
+
+    return held, rebuild
+
+
+def as_input(t: Any, y: State) -> Tensor:
+    """A time, or a list of times or rows of them, as an input of a graph that takes this state."""
+    device = leaves(y)[0].device
+    if isinstance(t, Tensor):
+        return t.contiguous()
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    rows = [x for x in t if isinstance(x, Tensor)] if isinstance(t, (list, tuple)) else []
+    if not rows:
+        return torch.tensor(t, dtype=wide, device=device)
+    shape = max((x.shape for x in rows), key=len)
+    return torch.stack([torch.as_tensor(x).to(device, wide).expand(shape) for x in t])

@@ -1,0 +1,271 @@
+"""The steps of a solve that wants only its end, as a loop within one graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._graph import Calls, Graph, as_input
+from ._increment import Increment
+from ._loop import Loop
+from ._outset import Outset
+from ._plan import AdaptivePlan, GivenPlan, too_small
+from ._save import SaveEnd
+from ._state import State, builder, leaves, mapped, tree_map, where
+from .dynamics.field import Field
+from .integrators.base import Carry, Integrator
+from .solution import Stats
+from .stepping import Adaptive
+
+__all__ = ["Leap"]
+
+_loop: Callable[..., Any] = torch.while_loop
+_STEPS = 64  # given steps that one call of the graph takes
+_NUMBERS = 1 << 22  # of noise that it takes at most
+
+
+def chosen(
+    _flowsde_method: Integrator, _flowsde_stepping: Adaptive, field: Field, ends: Tensor,
+    limit: Tensor, marks: Tensor, y: State, carry: Carry,
+) -> tuple[Tensor, Tensor, State, Carry]:  # fmt: skip
+    """Attempts until all rows have arrived, one of them would fail, or there were ``limit``.
+
+    Args:
+        ends: start and end of the solve, ``(2,)`` or ``(2, batch)``.
+        marks: as ``AdaptivePlan.marks`` gives them.
+
+    Returns:
+        How many attempts there were; marks, y and carry after them.
+    """
+    method, stepping, (start, end) = _flowsde_method, _flowsde_stepping, ends.unbind()
+    exponent, build, span = method.exponent(field.dynamics), _builder((y, carry)), end - start
+
+    def on(n: Tensor, live: Tensor, marks: Tensor, *flat: Tensor) -> Tensor:
+        return live & (n < limit)
+
+    def attempt(n: Tensor, live: Tensor, marks: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
+        y, carry = build(flat)
+        t, dt, before, older, accepted, rejected, going = marks.unbind()
+        on = going > 0
+        lands = dt * 1.01 >= (end - t).abs()
+        reach = torch.where(lands, end, t + torch.sign(span) * dt)
+        reach = torch.where(on, reach, t)
+        step = method.step(field, t, reach, y, None, carry)
+        error = stepping.measure(step.error(), y, step.y1).to(t.dtype)
+        accept, ahead, memory = stepping.advise(error, reach - t, exponent, (before, older))
+        fails = (on & ~accept & too_small(ahead, t, span.abs(), stepping.dt_min)).any()
+        takes = on & ~fails
+        accept, missed = accept & takes, ~accept & takes
+        going = on & ~(accept & lands)
+        counts = accepted + accept, rejected + missed
+        rows: list[Any] = [torch.where(accept, reach, t), ahead, *memory, *counts, going]
+        after = torch.where(fails, marks, torch.stack([x.to(t.dtype) for x in rows]))
+        new = where(accept, (step.y1, step.carry), (y, carry))
+        return n + ~fails, ~fails & going.any(), after, *_tensors(new)
+
+    n = torch.zeros_like(limit)
+    n, _, marks, *flat = _loop(on, attempt, (n, n == 0, marks, *_tensors((y, carry))))
+    return n, marks, *build(flat)
+
+
+def outright(
+    _flowsde_method: Integrator, _flowsde_stepping: Adaptive, field: Field, ends: Tensor,
+    limit: Tensor, first: Tensor | None, y: State,
+) -> tuple[Tensor, Tensor, State, Carry]:  # fmt: skip
+    """The same from the start on, which chooses the first step where none is given."""
+    method, stepping, (start, end) = _flowsde_method, _flowsde_stepping, ends.unbind()
+    carry, span, sign = method.init(field, start, y), (end - start).abs(), torch.sign(end - start)
+    outset = Outset(field, stepping, method.exponent(field.dynamics), start, y, sign, span)
+    size: Any = outset.smooth(method.slope(carry)) if first is None else first
+    size = torch.minimum(size, span).clamp(max=stepping.dt_max)
+    one, none = torch.ones_like(start), torch.zeros_like(start)
+    on = (span > 0).to(start.dtype)
+    marks = torch.stack([start, size, one, one, none, none, on])
+    return chosen(method, stepping, field, ends, limit, marks, y, carry)
+
+
+def given(
+    _flowsde_method: Integrator, _flowsde_stepping: None, field: Field, times: Tensor,
+    count: Tensor, dw: Increment | None, y: State, carry: Carry,
+) -> tuple[State, Carry]:  # fmt: skip
+    """The first ``count`` steps along ``times``, with increments stacked one after the other."""
+    build = _builder((y, carry))
+
+    def on(n: Tensor, *flat: Tensor) -> Tensor:
+        return n < count
+
+    def step(n: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
+        (y, carry), own = build(flat), tree_map(lambda x: _row(x, n), dw)
+        taken = _flowsde_method.step(field, _row(times, n), _row(times, n + 1), y, own, carry)
+        return n + 1, *(x.clone() for x in _tensors((taken.y1, taken.carry)))
+
+    start = (torch.zeros_like(count), *_tensors((y, carry)))
+    return build(_loop(on, step, start)[1:])
+
+
+def _row(x: Any, n: Tensor) -> Any:
+    return torch.index_select(x, 0, n.reshape(1)).squeeze(0) if isinstance(x, Tensor) else x
+
+
+def _stacked(*xs: Any) -> Any:
+    return torch.stack(xs) if isinstance(xs[0], Tensor) else xs[0]
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [x for x in leaves(tree) if isinstance(x, Tensor)]
+
+
+def _builder(like: Any) -> Callable[[Sequence[Tensor]], Any]:
+    """What builds such a tree from its tensors; the rest is as it is."""
+    flat, build = leaves(like), builder(like)
+
+    def rebuild(tensors: Sequence[Tensor]) -> Any:
+        found, rest = [], list(tensors)
+        for x in flat:
+            found.append(rest.pop(0) if isinstance(x, Tensor) else x)
+        return build(found)
+
+    return rebuild
+
+
+class Leap:
+    """Takes what steps it can at once; those that fail or start the method are left to the loop.
+
+    Args:
+        loop: the solve.
+        graph: of a function of this module, for each of them.
+    """
+
+    def __init__(self, loop: Loop, graph: Callable[[Callable[..., Any]], Graph]) -> None:
+        self._loop, self._graph, self._calls = loop, graph, dict[Any, Calls]()
+        self._adaptive = loop.stepping if isinstance(loop.stepping, Adaptive) else None
+
+    @staticmethod
+    def suits(loop: Loop) -> bool:
+        """Whether nobody needs to see the steps of this solve."""
+        seen = loop.dense or loop.watch is not None or loop.progress is not None
+        if seen or not isinstance(loop.saver, SaveEnd):
+            return False
+        if isinstance(loop.plan, AdaptivePlan) and (not loop.plan.whole or loop.noise is not None):
+            return False
+        return not leaves(loop.y0)[0].is_meta and not mapped(loop.y0)
+
+    def begin(self, y: State, stats: Stats) -> tuple[State, Carry]:
+        loop, plan = self._loop, self._loop.plan
+        cost = self._cost_of_start(y) if isinstance(plan, AdaptivePlan) else None
+        if cost is None or loop.max_steps < 2:
+            return loop.begin(y)
+        assert isinstance(plan, AdaptivePlan)
+        assert self._adaptive is not None
+        plan.meet(loop.field)
+        first = None if self._adaptive.dt0 is None else as_input(self._adaptive.dt0, y)
+        found = self._call(outright, self._ends(y), self._limit(y, loop.max_steps - 1), first, y)
+        if found is None:
+            return loop.begin(y)
+        loop.field.evaluations += cost
+        return self._resume(found, stats)
+
+    def go(self, y: State, carry: Carry, stats: Stats) -> tuple[State, Carry]:
+        loop, plan = self._loop, self._loop.plan
+        room = loop.max_steps - 1 - stats.attempts  # the last one allowed is the loop's own
+        if room < 1 or self._cost(y, carry) is None:
+            return y, carry
+        if isinstance(plan, GivenPlan):
+            return self._given(plan, room, y, carry, stats)
+        assert isinstance(plan, AdaptivePlan)
+        marks, limit = as_input(plan.marks(), y), self._limit(y, room)
+        found = self._call(chosen, self._ends(y), limit, marks, y, carry)
+        return (y, carry) if found is None else self._resume(found, stats)
+
+    def _call(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """What a graph returns; None, and no more leaps, where the compiler does not take it."""
+        graph, loop = self._graph(function), self._loop
+        if function not in self._calls:
+            self._calls[function] = Calls(graph, loop.integrator, self._adaptive, loop.field)
+        before = loop.field.evaluations
+        try:
+            if graph.fits:
+                return self._calls[function](*inputs)
+        except torch._dynamo.exc.TorchDynamoException:
+            graph.fits = False
+        finally:
+            loop.field.evaluations = before
+        loop.leap = None
+        return None
+
+    def _ends(self, y: State) -> Tensor:
+        assert isinstance(self._loop.plan, AdaptivePlan)
+        return as_input(self._loop.plan.ends, y)
+
+    def _limit(self, y: State, room: int) -> Tensor:
+        return torch.full((), room, device=leaves(y)[0].device)
+
+    def _resume(self, found: Any, stats: Stats) -> tuple[State, Carry]:
+        count, marks, y, carry = found
+        assert isinstance(self._loop.plan, AdaptivePlan)
+        self._loop.plan.resume(marks)
+        self._told(int(count), y, carry, stats)
+        return y, carry
+
+    def _told(self, count: int, y: State, carry: Carry, stats: Stats) -> None:
+        stats.attempts += count
+        self._loop.field.evaluations += count * (self._cost(y, carry) or 0)
+
+    def _given(
+        self, plan: GivenPlan, room: int, y: State, carry: Carry, stats: Stats
+    ) -> tuple[State, Carry]:
+        noise, most = self._loop.noise, _STEPS
+        if noise is not None:
+            size = sum(x.numel() for x in leaves(y))
+            most = max(4, min(_STEPS, _NUMBERS // max(1, size)))
+        while plan.running and room > 0:
+            times = plan.ahead(min(most, room))
+            count = len(times) - 1
+            spare = most - count
+            dw = None
+            if noise is not None:
+                n = stats.attempts
+                dws = [noise(n + i, *times[i : i + 2]) for i in range(count)]
+                dw = tree_map(_stacked, *dws, *dws[-1:] * spare)
+            row = as_input([*times, *times[-1:] * spare], y)
+            found = self._call(given, row, self._limit(y, count), dw, y, carry)
+            if found is None:
+                break
+            y, carry = found
+            plan.skip(count)
+            self._told(count, y, carry, stats)
+            room -= count
+        return y, carry
+
+    def _cost(self, y: State, carry: Carry) -> int | None:
+        """Evaluations in one step, from one taken for this; None where the next step would not be
+        of its kind.
+        """
+        loop, costs = self._loop, self._graph(chosen if self._adaptive else given).costs
+        kind = _look((y, carry))
+        if kind not in costs:
+            before = loop.field.evaluations
+            step = loop.step(0, *loop.plan.interval(), y, carry)
+            settled = kind == _look((step.y1, step.carry))
+            costs[kind] = loop.field.evaluations - before if settled else None
+            loop.field.evaluations = before
+        return costs[kind]
+
+    def _cost_of_start(self, y: State) -> int | None:
+        """Evaluations before the first step; None where that one is not of the others' kind."""
+        assert self._adaptive is not None
+        costs, field = self._graph(outright).costs, self._loop.field
+        kind = self._adaptive.dt0 is None, *_look(y)
+        if kind not in costs:
+            before = field.evaluations
+            y, carry = self._loop.begin(y)
+            spent, field.evaluations = field.evaluations - before, before
+            costs[kind] = None if self._cost(y, carry) is None else spent
+        return costs[kind]
+
+
+def _look(tree: Any) -> tuple[Any, ...]:
+    return tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves(tree))
