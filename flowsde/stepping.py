@@ -201,7 +201,7 @@ class Adaptive(Stepping):
         return self.norm(tree_map(torch.div, error, self.scale(*states)), self.per_sample)
 
     def advise(
-        self, error: Scalar, dt: Scalar, order: int, memory: tuple[Scalar, Scalar]
+        self, error: Scalar, dt: Scalar, order: float, memory: tuple[Scalar, Scalar]
     ) -> tuple[Any, Scalar, tuple[Scalar, Scalar]]:
         """Whether to accept, the next (unsigned) step, and the errors to remember.
 

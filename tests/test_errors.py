@@ -24,12 +24,11 @@ from flowsde.integrators import (
     ImplicitRK,
     Integrator,
     Iterate,
-    StochasticHeun,
     Tsit5,
 )  # fmt: skip
 from flowsde.integrators.base import Engine
 from flowsde.integrators.exponential import Exponential
-from flowsde.integrators.stochastic import _Stochastic
+from flowsde.integrators.stochastic import Stochastic
 from flowsde.integrators.symplectic import Symplectic
 from flowsde.models import coupling_stack
 from flowsde.paths import VP, Cosine, FlowMatching, karras, uniform_lambda
@@ -184,6 +183,13 @@ def test_blow_up_ends_in_a_typed_error_with_what_was_computed() -> None:
 
 ITO = fs.SDE(lambda t, y: -y, lambda t, y: 0.1 * y, noise="diagonal")
 STRATONOVICH = fs.SDE(lambda t, y: -y, lambda t, y: 0.1 * y, noise="diagonal", stratonovich=True)
+ADDITIVE = fs.SDE(lambda t, y: -y, lambda t, y: torch.ones_like(y), noise="diagonal", additive=True)
+
+
+def fits_noise(method: Integrator, dynamics: fs.SDE) -> bool:
+    """Whether a stochastic method declares that it fits; the rest fit no noise."""
+    assert dynamics.noise is not None
+    return isinstance(method, Stochastic) and method.fits(dynamics.noise)
 
 
 def stack() -> fs.Map:
@@ -195,27 +201,28 @@ def test_every_integrator_refuses_what_it_cannot_integrate(method: Integrator) -
     """With a TypeError that names an integrator that can."""
     semilinear = isinstance(method, (Exponential, ETDRK4))
     imex = isinstance(method, ImplicitRK) and method.tableau.explicit is not None
-    ordinary = not (semilinear or isinstance(method, (Symplectic, _Stochastic, Iterate)))
+    ordinary = not (semilinear or isinstance(method, (Symplectic, Stochastic, Iterate)))
     fits = {
         "ode": ordinary and not imex,
         "split": ordinary or semilinear,
         "separable": (ordinary and not imex) or isinstance(method, Symplectic),
-        "ito": isinstance(method, EulerMaruyama),
-        "stratonovich": isinstance(method, StochasticHeun),
+        "ito": fits_noise(method, ITO), "additive": fits_noise(method, ADDITIVE),
+        "stratonovich": fits_noise(method, STRATONOVICH),
         "map": isinstance(method, Iterate),
     }  # fmt: skip
     systems = {
         "ode": ODE, "split": fs.ODE(lambda t, y: y, linear=-1.0),
         "separable": fs.ODE(lambda t, y: (y[1], -y[0]), separable=True), "ito": ITO,
-        "stratonovich": STRATONOVICH, "map": stack(),
+        "stratonovich": STRATONOVICH, "additive": ADDITIVE, "map": stack(),
     }  # fmt: skip
-    assert isinstance(method, _Stochastic) == (fits["ito"] or fits["stratonovich"])
+    noisy = {"ito", "additive", "stratonovich"}
+    assert isinstance(method, Stochastic) == any(fits[name] for name in noisy)
     for name, dynamics in systems.items():
         keywords: dict[str, Any] = {"integrator": method}
         if name != "map":
             own = isinstance(method, Engine)
             keywords["stepping"] = fs.Adaptive() if own else fs.Fixed(dt=0.5)
-        if name in ("ito", "stratonovich"):
+        if name in noisy:
             keywords["path"] = fs.Brownian(0)
         one = torch.ones(3, 2)
         y0 = (one, one) if name == "separable" else one

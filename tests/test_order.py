@@ -21,7 +21,7 @@ from flowsde.integrators import (
     Tableau,
 )  # fmt: skip
 from flowsde.integrators.base import Engine
-from flowsde.integrators.stochastic import _Stochastic
+from flowsde.integrators.stochastic import Stochastic
 from flowsde.integrators.symplectic import Symplectic
 
 from .systems import admits, catalogue, log_norm, slope
@@ -40,7 +40,7 @@ EXPONENTIAL = [
 
 def test_every_integrator_is_tested_for_its_order() -> None:
     """One of the groups below, those of test_symplectic, test_implicit and test_stochastic."""
-    kinds = (Symplectic, ImplicitRK, _Stochastic, Iterate, Engine)
+    kinds = (Symplectic, ImplicitRK, Stochastic, Iterate, Engine)
     for method in catalogue(integrators, Integrator):
         assert method in ORDINARY + EXPONENTIAL or isinstance(method, kinds), method
 

@@ -22,12 +22,15 @@ from flowsde.integrators import (
     Heun,
     ReversibleIntegrator,
     ReversibleRK,
+    Stochastic,
 )  # fmt: skip
 
 from .systems import catalogue
 
+STOCHASTIC = [m for m in catalogue(integrators, ReversibleIntegrator) if isinstance(m, Stochastic)]
 METHODS = [
-    *catalogue(integrators, ReversibleIntegrator), ReversibleRK(RK4(), 0.9), ReversibleRK(Heun()),
+    *(m for m in catalogue(integrators, ReversibleIntegrator) if m not in STOCHASTIC),
+    ReversibleRK(RK4(), 0.9), ReversibleRK(Heun()),
 ]  # fmt: skip
 
 
@@ -38,16 +41,20 @@ def gap(a: Any, b: Any) -> float:
     return max(float((x - y).abs().max()) for x, y in pairs) / size
 
 
-def there_and_back(method: Any, ode: fs.ODE, y0: Any, times: list[Any]) -> None:
+def there_and_back(
+    method: Any, dynamics: fs.Dynamics, y0: Any, times: list[Any], seed: int = 0
+) -> None:
     """Every step taken back, the last first, to the state and the carry of each."""
-    field = Field(ode, (), y0)
+    field, draws = Field(dynamics, (), y0), method.draws(dynamics, y0)
+    path = fs.Brownian(seed).bind(times, draws) if draws else lambda n, t0, t1: None
+    dws = [path(n, t0, t1) for n, (t0, t1) in enumerate(itertools.pairwise(times))]
     trail = [(y0, method.init(field, times[0], y0))]
-    for t0, t1 in itertools.pairwise(times):
-        step = method.step(field, t0, t1, trail[-1][0], None, trail[-1][1])
+    for dw, (t0, t1) in zip(dws, itertools.pairwise(times), strict=True):
+        step = method.step(field, t0, t1, trail[-1][0], dw, trail[-1][1])
         trail.append((step.y1, step.carry))
     y, carry = trail[-1]
     for n in range(len(times) - 2, -1, -1):
-        y, carry = method.unstep(field, times[n], times[n + 1], y, None, carry)
+        y, carry = method.unstep(field, times[n], times[n + 1], y, dws[n], carry)
         assert gap((y, carry), trail[n]) < 1e-12, n
 
 
@@ -70,6 +77,32 @@ def test_unstep_undoes_step(
     there_and_back(
         method, fs.ODE(f, batched_time=True), y0, [start + n * dt for n in range(steps + 1)]
     )
+
+
+@pytest.mark.parametrize("method", STOCHASTIC, ids=str)
+@given(
+    seed=st.integers(0, 10_000), t0=st.floats(-2.0, 2.0), steps=st.integers(1, 8),
+    dt=st.floats(0.01, 0.4), backward=st.booleans(), per_sample=st.booleans(),
+    kind=st.sampled_from(["diagonal", "scalar", "general"]),
+)  # fmt: skip
+def test_unstep_undoes_step_along_a_path(
+    method: Any, seed: int, t0: float, steps: int, dt: float, backward: bool, per_sample: bool,
+    kind: Any,
+) -> None:  # fmt: skip
+    draws = torch.Generator("cpu").manual_seed(seed)
+    w, y0 = torch.randn(3, 3, generator=draws), torch.randn(4, 3, generator=draws)
+
+    def g(t: Tensor, y: Tensor) -> Tensor:
+        columns = torch.tanh(y @ w) * t[..., None].cos()
+        return columns if kind != "general" else torch.stack((columns, y.sin()), -1)
+
+    sde = fs.SDE(
+        lambda t, y: torch.tanh(y @ w) - 0.3 * y, g, noise=kind, stratonovich=True,
+        batched_time=True, noise_size=2 if kind == "general" else None,
+    )  # fmt: skip
+    start: Any = t0 + torch.linspace(0, 1, 4) if per_sample else t0
+    dt = -dt if backward else dt
+    there_and_back(method, sde, y0, [start + n * dt for n in range(steps + 1)], seed)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import flowsde as fs
 from flowsde import integrators
-from flowsde.integrators import EulerMaruyama, Heun, StochasticHeun
+from flowsde.integrators import EulerMaruyama, Heun, ReversibleHeun, StochasticHeun
 from flowsde.integrators.stochastic import Stochastic
 from flowsde.paths import uniform_lambda
 
@@ -64,6 +64,8 @@ CASES = [
     (EulerMaruyama(), *geometric(ito=True)), (StochasticHeun(), *geometric(ito=False)),
     (StochasticHeun(), *scalar()), (EulerMaruyama(), *additive()),
     (StochasticHeun(), *additive()), (EulerMaruyama(), *general()),
+    (ReversibleHeun(), *geometric(ito=False)), (ReversibleHeun(), *scalar()),
+    (ReversibleHeun(), *additive()),
 ]  # fmt: skip
 
 

@@ -113,22 +113,54 @@ class Field:
 
     def noise_term(self, t: Scalar, y: State, dw: State) -> State:
         """g(t, y) dW, shaped as y."""
+        return self.product(self.diffusion(t, y), dw)
+
+    def diffusion(self, t: Scalar, y: State) -> State:
+        """g(t, y), shaped as y, or ``(*y.shape, m)`` for general noise."""
         assert self.noise is not None
-        g = self.dynamics.diffusion(self.time(t), y, *self.args)
+        g, kind = self.dynamics.diffusion(self.time(t), y, *self.args), self.noise.kind
         if not isinstance(y, Tensor):
             if len(leaves(g)) != len(leaves(y)):
                 raise TypeError(f"diagonal diffusion has the state's structure: {describe(y)}")
-            return tree_map(_diagonal, y, g, dw)
-        if self.noise.kind == "diagonal":
-            return _diagonal(y, g, dw)
-        if self.noise.kind == "scalar":
-            return check_like(g, y, "scalar diffusion") * dw.reshape((-1,) + (1,) * (y.ndim - 1))
-        if g.shape != (*y.shape, dw.shape[-1]):
+            return tree_map(_diagonal, y, g)
+        if kind != "general" and isinstance(g, Tensor) and g.shape == y.shape:
+            return check_like(g, y, "the diffusion")
+        if kind == "diagonal":
+            return _diagonal(y, g)
+        if kind == "scalar":
+            return check_like(g, y, "the diffusion")
+        shape = (*y.shape, self.noise.size)
+        if not isinstance(g, Tensor) or g.shape != shape:
             raise TypeError(
-                f"general diffusion returns (batch, d, m) = {(*y.shape, dw.shape[-1])}; "
-                f"got {tuple(g.shape)}"
+                f"general diffusion returns (batch, d, m) = {shape}; got "
+                f"{tuple(g.shape) if isinstance(g, Tensor) else type(g).__name__}"
             )
-        return check_like(contract(g, dw), y, "the diffusion")
+        return check_like(g, y.unsqueeze(-1).expand(shape), "the diffusion")
+
+    def diffusion_along(self, t: Scalar, y: State, v: State) -> State:
+        """The derivative of g(t, y) by y along v, shaped as ``diffusion`` returns."""
+        at = self.time(t)  # made outside of what is differentiated, where others may use it
+
+        def g(y: State) -> State:
+            return self.diffusion(at, y)
+
+        return torch.func.jvp(g, (y,), (v,))[1]
+
+    def product(self, g: State, dw: State) -> State:
+        """g dW, shaped as the state, for a g that ``diffusion`` returned."""
+        assert self.noise is not None
+        if self.noise.kind == "general":
+            return contract(g, dw)
+        return tree_map(lambda a, b: a * _over(a, b), g, dw)
+
+    def diffuse(self, y: State, g: State, dw: State, weight: float = 1.0) -> State:
+        """y + weight g dW, for a g that ``diffusion`` returned: one fused operation a leaf, but
+        for general noise.
+        """
+        assert self.noise is not None
+        if self.noise.kind == "general":
+            return y.add(contract(g, dw), alpha=weight)
+        return tree_map(lambda x, a, b: x.addcmul(a, _over(a, b), value=weight), y, g, dw)
 
     def step(self, k: int, y: State) -> State:
         """The state after step k of a chain."""
@@ -148,7 +180,7 @@ def _state(stepped: Any) -> State:
     return stepped[0]
 
 
-def _diagonal(y: Tensor, g: Any, dw: Tensor) -> Tensor:
+def _diagonal(y: Tensor, g: Any) -> Tensor:
     shape = g.shape if isinstance(g, Tensor) else ()
     padded = (1,) * (y.ndim - len(shape)) + tuple(shape)
     if len(padded) != y.ndim or any(a not in (1, b) for a, b in zip(padded, y.shape, strict=True)):
@@ -156,4 +188,11 @@ def _diagonal(y: Tensor, g: Any, dw: Tensor) -> Tensor:
             f"diagonal diffusion broadcasts to the state's shape {tuple(y.shape)}; got "
             f"{tuple(shape)}"
         )
-    return check_like(g * dw, y, "the diffusion")
+    if not isinstance(g, Tensor):
+        return torch.full_like(y, g)
+    return check_like(g.expand(y.shape), y, "the diffusion")
+
+
+def _over(g: Tensor, dw: Tensor) -> Tensor:
+    """dw ready to multiply g: one number a sample where the noise is scalar."""
+    return dw if dw.ndim == g.ndim else dw.reshape(dw.shape + (1,) * (g.ndim - dw.ndim))

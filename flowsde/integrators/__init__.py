@@ -30,19 +30,34 @@ from .implicit import (
     Trapezoid,
 )  # fmt: skip
 from .linear import GMRES, Dense, LinearSolver
+from .milstein import Milstein, MilsteinRK
 from .multistep import Adams
-from .reversible import AsynchronousLeapfrog, ReversibleRK
+from .reversible import AsynchronousLeapfrog, ReversibleHeun, ReversibleRK
 from .runge_kutta import ExplicitRK, Tableau
 from .stabilised import RKC2
-from .stochastic import EulerMaruyama, Stochastic, StochasticHeun
+from .stochastic import EulerMaruyama, Stochastic, StochasticHeun, StochasticMidpoint
+from .stochastic_rk import (
+    SEA,
+    SRA,
+    SRA1,
+    SRA3,
+    SRI,
+    SRI2,
+    SRIW1,
+    ShARK,
+    SlowRK,
+    SRATableau,
+    SRITableau,
+)  # fmt: skip
 from .symplectic import Leapfrog, Yoshida4
 
 __all__ = [
-    "DDIM", "ETDRK4", "GMRES", "RK4", "RKC2", "Adams", "AsynchronousLeapfrog", "Bosh3",
-    "DPMSolverPP", "Dense", "Dopri5", "Dopri8", "Draws", "Euler", "EulerMaruyama", "ExplicitRK",
-    "ExponentialEuler", "Heun", "ImplicitEuler", "ImplicitRK", "ImplicitTableau", "Increment",
-    "Integrator", "Iterate", "KenCarp3", "KenCarp4", "KenCarp5", "Kvaerno3", "Kvaerno4", "Kvaerno5",
-    "Leapfrog", "LinearSolver", "Midpoint", "Ralston", "ReversibleIntegrator", "ReversibleRK",
-    "SciPy", "Step", "Stochastic", "StochasticHeun", "Tableau", "TorchDiffEq", "Trapezoid", "Tsit5",
-    "Yoshida4",
+    "DDIM", "ETDRK4", "GMRES", "RK4", "RKC2", "SEA", "SRA", "SRA1", "SRA3", "SRI", "SRI2", "SRIW1",
+    "Adams", "AsynchronousLeapfrog", "Bosh3", "DPMSolverPP", "Dense", "Dopri5", "Dopri8", "Draws",
+    "Euler", "EulerMaruyama", "ExplicitRK", "ExponentialEuler", "Heun", "ImplicitEuler",
+    "ImplicitRK", "ImplicitTableau", "Increment", "Integrator", "Iterate", "KenCarp3", "KenCarp4",
+    "KenCarp5", "Kvaerno3", "Kvaerno4", "Kvaerno5", "Leapfrog", "LinearSolver", "Midpoint",
+    "Milstein", "MilsteinRK", "Ralston", "ReversibleHeun", "ReversibleIntegrator", "ReversibleRK",
+    "SRATableau", "SRITableau", "SciPy", "ShARK", "SlowRK", "Step", "Stochastic", "StochasticHeun",
+    "StochasticMidpoint", "Tableau", "TorchDiffEq", "Trapezoid", "Tsit5", "Yoshida4",
 ]  # fmt: skip

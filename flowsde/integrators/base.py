@@ -60,7 +60,7 @@ class Integrator(ABC):
 
     order: int
     dense_order: int
-    error_order: int | None = None
+    error_order: float | None = None
     static: bool = True
 
     def check(self, dynamics: Dynamics) -> None:

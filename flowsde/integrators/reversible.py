@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from .._increment import Increment
 from .._scalar import Scalar
 from .._state import State, combine, tree_map, weigh
+from ..dynamics.base import Noise
 from ..dynamics.field import Field
 from .base import Carry, ReversibleIntegrator, SlopeCarrying, Step
 from .explicit import Tsit5
 from .runge_kutta import ExplicitRK
+from .stochastic import Stochastic, TwoSlopeStep, euler, trapezoid
 
-__all__ = ["AsynchronousLeapfrog", "ReversibleRK"]
+__all__ = ["AsynchronousLeapfrog", "ReversibleHeun", "ReversibleRK"]
 
 
 @dataclass(frozen=True)
@@ -153,3 +157,50 @@ class _ReversibleStep(Step):
             return combine(y + (b - z), theta * rest, ((0, 1.0),), [z - y])
 
         return tree_map(formula, self._y0, self._z0, between)
+
+
+@dataclass(frozen=True)
+class ReversibleHeun(Stochastic, ReversibleIntegrator):
+    """Heun's method about a second state z, which starts as y0. Stratonovich.
+
+        z1 = 2 y0 - z0 + f0 dt + g0 dW,    f1, g1 = f(t1, z1), g(t1, z1)
+        y1 = y0 + (f0 + f1) dt/2 + (g0 + g1) dW/2
+
+    One evaluation of drift and diffusion a step, either way: each serves the next step too. Strong
+    order 1 for commutative noise (diagonal, scalar, additive), else 1/2; weak order 1. The error
+    estimate is the distance from Euler's step, (f1 - f0) dt/2 + (g1 - g0) dW/2.
+
+    Source: Kidger, Foster, Li and Lyons 2021, arXiv 2105.13493, algorithms 1 and 2.
+    """
+
+    calculus = "stratonovich"
+    error_order = 1
+
+    def strong_order(self, noise: Noise) -> float:
+        return 1.0 if noise.additive or noise.commutative else 0.5
+
+    def weak_order(self, noise: Noise) -> float:
+        return 1.0
+
+    def init(self, field: Field, t: Scalar, y: State) -> Carry:
+        return y, field.drift(t, y), field.diffusion(t, y)
+
+    def step(
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
+    ) -> Step:
+        assert dw is not None
+        (z0, f0, g0), dt = carry, t1 - t0
+        z1 = euler(field, _reflect(y, z0), dt, dw.w, f0, g0)
+        f1, g1 = field.drift(t1, z1), field.diffusion(t1, z1)
+        fs, gs = (f0, f1), (g0, g1)
+        y1 = trapezoid(field, y, dt, dw.w, fs, gs)
+        return TwoSlopeStep(field, y, y1, dt, dw.w, fs, gs, carry=(z1, f1, g1))
+
+    def unstep(
+        self, field: Field, t0: Scalar, t1: Scalar, y1: State, dw: Increment | None, carry: Carry
+    ) -> tuple[State, Carry]:
+        assert dw is not None
+        (z1, f1, g1), dt, back = carry, t1 - t0, tree_map(torch.neg, dw.w)
+        z0 = euler(field, _reflect(y1, z1), -dt, back, f1, g1)
+        f0, g0 = field.drift(t0, z0), field.diffusion(t0, z0)
+        return trapezoid(field, y1, -dt, back, (f0, f1), (g0, g1)), (z0, f0, g0)

@@ -8,14 +8,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from .._increment import Draws, Increment
 from .._scalar import Scalar
-from .._state import State, combine, tree_map
+from .._state import State, combine, tree_map, weigh
 from ..dynamics.base import Dynamics, Noise
 from ..dynamics.field import Field
 from .base import Carry, Integrator, Step, check_noise
 
-__all__ = ["EulerMaruyama", "Stochastic", "StochasticHeun", "StraightStep"]
+__all__ = [
+    "EulerMaruyama", "Stochastic", "StochasticHeun", "StochasticMidpoint", "StraightStep",
+    "TwoSlopeStep", "euler", "trapezoid",
+]  # fmt: skip
 
 
 class StraightStep(Step):
@@ -32,17 +37,53 @@ class StraightStep(Step):
         return combine(self._y0, theta, ((0, 1.0),), [jump])
 
 
+def euler(field: Field, y: State, dt: Scalar, w: State, f: State, g: State) -> State:
+    """y + f dt + g dW."""
+    return field.diffuse(combine(y, dt, ((0, 1.0),), [f]), g, w)
+
+
+def trapezoid(
+    field: Field, y: State, dt: Scalar, w: State, fs: tuple[State, State], gs: tuple[State, State]
+) -> State:
+    """y + (f0 + f1) dt/2 + (g0 + g1) dW/2."""
+    drifted = combine(y, dt, ((0, 0.5), (1, 0.5)), fs)
+    return field.diffuse(drifted, tree_map(torch.add, *gs), w, 0.5)
+
+
+class TwoSlopeStep(StraightStep):
+    """A step on two slopes, the first that of Euler's: y1 = y0 + sum_i w_i (f_i dt + g_i dW).
+
+    The error estimate is the distance from Euler's step.
+    """
+
+    __slots__ = ("_parts", "_weight")
+
+    def __init__(
+        self, field: Field, y0: State, y1: State, dt: Scalar, w: State, fs: tuple[State, State],
+        gs: tuple[State, State], weight: float = 0.5, carry: Carry = None,
+    ) -> None:  # fmt: skip
+        super().__init__(y0, y1, carry)
+        self._parts, self._weight = (field, dt, w, fs, gs), weight
+
+    def error(self) -> State:
+        """weight ((f1 - f0) dt + (g1 - g0) dW), with the weight of the second slope."""
+        (field, dt, w, fs, (g0, g1)), weight = self._parts, self._weight
+        drift = weigh(dt, ((0, -weight), (1, weight)), fs)
+        return field.diffuse(drift, tree_map(torch.sub, g1, g0), w, weight)
+
+
 class Stochastic(Integrator):
     """A method for SDEs. Subclasses are data and one formula; ``check`` follows from the data.
 
     Attributes:
-        calculus: how it reads dW; on additive noise both readings agree.
+        calculus: how it reads dW, or "either": as the dynamics does. On additive noise both
+            readings agree.
         levy: what it needs of the path beside W: see ``Draws``.
     """
 
     order = 1
     dense_order = 0
-    calculus: Literal["ito", "stratonovich"]
+    calculus: Literal["ito", "stratonovich", "either"]
     levy: Literal["W", "H", "K"] = "W"
 
     @abstractmethod
@@ -57,7 +98,7 @@ class Stochastic(Integrator):
 
     def fits(self, noise: Noise) -> bool:
         """Whether it integrates dynamics with this noise."""
-        reads = noise.additive or noise.ito == (self.calculus == "ito")
+        reads = noise.additive or self.calculus in ("either", _reading(noise))
         return reads and self.strong_order(noise) is not None
 
     def check(self, dynamics: Dynamics) -> None:
@@ -82,11 +123,14 @@ def _catalogue(kind: type[Stochastic] = Stochastic) -> Iterator[Stochastic]:
         yield from _catalogue(each)
 
 
+def _reading(noise: Noise) -> str:
+    return "ito" if noise.ito else "stratonovich"
+
+
 def _describe(noise: Noise) -> str:
-    reading = "Ito" if noise.ito else "Stratonovich"
     kind = "additive" if noise.additive else "multiplicative"
     mixed = "" if noise.commutative or noise.additive else ", non-commutative"
-    return f"{reading} SDEs with {kind} {noise.kind}{mixed} noise"
+    return f"{_reading(noise).capitalize()} SDEs with {kind} {noise.kind}{mixed} noise"
 
 
 @dataclass(frozen=True)
@@ -108,9 +152,8 @@ class EulerMaruyama(Stochastic):
         self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
     ) -> Step:
         assert dw is not None
-        drifted = combine(y, t1 - t0, ((0, 1.0),), [field.drift(t0, y)])
-        y1 = tree_map(lambda a, b: a + b, drifted, field.noise_term(t0, y, dw.w))
-        return StraightStep(y, y1)
+        f, g = field.drift(t0, y), field.diffusion(t0, y)
+        return StraightStep(y, euler(field, y, t1 - t0, dw.w, f, g))
 
 
 @dataclass(frozen=True)
@@ -118,12 +161,13 @@ class StochasticHeun(Stochastic):
     """An Euler predictor, then the mean of both ends' drift and diffusion. Stratonovich.
 
     Strong order 1 for commutative noise (diagonal, scalar, additive), else 1/2; weak order 1. Two
-    evaluations.
+    evaluations. The error estimate is the distance from Euler's step.
 
     Source: Rumelin 1982; Kloeden and Platen 1992.
     """
 
     calculus = "stratonovich"
+    error_order = 1
 
     def strong_order(self, noise: Noise) -> float:
         return 1.0 if noise.additive or noise.commutative else 0.5
@@ -135,8 +179,39 @@ class StochasticHeun(Stochastic):
         self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
     ) -> Step:
         assert dw is not None
-        dt, f0, g0 = t1 - t0, field.drift(t0, y), field.noise_term(t0, y, dw.w)
-        guess = tree_map(lambda a, b: a + b, combine(y, dt, ((0, 1.0),), [f0]), g0)
-        f1, g1 = field.drift(t1, guess), field.noise_term(t1, guess, dw.w)
-        drifted = combine(y, dt, ((0, 0.5), (1, 0.5)), [f0, f1])
-        return StraightStep(y, combine(drifted, 1.0, ((0, 0.5), (1, 0.5)), [g0, g1]))
+        dt, f0, g0 = t1 - t0, field.drift(t0, y), field.diffusion(t0, y)
+        guess = euler(field, y, dt, dw.w, f0, g0)
+        f1, g1 = field.drift(t1, guess), field.diffusion(t1, guess)
+        fs, gs = (f0, f1), (g0, g1)
+        return TwoSlopeStep(field, y, trapezoid(field, y, dt, dw.w, fs, gs), dt, dw.w, fs, gs)
+
+
+@dataclass(frozen=True)
+class StochasticMidpoint(Stochastic):
+    """Half of Euler's step, whose drift and diffusion take the whole step. Stratonovich.
+
+        y1 = y0 + f(t0 + dt/2, u) dt + g(t0 + dt/2, u) dW,    u = y0 + (f0 dt + g0 dW) / 2
+
+    Orders, cost and error estimate are those of ``StochasticHeun``.
+
+    Source: Kloeden and Platen 1992.
+    """
+
+    calculus = "stratonovich"
+    error_order = 1
+
+    def strong_order(self, noise: Noise) -> float:
+        return 1.0 if noise.additive or noise.commutative else 0.5
+
+    def weak_order(self, noise: Noise) -> float:
+        return 1.0
+
+    def step(
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
+    ) -> Step:
+        assert dw is not None
+        dt, w, f0, g0 = t1 - t0, dw.w, field.drift(t0, y), field.diffusion(t0, y)
+        middle, guess = t0 + 0.5 * dt, field.diffuse(combine(y, dt, ((0, 0.5),), [f0]), g0, w, 0.5)
+        f1, g1 = field.drift(middle, guess), field.diffusion(middle, guess)
+        y1 = euler(field, y, dt, w, f1, g1)
+        return TwoSlopeStep(field, y, y1, dt, w, (f0, f1), (g0, g1), weight=1.0)
