@@ -30,7 +30,18 @@ from .solution import Crossings, Solution, Stats, Status, Steps
 from .solve import Solver, solve
 from .steady import steady_state
 from .stepping import Adaptive, Fixed, Grid, Stepping
-from .transforms import Divergence, Exact, Hutchinson, change_clock, costate, log_density
+from .transforms import (
+    Divergence,
+    Exact,
+    Hutchinson,
+    change_clock,
+    costate,
+    girsanov,
+    log_density,
+    path_kl,
+    to_ito,
+    to_stratonovich,
+)  # fmt: skip
 
 __version__ = "0.1.0"
 
@@ -41,5 +52,6 @@ __all__ = [
     "Hutchinson", "Integrator", "LinearSDE", "Map", "MaxStepsReached", "Noise", "NonFiniteState",
     "Normal", "NotSettled", "Path", "Reversible", "Schedule", "Solution", "SolveError", "Solver",
     "Stats", "Status", "StepUnderflow", "Stepping", "Steps", "bits_per_dim", "change_clock",
-    "costate", "log_density", "solve", "steady_state",
+    "costate", "girsanov", "log_density", "path_kl", "solve", "steady_state", "to_ito",
+    "to_stratonovich",
 ]  # fmt: skip

@@ -2,6 +2,11 @@
 
 from .cnf import cnf
 from .coupling import AffineCoupling, coupling_stack
+from .latent_sde import LatentSDE
 from .score import score_mlp, score_unet
+from .sde_gan import LipSwish, PathDiscriminator, PathGenerator
 
-__all__ = ["AffineCoupling", "cnf", "coupling_stack", "score_mlp", "score_unet"]
+__all__ = [
+    "AffineCoupling", "LatentSDE", "LipSwish", "PathDiscriminator", "PathGenerator", "cnf",
+    "coupling_stack", "score_mlp", "score_unet",
+]  # fmt: skip

@@ -1,5 +1,6 @@
 """What models are trained by: modules that take a batch and a generator, and return a loss."""
 
+from .elbo import ELBO
 from .likelihood import MaximumLikelihood
 from .matching import FlowMatching
 from .score_matching import (
@@ -12,6 +13,6 @@ from .score_matching import (
 )  # fmt: skip
 
 __all__ = [
-    "DenoisingScoreMatching", "FlowMatching", "LogNormal", "MaximumLikelihood", "TimeLaw",
+    "ELBO", "DenoisingScoreMatching", "FlowMatching", "LogNormal", "MaximumLikelihood", "TimeLaw",
     "UniformLambda", "UniformTime", "likelihood_weight",
 ]  # fmt: skip

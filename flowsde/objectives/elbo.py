@@ -1,0 +1,48 @@
+"""The evidence lower bound of a latent path model."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ELBO", "Bounded"]
+
+
+class Bounded(Protocol):
+    """What has an ``elbo``, such as ``models.LatentSDE``."""
+
+    def elbo(self, x: Tensor, *, generator: torch.Generator, weight: float) -> Tensor:
+        """A lower bound of log p(x), ``(batch,)``, its divergences weighted."""
+
+
+class ELBO(nn.Module):
+    """-E elbo(x) / number of values seen: the loss, in nats a value.
+
+    The weight of the divergences rises from 0 to 1 over the first batches, so that the posterior
+    finds the data before it is held to the prior. The count is a part of the state.
+
+    Args:
+        model: a module with an ``elbo``.
+        warmup: number of batches until the weight is one.
+
+    Source: Kingma and Welling 2014, arXiv 1312.6114; Bowman et al. 2016, arXiv 1511.06349.
+    """
+
+    batches: Tensor
+
+    def __init__(self, model: Bounded, warmup: int = 0) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is a module with an elbo; got {type(model).__name__}")
+        self.model: Bounded = model
+        self.warmup = warmup
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        weight = min(1.0, int(self.batches) / self.warmup) if self.warmup else 1.0
+        if self.training:
+            self.batches += 1
+        bound = self.model.elbo(x, generator=generator, weight=weight)
+        return -bound.sum() / (~torch.isnan(x)).sum()
