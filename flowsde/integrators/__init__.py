@@ -3,7 +3,7 @@
 from .._increment import Draws, Increment
 from .base import Integrator, ReversibleIntegrator, Step
 from .discrete import Iterate
-from .engines import SciPy, TorchDiffEq
+from .engines import SciPy, TorchDiffEq, TorchSDE
 from .etd import ETDRK4
 from .explicit import (
     RK4,
@@ -59,5 +59,5 @@ __all__ = [
     "KenCarp5", "Kvaerno3", "Kvaerno4", "Kvaerno5", "Leapfrog", "LinearSolver", "Midpoint",
     "Milstein", "MilsteinRK", "Ralston", "ReversibleHeun", "ReversibleIntegrator", "ReversibleRK",
     "SRATableau", "SRITableau", "SciPy", "ShARK", "SlowRK", "Step", "Stochastic", "StochasticHeun",
-    "StochasticMidpoint", "Tableau", "TorchDiffEq", "Trapezoid", "Tsit5", "Yoshida4",
+    "StochasticMidpoint", "Tableau", "TorchDiffEq", "TorchSDE", "Trapezoid", "Tsit5", "Yoshida4",
 ]  # fmt: skip
