@@ -152,10 +152,10 @@ class Backsolve(Adjoint):
         with torch.no_grad():
             solution = loop.run(Recorder() if trail is None else trail)
         times = _times(start, solution.t1, loop.saver.times)
-        if not inputs.any(times):
-            return solution
         for t, y in ((start, loop.y0), (solution.t1, solution.y1)):
             inputs.check("Backsolve", t, y)
+        if not inputs.any(times):
+            return solution
         steps = None if trail is None else _steps(trail, times, solution.ts)
         back = Back(
             loop, dynamics, inputs, integrator, stepping, start, solution, steps, bool(times)
@@ -193,7 +193,7 @@ class Backsolve(Adjoint):
             norm = _semi(stepping.norm) if self.seminorm else stepping.norm
             stepping = replace(stepping, norm=norm)
         integrator.check(costate(dynamics))
-        return integrator, stepping
+        return integrator.bind(stepping), stepping
 
     def _check_noise(self, loop: Loop, dynamics: Dynamics) -> Integrator:
         """The integrator of the way back, over the steps of the way there."""
@@ -272,9 +272,9 @@ class Reversible(Adjoint):
             solution = loop.run(trail)
         ends = (t for mark in trail.marks for t in (mark.t0, mark.t1))
         times = _times(start, solution.t1, loop.saver.times, *ends)
-        if not inputs.any(times):
-            return solution
         for t, y in ((start, loop.y0), (solution.t1, solution.y1)):
             inputs.check("Reversible", t, y)
+        if not inputs.any(times):
+            return solution
         way = Way(replace(loop, field=inputs.field), inputs, trail, solution, start, times)
         return graft(solution, inputs, times, way.pullback)

@@ -200,21 +200,21 @@ class TorchSDE(Engine):
         if self.method not in _TORCHSDE:
             raise ValueError(f"torchsde's methods are {', '.join(_TORCHSDE)}; got {self.method!r}")
 
-    def check(self, dynamics: Dynamics) -> None:
-        noise = check_noise(self, dynamics)
-        if not self._takes(noise, self.method):
-            reading = "Ito" if noise.ito else "Stratonovich"
-            others = [f'"{m}"' for m in _TORCHSDE if self._takes(noise, m)]
-            raise TypeError(
-                f"torchsde's {self.method} does not integrate {reading} SDEs with "
-                f"{_noise_type(noise)} noise: use {', '.join(others)}"
-            )
-
-    @staticmethod
-    def _takes(noise: Noise, method: str) -> bool:
-        readings, kinds = _TORCHSDE[method]
+    def fits(self, noise: Noise) -> bool:
+        """Whether it integrates dynamics with this noise."""
+        readings, kinds = _TORCHSDE[self.method]
         reads = noise.additive or ("ito" if noise.ito else "stratonovich") in readings
         return reads and _noise_type(noise) in kinds
+
+    def check(self, dynamics: Dynamics) -> None:
+        noise = check_noise(self, dynamics)
+        if not self.fits(noise):
+            reading = "Ito" if noise.ito else "Stratonovich"
+            others = [f'TorchSDE("{m}")' for m in _TORCHSDE if TorchSDE(m).fits(noise)]
+            raise TypeError(
+                f"torchsde's {self.method} does not integrate {reading} SDEs with "
+                f"{_noise_type(noise)} noise. Use {' or '.join(others)}"
+            )
 
     def bind(self, stepping: Stepping) -> Engine:
         if isinstance(stepping, Adaptive) and not stepping.per_sample:
