@@ -22,6 +22,8 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.work_precision --set stiff
 	$(BIN)/python -m benchmarks.heterogeneous
 	$(BIN)/python -m benchmarks.adjoints
+	$(BIN)/python -m benchmarks.sde_overhead
+	$(BIN)/python -m benchmarks.sde_gradients
 
 docs: $(STAMP)
 	$(BIN)/python -m pip install -q -c constraints.txt "pdoc>=15"

@@ -33,13 +33,16 @@ from .timing import clock
 
 __all__ = [
     "PEERS",
+    "SDE_PEERS",
     "Answer",
+    "Apart",
     "Exhausted",
     "Failed",
     "Flowsde",
     "Library",
     "Place",
     "Solver",
+    "installed",
     "peers",
 ]
 
@@ -321,26 +324,23 @@ class _SciPySolver(Solver):
         return clock(lambda: self._run(self.problem.flat()))
 
 
-class Diffrax(Library):
-    """Jitted, on the CPU with one thread, the batch as one state; compilation is not timed."""
+class Apart:
+    """An object in a process of its own, where jax runs on one thread; made when first asked.
 
-    name = "diffrax"
+    Args:
+        kind: its class, whose methods are the questions.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type) -> None:
+        self._kind = kind
         self._pipe: Any = None
 
-    def methods(self, stiff: bool) -> Sequence[str]:
-        return ("Kvaerno3", "Kvaerno5") if stiff else ("Bosh3", "Dopri5", "Tsit5", "Dopri8")
-
-    def solver(self, problem: Problem, method: str, rtol: float, place: Place) -> Solver:
-        return _DiffraxSolver(self, (problem, method, rtol, place))
-
     def ask(self, what: str, *question: Any) -> Any:
-        """The answer of the process of its own, which starts with the first question."""
+        """The answer of its method ``what``; raises what that raised."""
         if self._pipe is None:
             context = get_context("spawn")
             self._pipe, end = context.Pipe()
-            context.Process(target=_serve, args=(end,), daemon=True).start()
+            context.Process(target=_serve, args=(end, self._kind), daemon=True).start()
         self._pipe.send((what, question))
         answer = self._pipe.recv()
         if isinstance(answer, Exception):
@@ -348,24 +348,39 @@ class Diffrax(Library):
         return answer
 
 
+class Diffrax(Library):
+    """Jitted, on the CPU with one thread, the batch as one state; compilation is not timed."""
+
+    name = "diffrax"
+
+    def __init__(self) -> None:
+        self._apart = Apart(_Jitted)
+
+    def methods(self, stiff: bool) -> Sequence[str]:
+        return ("Kvaerno3", "Kvaerno5") if stiff else ("Bosh3", "Dopri5", "Tsit5", "Dopri8")
+
+    def solver(self, problem: Problem, method: str, rtol: float, place: Place) -> Solver:
+        return _DiffraxSolver(self._apart, (problem, method, rtol, place))
+
+
 class _DiffraxSolver(Solver):
-    def __init__(self, library: Diffrax, question: tuple[Any, ...]) -> None:
-        self._library, self._question = library, question
+    def __init__(self, apart: Apart, question: tuple[Any, ...]) -> None:
+        self._apart, self._question = apart, question
 
     def count(self) -> Answer:
-        return self._library.ask("count", *self._question)
+        return self._apart.ask("count", *self._question)
 
     def time(self) -> float:
-        return self._library.ask("time", *self._question)
+        return self._apart.ask("time", *self._question)
 
 
-def _serve(pipe: Any) -> None:
+def _serve(pipe: Any, kind: type) -> None:
     """Answers questions until nobody asks."""
     os.environ["XLA_FLAGS"] = (
         "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     )  # fmt: skip
     os.environ["JAX_PLATFORMS"] = "cpu"
-    served = _Jitted()
+    served = kind()
     while True:
         try:
             what, question = pipe.recv()
@@ -446,14 +461,24 @@ PEERS: dict[str, type[Library]] = {
 }
 
 
-def peers(names: Sequence[str] | None) -> tuple[list[Library], dict[str, str]]:
+SDE_PEERS = ("torchsde", "diffrax")
+
+
+def installed(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Those that are installed, and the version of each, or ``"not installed"``."""
     found, report = [], {}
-    for name in PEERS if names is None else names:
-        installed = find_spec(name) is not None
-        report[name] = version(name) if installed else "not installed"
-        if installed:
-            found.append(PEERS[name]())
+    for name in names:
+        known = find_spec(name) is not None
+        report[name] = version(name) if known else "not installed"
+        if known:
+            found.append(name)
         else:
             print(f"{name}: not installed, left out")
     return found, report
+
+
+def peers(names: Sequence[str] | None) -> tuple[list[Library], dict[str, str]]:
+    """Of the libraries that solve ODEs, those that are installed, and the version of each."""
+    asked = PEERS if names is None else names
+    found, report = installed([name for name in asked if name in PEERS])
+    return [PEERS[name]() for name in found], report

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .peers import PEERS
+from .peers import PEERS, SDE_PEERS
 
 __all__ = ["figure", "options", "parser", "save", "table", "write"]
 
@@ -24,7 +24,8 @@ def parser(doc: str | None, dtype: str = "float64", turns: int = 5) -> argparse.
     made = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     made.add_argument("--device", default="cpu")
     made.add_argument("--dtype", choices=DTYPES, default=dtype)
-    made.add_argument("--peers", nargs="*", choices=PEERS, help="by default all that apply")
+    known = sorted({*PEERS, *SDE_PEERS})
+    made.add_argument("--peers", nargs="*", choices=known, help="by default all that apply")
     made.add_argument("--turns", type=int, default=turns, help="alternating timings")
     made.add_argument("--small", action="store_true", help="a few seconds, to see that it runs")
     made.add_argument("--out", type=Path, default=Path("benchmarks/results"))

@@ -48,9 +48,12 @@ class Inputs:
         """Raises TypeError if the field holds on to a tensor whose gradient would be lost."""
         with torch.enable_grad():
             y = tree_map(lambda x: x.detach().requires_grad_(), y)
-            k = self.field.drift(t.detach() if isinstance(t, Tensor) else t, y)
+            t = t.detach() if isinstance(t, Tensor) else t
+            found = leaves(self.field.drift(t, y))
+            if self.field.noise is not None:
+                found += leaves(self.field.diffusion(t, y))
         known = {id(x) for x in (*leaves(y), *self.targets)}
-        nodes, seen = [x.grad_fn for x in leaves(k) if x.grad_fn is not None], set()
+        nodes, seen = [x.grad_fn for x in found if x.grad_fn is not None], set()
         while nodes:
             node = nodes.pop()
             if node in seen:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from ._scalar import Scalar
 from ._state import State, tree_map
 
-__all__ = ["Draws", "Increment", "Levy", "Source"]
+__all__ = ["Draws", "Increment", "Levy", "Source", "Whole"]
 
 Levy = Literal["W", "H", "K"]
 
@@ -29,6 +30,8 @@ class Increment(NamedTuple):
             of both, of variance abs(h)/720. None unless asked for.
         z: further standard normals, of a shape of the method's own; None unless asked for.
         halves: the increments over the two halves of the step; None unless asked for.
+        within: the increment over any part of the step, a function of its ends; None unless asked
+            for.
     """
 
     w: State
@@ -36,6 +39,7 @@ class Increment(NamedTuple):
     k: State | None = None
     z: State | None = None
     halves: tuple[Increment, Increment] | None = None
+    within: Callable[[Scalar, Scalar], Increment] | None = None
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Increment:
         """The increment with the function of each tensor in the place of it."""
@@ -55,12 +59,14 @@ class Draws:
         levy: ``"W"``, ``"H"`` for the space-time Levy area too, ``"K"`` for both.
         extra: a state shaped as the further normals z, batch first; None for none.
         halves: whether the increments over the two halves of the step are wanted.
+        within: whether those over parts of the step that are not known beforehand are.
     """
 
     shapes: State
     levy: Levy = "W"
     extra: State | None = None
     halves: bool = False
+    within: bool = False
 
 
 class Source(Protocol):
@@ -71,3 +77,17 @@ class Source(Protocol):
 
     def select(self, rows: Tensor) -> Source:
         """The source of these rows of the batch alone."""
+
+
+class Whole:
+    """A source of any interval, handed out with each increment: ``Increment.within``."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __call__(self, n: int, t0: Scalar, t1: Scalar) -> Increment:
+        return self._source(n, t0, t1)._replace(within=partial(self._source, n))
+
+    def select(self, rows: Tensor) -> Whole:
+        """The source of these rows of the batch alone."""
+        return Whole(self._source.select(rows))

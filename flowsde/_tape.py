@@ -188,10 +188,16 @@ class Tape(Recorder):
 
 
 def _bytes(tensors: Iterable[object], but: set[int]) -> int:
-    """Of the storages of these tensors, each counted once."""
-    storages = [x.untyped_storage() for x in tensors if isinstance(x, Tensor)]
-    sizes = {s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in but}
-    return sum(sizes.values())
+    """Of the storages of these tensors, as far as they use them: a step's noise is a part of what
+    was drawn for many.
+    """
+    sizes: dict[int, int] = {}
+    for x in tensors:
+        if isinstance(x, Tensor):
+            storage = x.untyped_storage()
+            used = sizes.get(storage.data_ptr(), 0) + x.nbytes
+            sizes[storage.data_ptr()] = min(used, storage.nbytes())
+    return sum(size for place, size in sizes.items() if place not in but)
 
 
 def _stops(start: int, end: int, slots: int) -> list[int]:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ._backsolve import Back
+from ._backsolve import Back, Taken
 from ._graft import Inputs, graft
 from ._loop import Loop, Recorder
 from ._retrace import Trail, Way
 from ._save import SaveRows
-from ._scalar import Scalar
+from ._scalar import Scalar, to_float
 from ._state import State
 from ._tape import Tape
+from .dynamics.base import Dynamics
 from .dynamics.discrete import Chain
 from .integrators.base import Engine, Integrator, ReversibleIntegrator
+from .integrators.stochastic import Stochastic, StochasticHeun
 from .solution import Solution
 from .stepping import Adaptive, Norm, Stepping
+from .transforms.calculus import to_stratonovich
 from .transforms.costate import costate
 
 __all__ = ["Adjoint", "Backsolve", "Checkpointed", "Direct", "Reversible"]
@@ -107,22 +111,29 @@ class Backsolve(Adjoint):
 
         da/dt = -(df/dy)^T a,    dL/dtheta = integral over [t0, t1] of (df/dtheta)^T a
 
+    An SDE goes back over its own steps, on its own Brownian path, as the Stratonovich equation of
+    ``costate``; an Ito one is converted.
+
     Memory does not grow with the steps, but the gradient is that of the equation, not of the
     discrete solve: it errs with both tolerances, and on contracting fields the state is not met
     again on the way back (at saved times it is reset to what was saved). ``Checkpointed`` is exact
     and mostly faster.
 
     Args:
-        integrator, stepping: of the way back; None for those of the way there.
+        integrator, stepping: of the way back; None for those of the way there. SDEs go back by an
+            integrator that takes g by its products with dW: by ``StochasticHeun()`` where None is
+            given and that of the way there does not; their steps are those of the way there.
         seminorm: leave the integrals over parameters out of the error norm (Kidger et al. 2021).
 
     Raises:
-        TypeError: on chains, noise, dense output, times of each sample's own, and on tensors that
+        TypeError: on chains, dense output, times of each sample's own, and on tensors that
             the field holds on to from outside of its parameters and args; these are looked for at
-            both ends of the span.
+            both ends of the span. With noise also on times that ask for a gradient and on save
+            times between the steps.
         SolveError: in the backward pass, if the solve back fails.
 
-    Source: Chen et al. 2018, arXiv 1806.07366; Kidger et al. 2021, arXiv 2009.09457.
+    Source: Chen et al. 2018, arXiv 1806.07366; Kidger et al. 2021, arXiv 2009.09457; Li et al.
+    2020, arXiv 2001.01328.
     """
 
     integrator: Integrator | None = None
@@ -130,41 +141,47 @@ class Backsolve(Adjoint):
     seminorm: bool = True
 
     def run(self, loop: Loop) -> Solution:
-        inputs = Inputs.of(loop.field, loop.y0)
-        start, times = loop.plan.t, loop.saver.times
+        inputs, start = Inputs.of(loop.field, loop.y0), loop.plan.t
         if not torch.is_grad_enabled():
             return loop.run(Recorder())
-        integrator, stepping = self._check(loop)
+        dynamics = loop.field.dynamics
+        if loop.noise is not None:
+            dynamics = to_stratonovich(dynamics)
+        integrator, stepping = self._check(loop, dynamics)
+        trail = None if loop.noise is None else Trail()
         with torch.no_grad():
-            solution = loop.run(Recorder())
-        saved = _times(start, solution.t1, times)
+            solution = loop.run(Recorder() if trail is None else trail)
+        times = _times(start, solution.t1, loop.saver.times)
         for t, y in ((start, loop.y0), (solution.t1, solution.y1)):
             inputs.check("Backsolve", t, y)
-        if not inputs.any(saved):
+        if not inputs.any(times):
             return solution
-        back = Back(loop, inputs, integrator, stepping, start, solution)
+        steps = None if trail is None else _steps(trail, times, solution.ts)
+        back = Back(
+            loop, dynamics, inputs, integrator, stepping, start, solution, steps, bool(times)
+        )
 
         def pullback(end: State, rows: State | None) -> list[Tensor | None]:
             found, by_time = back.run(end, rows)
-            return [*found, *(by_time[id(t)].to(t) for t in saved)]
+            return [*found, *(by_time[id(t)].to(t) for t in times)]
 
-        return graft(solution, inputs, saved, pullback)
+        return graft(solution, inputs, times, pullback)
 
-    def _check(self, loop: Loop) -> tuple[Integrator, Stepping]:
+    def _check(self, loop: Loop, dynamics: Dynamics) -> tuple[Integrator, Stepping]:
         _refuse("Backsolve", loop)
-        integrator = self.integrator or loop.integrator
-        if isinstance(loop.field.dynamics, Chain):
+        if isinstance(dynamics, Chain):
             raise TypeError("Backsolve needs continuous time: use adjoint=Checkpointed()")
+        if isinstance(loop.plan.t, Tensor) and loop.plan.t.ndim:
+            raise TypeError(
+                "Backsolve has one time for all: use adjoint=Checkpointed() with per-sample times"
+            )
         if loop.noise is not None:
-            raise TypeError("Backsolve takes ODEs and CDEs: use adjoint=Checkpointed()")
+            return self._check_noise(loop, dynamics), loop.stepping
+        integrator = self.integrator or loop.integrator
         if isinstance(integrator, Engine):
             raise TypeError(
                 f"Backsolve does not go back with {type(integrator).__name__}: give "
                 "Backsolve(integrator=Tsit5(), stepping=Adaptive())"
-            )
-        if isinstance(loop.plan.t, Tensor) and loop.plan.t.ndim:
-            raise TypeError(
-                "Backsolve has one time for all: use adjoint=Checkpointed() with per-sample times"
             )
         stepping = self.stepping or loop.stepping
         if isinstance(stepping, Adaptive):
@@ -175,8 +192,43 @@ class Backsolve(Adjoint):
                 )
             norm = _semi(stepping.norm) if self.seminorm else stepping.norm
             stepping = replace(stepping, norm=norm)
-        integrator.check(costate(loop.field.dynamics))
+        integrator.check(costate(dynamics))
         return integrator.bind(stepping), stepping
+
+    def _check_noise(self, loop: Loop, dynamics: Dynamics) -> Integrator:
+        """The integrator of the way back, over the steps of the way there."""
+        if isinstance(loop.integrator, Engine):
+            raise TypeError(
+                f"Backsolve does not see the steps of {type(loop.integrator).__name__}: use "
+                "adjoint=Direct()"
+            )
+        if self.stepping is not None:
+            raise TypeError("Backsolve of an SDE takes the same steps back: leave out its stepping")
+        noise, own = costate(dynamics).noise, loop.integrator
+        assert noise is not None
+        if self.integrator is None:
+            return own if isinstance(own, Stochastic) and own.fits(noise) else StochasticHeun()
+        self.integrator.check(costate(dynamics))
+        return self.integrator
+
+
+def _steps(trail: Trail, times: Sequence[Tensor], saved: Tensor | None) -> list[Taken]:
+    """The steps of a stochastic solve, to be taken back; a TypeError where that is not enough."""
+    if times or _times(*(t for mark in trail.marks for t in (mark.t0, mark.t1))):
+        raise TypeError(
+            "a Brownian path has no slope in time: no gradient by times comes back through "
+            "Backsolve. Direct() gives that of the discrete solve"
+        )
+    steps = [(mark.n, to_float(mark.t0), to_float(mark.t1)) for mark in trail.marks]
+    if saved is not None and steps:
+        ends = torch.tensor([steps[0][1], *(t1 for _, _, t1 in steps)], dtype=torch.float64)
+        slack = 1e-9 * float((ends[-1] - ends[0]).abs())
+        if any(float((ends - t).abs().min()) > slack for t in saved.tolist()):
+            raise TypeError(
+                "Backsolve starts again from what an SDE's solve has saved, at the ends of steps: "
+                "give Grid(times) that holds save_at, or save_at=Steps()"
+            )
+    return steps
 
 
 def _semi(norm: Norm) -> Norm:
@@ -195,14 +247,16 @@ class Reversible(Adjoint):
             times of each sample's own, and on tensors that the field holds on to from outside of
             its parameters and args; these are looked for at both ends of the span.
 
-    Source: Zhuang et al. 2021, arXiv 2102.04668; McCallum and Foster 2024, arXiv 2410.11648.
+    Source: Zhuang et al. 2021, arXiv 2102.04668; Kidger et al. 2021, arXiv 2105.13493 (SDEs);
+    McCallum and Foster 2024, arXiv 2410.11648.
     """
 
     def run(self, loop: Loop) -> Solution:
         if not isinstance(loop.integrator, ReversibleIntegrator):
             raise TypeError(
                 f"{type(loop.integrator).__name__} has no way back: use integrator="
-                "ReversibleRK(...) around an explicit Runge-Kutta method, or Checkpointed()"
+                "ReversibleRK(...) around an explicit Runge-Kutta method, ReversibleHeun() for an "
+                "SDE, or Checkpointed()"
             )
         inputs, trail = Inputs.of(loop.field, loop.y0), Trail()
         start = loop.plan.t

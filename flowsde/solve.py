@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _random
-from ._increment import Draws, Source
+from ._increment import Draws, Source, Whole
 from ._loop import Loop
 from ._plan import AdaptivePlan, GivenPlan, Plan
 from ._save import SaveEnd, Saver, SaveRows, SaveSteps, SaveTimes
@@ -454,7 +454,9 @@ def _noise(
                 "a stochastic solve needs its randomness: path=Brownian(seed) or generator=..."
             )
         path = Brownian(seed)
-    return path.tree(span.t0, span.t1, draws) if grid is None else path.bind(grid, draws)
+    if grid is None:
+        return path.tree(span.t0, span.t1, draws)
+    return Whole(path.tree(grid[0], grid[-1], draws)) if draws.within else path.bind(grid, draws)
 
 
 def _watch(

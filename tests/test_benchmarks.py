@@ -23,6 +23,8 @@ from benchmarks import (
     overhead,
     peers,
     problems,
+    sde_gradients,
+    sde_overhead,
     work_precision,
 )
 from benchmarks.storages import Storages
@@ -127,6 +129,34 @@ def test_overhead(tmp_path: Path) -> None:
     assert set(found["counts"]) == {"flowsde", "torchdiffeq", "by hand"}
     (row,) = found["ratios"].values()
     assert set(found["counts"]) | {"time", "bound"} <= set(row)
+
+
+def test_sde_overhead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its claim too: four operations an Euler step beyond drift, diffusion and the draw."""
+    for solves in (sde_overhead.FORWARD, sde_overhead.GRADIENT):
+        for name in [name for name in solves if "Compiled" in name]:
+            monkeypatch.delitem(solves, name)
+    sde_overhead.main(["--small", "--peers", "torchsde", "--out", str(tmp_path)])
+    found = record(tmp_path, "sde_overhead")
+    euler = found["counts"]["flowsde Euler"]
+    assert euler["operations"] - euler["of the draw"] <= 4
+    assert euler["reads"] == 0
+    assert found["counts"]["torchsde euler"]["reads"] > 0
+    for kind, names in (("forward", sde_overhead.FORWARD), ("gradient", sde_overhead.GRADIENT)):
+        (row,) = found[kind].values()
+        assert set(names) < set(row)
+        assert all(of["us"] > 0.0 for of in row.values())
+    assert (tmp_path / "sde_overhead.png").stat().st_size > 0
+
+
+def test_sde_gradients(tmp_path: Path) -> None:
+    sde_gradients.main(["--small", "--peers", "torchsde", "--out", str(tmp_path)])
+    errors = record(tmp_path, "sde_gradients")["errors"]
+    assert errors["flowsde StochasticHeun, Checkpointed"] == {"1": 0.0, "4": 0.0}
+    assert max(errors["flowsde ReversibleHeun, Reversible"].values()) < 1e-14
+    for name in ("flowsde StochasticHeun, Backsolve", "torchsde heun, sdeint_adjoint"):
+        assert 1e-3 < errors[name]["4"] < errors[name]["1"]
+    assert (tmp_path / "sde_gradients.png").stat().st_size > 0
 
 
 def test_an_executor_gets_a_row() -> None:

@@ -9,10 +9,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchdiffeq._impl.odeint import SOLVERS
+from torchsde._core import methods
+from torchsde.settings import METHODS
 
 import flowsde as fs
-from flowsde.integrators import SciPy, TorchDiffEq
-from flowsde.integrators.engines import _FIXED, _SCIPY
+from flowsde.integrators import (
+    EulerMaruyama,
+    Milstein,
+    ReversibleHeun,
+    SciPy,
+    StochasticHeun,
+    StochasticMidpoint,
+    TorchDiffEq,
+    TorchSDE,
+)  # fmt: skip
+from flowsde.integrators.engines import _FIXED, _SCIPY, _TORCHSDE
+from flowsde.paths import BrownianTree
+
+from .systems import slope
 
 TIGHT = fs.Adaptive(1e-9, 1e-10)
 
@@ -159,3 +173,112 @@ def test_what_scipy_cannot_do_is_refused() -> None:
         fs.solve(fs.ODE(lambda t, y: -y), one, integrator=SciPy(), dense=True)(0.5)
     with pytest.raises(TypeError, match=r"Direct\(\)"):
         fs.solve(fs.ODE(lambda t, y: -y), one, integrator=SciPy(), adjoint=fs.Checkpointed())
+
+
+# --- torchsde -------------------------------------------------------------------------------------
+
+
+def stochastic(kind: Any, stratonovich: bool, additive: bool = False) -> fs.SDE:
+    def g(t: Tensor, y: Tensor) -> Tensor:
+        own = 0.3 + 0.1 * (torch.zeros_like(y) if additive else y.sin()) + 0.1 * t
+        return torch.stack((own, 0.5 * own), -1) if kind == "general" else own
+
+    return fs.SDE(
+        lambda t, y: -y + t, g, noise=kind, stratonovich=stratonovich, additive=additive,
+        noise_size=2 if kind == "general" else None,
+    )  # fmt: skip
+
+
+TWINS = {
+    "euler": (EulerMaruyama(), False), "milstein": (Milstein(), False),
+    "heun": (StochasticHeun(), True), "midpoint": (StochasticMidpoint(), True),
+    "reversible_heun": (ReversibleHeun(), True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", TWINS)
+@pytest.mark.parametrize("kind", ["diagonal", "scalar", "general"])
+def test_torchsde_and_ours_take_the_same_steps(method: str, kind: str) -> None:
+    """On one path, to rounding: states, saved states and gradients."""
+    ours, stratonovich = TWINS[method]
+    sde = stochastic(kind, stratonovich, additive=kind == "general")
+    y0 = torch.tensor([[1.0, 0.5], [-0.3, 2.0]], requires_grad=True)
+    found = []
+    for method_, stepping in ((ours, fs.Fixed(steps=8)), (TorchSDE(method), fs.Fixed(dt=0.125))):
+        sol = fs.solve(
+            sde, y0, integrator=method_, stepping=stepping, path=BrownianTree(3, 0.0, 1.0),
+            save_at=[0.25, 1.0],
+        )  # fmt: skip
+        (g,) = torch.autograd.grad(sol.ys.square().sum(), [y0])
+        found.append(torch.cat((sol.ys, g[None])))
+        assert sol.stats.evaluations > 0
+    if method == "reversible_heun":  # it starts afresh in each save interval
+        found = [x[:1] for x in found]
+    assert torch.allclose(*found, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "scalar", "general"])
+def test_torchsdes_srk_takes_our_levy_area(kind: str) -> None:
+    """Of strong order 1.5 it is near the closed form on a path of ours, with a seed of any kind."""
+    additive = kind == "general"
+    y0, steps = torch.tensor([[1.0, 0.5]]).repeat(200, 1), [4, 8, 16]
+    sde = stochastic(kind, False, additive)
+    seeds = torch.arange(200)
+    draws = {"path": BrownianTree(seeds, 0.0, 1.0)}
+    with torch.no_grad():
+        fine = fs.solve(
+            sde, y0, integrator=TorchSDE(), stepping=fs.Fixed(dt=1.0 / 128), **draws
+        ).y1  # fmt: skip
+        ends = [
+            fs.solve(sde, y0, integrator=TorchSDE(), stepping=fs.Fixed(dt=1.0 / n), **draws).y1
+            for n in steps
+        ]
+    errors = [float((end - fine).square().mean().sqrt()) for end in ends]
+    assert slope(errors, steps) > 1.25, errors
+
+
+def test_torchsde_adapts_and_its_seed_decides() -> None:
+    sde, y0 = stochastic("diagonal", True), torch.ones(3, 2)
+
+    def run(seed: int) -> Tensor:
+        stepping = fs.Adaptive(1e-3, 1e-3, dt0=0.1)
+        path = fs.Brownian(seed)
+        return fs.solve(sde, y0, integrator=TorchSDE("heun"), stepping=stepping, path=path).y1
+
+    assert torch.equal(run(1), run(1))
+    assert not torch.equal(run(1), run(2))
+
+
+def test_the_table_of_torchsde_is_its_own() -> None:
+    """Methods, calculus and kinds of noise, but for those that need Levy areas or are adjoints."""
+    known = set(METHODS.all()) - {"log_ode", "adjoint_reversible_heun"}
+    assert set(_TORCHSDE) == known
+    for method, (readings, kinds) in _TORCHSDE.items():
+        for reading in readings:
+            theirs = methods.select(method, reading)
+            assert theirs.sde_type == reading
+            assert set(theirs.noise_types) == kinds
+            assert "space-time" in theirs.levy_area_approximations
+
+
+def test_what_torchsde_cannot_do_is_refused() -> None:
+    with pytest.raises(ValueError, match="srk"):
+        TorchSDE("log_ode")
+    y0, end = torch.ones(2, 2), torch.tensor(1.0, requires_grad=True)
+    usual: dict[str, Any] = {"stepping": fs.Fixed(dt=0.5), "path": fs.Brownian(0)}
+    cases: list[tuple[fs.Dynamics, str, dict[str, Any], str]] = [
+        (stochastic("diagonal", True), "srk", {}, "midpoint"),
+        (stochastic("general", False), "milstein", {}, "euler"),
+        (fs.ODE(lambda t, y: -y), "euler", {}, "without noise"),
+        (stochastic("diagonal", False), "euler", {"stepping": fs.Fixed(steps=4)}, "Fixed.dt"),
+        (stochastic("diagonal", False), "euler", {"y0": torch.ones(2, 2, 2)}, "batch, d"),
+        (stochastic("diagonal", False), "euler", {"t0": 1.0, "t1": 0.0}, "forwards"),
+        (stochastic("diagonal", False), "euler", {"t1": end}, "derivative"),
+        (stochastic("diagonal", False), "euler", {"adjoint": fs.Checkpointed()}, "Direct"),
+        (stochastic("diagonal", False), "euler", {"adjoint": fs.Backsolve()}, "Direct"),
+        (stochastic("diagonal", False), "euler",
+         {"path": fs.Brownian(0, torch.linspace(0, 1, 3))}, "BrownianTree"),
+    ]  # fmt: skip
+    for sde, method, more, cure in cases:
+        with pytest.raises(TypeError, match=cure):
+            fs.solve(sde, **{"y0": y0, "integrator": TorchSDE(method), **usual, **more})

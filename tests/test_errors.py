@@ -24,6 +24,7 @@ from flowsde.integrators import (
     ImplicitRK,
     Integrator,
     Iterate,
+    TorchSDE,
     Tsit5,
 )  # fmt: skip
 from flowsde.integrators.base import Engine
@@ -189,7 +190,7 @@ ADDITIVE = fs.SDE(lambda t, y: -y, lambda t, y: torch.ones_like(y), noise="diago
 def fits_noise(method: Integrator, dynamics: fs.SDE) -> bool:
     """Whether a stochastic method declares that it fits; the rest fit no noise."""
     assert dynamics.noise is not None
-    return isinstance(method, Stochastic) and method.fits(dynamics.noise)
+    return isinstance(method, (Stochastic, TorchSDE)) and method.fits(dynamics.noise)
 
 
 def stack() -> fs.Map:
@@ -201,7 +202,7 @@ def test_every_integrator_refuses_what_it_cannot_integrate(method: Integrator) -
     """With a TypeError that names an integrator that can."""
     semilinear = isinstance(method, (Exponential, ETDRK4))
     imex = isinstance(method, ImplicitRK) and method.tableau.explicit is not None
-    ordinary = not (semilinear or isinstance(method, (Symplectic, Stochastic, Iterate)))
+    ordinary = not (semilinear or isinstance(method, (Symplectic, Stochastic, TorchSDE, Iterate)))
     fits = {
         "ode": ordinary and not imex,
         "split": ordinary or semilinear,
@@ -216,7 +217,7 @@ def test_every_integrator_refuses_what_it_cannot_integrate(method: Integrator) -
         "stratonovich": STRATONOVICH, "additive": ADDITIVE, "map": stack(),
     }  # fmt: skip
     noisy = {"ito", "additive", "stratonovich"}
-    assert isinstance(method, Stochastic) == any(fits[name] for name in noisy)
+    assert isinstance(method, (Stochastic, TorchSDE)) == any(fits[name] for name in noisy)
     for name, dynamics in systems.items():
         keywords: dict[str, Any] = {"integrator": method}
         if name != "map":

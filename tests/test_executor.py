@@ -272,6 +272,7 @@ def test_steps_of_more_than_one_kind_are_refused() -> None:
                 fs.solve(
                     dynamics, y0, integrator=method, executor=fs.Compiled(),
                     stepping=None if isinstance(method, Engine) else fs.Fixed(steps=3),
+                    path=None if dynamics.noise is None else fs.Brownian(0),
                 )  # fmt: skip
     with pytest.raises(TypeError, match=r"Compiled\(\)"):
         fs.solve(field, torch.ones(2), executor="compiled")

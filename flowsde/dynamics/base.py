@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor, nn
 
@@ -30,7 +30,12 @@ class Noise:
         additive: g does not depend on y.
         commutative: the columns of g commute (diagonal and scalar noise always do).
         size: m, for general noise.
+
+    Attributes:
+        by_products: whether g is known by its products with dW alone (``Dynamics.product``).
     """
+
+    by_products: ClassVar[bool] = False
 
     kind: Literal["diagonal", "scalar", "general"]
     ito: bool = True
@@ -165,6 +170,10 @@ class Dynamics(nn.Module, ABC):
     def diffusion(self, t: Tensor, y: State, *args: Any) -> Any:
         """The factor of dW, as ``noise`` declares it; None for a deterministic system."""
         return None
+
+    def product(self, t: Tensor, y: State, dw: State, args: tuple[Any, ...]) -> State:
+        """g(t, y, *args) dW, shaped as y, where ``noise.by_products`` holds."""
+        raise TypeError(f"{type(self).__name__} has a diffusion: multiply by that")
 
     def split(self) -> SemiLinear | None:
         """The semi-linear structure; None where it is unknown."""

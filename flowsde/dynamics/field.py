@@ -5,17 +5,47 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._scalar import Scalar
-from .._state import State, batch_size, check_like, contract, describe, leaves, rows_of, tree_map
+from .._state import (
+    State,
+    batch_size,
+    check_like,
+    combine,
+    contract,
+    describe,
+    leaves,
+    rows_of,
+    tree_map,
+)
 from .base import Dynamics, Kinetic, Noise, SemiLinear
 from .discrete import Chain
 
-__all__ = ["Field"]
+__all__ = ["Field", "Product"]
+
+
+class Product:
+    """A diffusion that is known by what it makes of dW: ``g(dw)``. Sums of such are such."""
+
+    def __init__(self, multiply: Callable[[State], State]) -> None:
+        self._multiply = multiply
+        self._last: tuple[State, State] | None = None
+
+    def __call__(self, dw: State) -> State:
+        if self._last is None or self._last[0] is not dw:  # methods ask for the same one twice
+            self._last = dw, self._multiply(dw)
+        return self._last[1]
+
+    def __add__(self, other: Product) -> Product:
+        return Product(lambda dw: tree_map(torch.add, self(dw), other(dw)))
+
+    def __sub__(self, other: Product) -> Product:
+        return Product(lambda dw: tree_map(torch.sub, self(dw), other(dw)))
 
 
 class Field:
@@ -124,8 +154,12 @@ class Field:
         return self.product(self.diffusion(t, y), dw)
 
     def diffusion(self, t: Scalar, y: State) -> State:
-        """g(t, y), shaped as y, or ``(*y.shape, m)`` for general noise."""
+        """g(t, y), shaped as y, or ``(*y.shape, m)`` for general noise; a ``Product`` where it is
+        known by its products with dW alone.
+        """
         assert self.noise is not None
+        if self.noise.by_products:
+            return Product(partial(self.dynamics.product, self.time(t), y, args=self.args))
         g, kind = self.dynamics.diffusion(self.time(t), y, *self.args), self.noise.kind
         if not isinstance(y, Tensor):
             if len(leaves(g)) != len(leaves(y)):
@@ -158,6 +192,8 @@ class Field:
     def product(self, g: State, dw: State) -> State:
         """g dW, shaped as the state, for a g that ``diffusion`` returned."""
         assert self.noise is not None
+        if self.noise.by_products:
+            return g(dw)
         if self.noise.kind == "general":
             return contract(g, dw)
         return tree_map(lambda a, b: a * _over(a, b), g, dw)
@@ -167,6 +203,8 @@ class Field:
         for general noise.
         """
         assert self.noise is not None
+        if self.noise.by_products:
+            return combine(y, weight, ((0, 1.0),), [g(dw)])
         if self.noise.kind == "general":
             return y.add(contract(g, dw), alpha=weight)
         return tree_map(lambda x, a, b: x.addcmul(a, _over(a, b), value=weight), y, g, dw)

@@ -5,7 +5,7 @@ from .base import Integrator, ReversibleIntegrator, Step
 from .discrete import Iterate
 from .doubling import StepDoubling
 from .drift_implicit import DriftImplicitEuler
-from .engines import SciPy, TorchDiffEq
+from .engines import SciPy, TorchDiffEq, TorchSDE
 from .etd import ETDRK4
 from .explicit import (
     RK4,
@@ -65,5 +65,5 @@ __all__ = [
     "MilsteinRK", "NinomiyaNinomiya", "PlatenWeak2", "Ralston", "ReversibleHeun",
     "ReversibleIntegrator", "ReversibleRK", "SRATableau", "SRITableau", "SciPy", "ShARK", "SlowRK",
     "Step", "StepDoubling", "Stochastic", "StochasticHeun", "StochasticMidpoint", "Tableau",
-    "TorchDiffEq", "Trapezoid", "Tsit5", "Yoshida4",
+    "TorchDiffEq", "TorchSDE", "Trapezoid", "Tsit5", "Yoshida4",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._increment import Increment
+from .._increment import Draws, Increment
 from .._scalar import Scalar, to_float
-from .._state import State, leaves, unflatten
+from .._state import State, describe, leaves, unflatten
+from ..dynamics.base import Dynamics, Noise
 from ..dynamics.field import Field
 from ..solution import Status
 from ..stepping import Adaptive, Fixed, Stepping
-from .base import Carry, Engine, Step
+from .base import Carry, Engine, Step, check_noise
 
-__all__ = ["SciPy", "TorchDiffEq"]
+__all__ = ["SciPy", "TorchDiffEq", "TorchSDE"]
 
 _ADAMS = ("explicit_adams", "implicit_adams", "fixed_adams")
 _FIXED = frozenset(("euler", "midpoint", "heun2", "heun3", "rk4", *_ADAMS))
@@ -154,6 +155,149 @@ class SciPy(Engine):
             if not np.isfinite(found.y).all():
                 return _Failed(y, Status.NON_FINITE, _NOT_FINITE.format(start, end))
             return _Span(_to_state(found.y[:, -1], y))
+
+
+_ALL = frozenset(("diagonal", "scalar", "additive", "general"))
+_COMMUTING = _ALL - {"general"}
+_TORCHSDE: Mapping[str, tuple[tuple[str, ...], frozenset[str]]] = {
+    "euler": (("ito",), _ALL),
+    "milstein": (("ito", "stratonovich"), _COMMUTING),
+    "srk": (("ito",), _COMMUTING),
+    "midpoint": (("stratonovich",), _ALL),
+    "heun": (("stratonovich",), _ALL),
+    "euler_heun": (("stratonovich",), _ALL),
+    "reversible_heun": (("stratonovich",), _ALL),
+}
+
+
+@dataclass(frozen=True)
+class TorchSDE(Engine):
+    """torchsde's ``sdeint``, from one save time to the next, on a path of ours.
+
+    ``Fixed(dt=...)`` gives its step size; ``Adaptive(rtol, atol)`` has it double its steps, from
+    ``dt0`` on. States are ``(batch, d)``, time runs forwards and is the same for all. The seed
+    decides, as everywhere: torchsde asks our path for every increment. Gradients by all but times
+    run through its operations (``Direct``).
+
+    Args:
+        method: torchsde's name of it. ``"log_ode"`` takes Levy areas, which no path here hands out.
+        options: torchsde's own options.
+
+    Raises:
+        ValueError: on another name.
+        TypeError: on noise or a calculus that the method does not take.
+
+    Source: https://github.com/google-research/torchsde; Li et al. 2020, arXiv 2001.01328.
+    """
+
+    method: str = "srk"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    keywords: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    order = 1
+    dense_order = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in _TORCHSDE:
+            raise ValueError(f"torchsde's methods are {', '.join(_TORCHSDE)}; got {self.method!r}")
+
+    def fits(self, noise: Noise) -> bool:
+        """Whether it integrates dynamics with this noise."""
+        readings, kinds = _TORCHSDE[self.method]
+        reads = noise.additive or ("ito" if noise.ito else "stratonovich") in readings
+        return reads and _noise_type(noise) in kinds
+
+    def check(self, dynamics: Dynamics) -> None:
+        noise = check_noise(self, dynamics)
+        if not self.fits(noise):
+            reading = "Ito" if noise.ito else "Stratonovich"
+            others = [f'TorchSDE("{m}")' for m in _TORCHSDE if TorchSDE(m).fits(noise)]
+            raise TypeError(
+                f"torchsde's {self.method} does not integrate {reading} SDEs with "
+                f"{_noise_type(noise)} noise. Use {' or '.join(others)}"
+            )
+
+    def bind(self, stepping: Stepping) -> Engine:
+        if isinstance(stepping, Adaptive) and not stepping.per_sample:
+            own = {} if stepping.dt0 is None else {"dt": stepping.dt0}
+            keywords = {"adaptive": True, "rtol": stepping.rtol, "atol": stepping.atol, **own}
+        elif isinstance(stepping, Fixed) and stepping.dt is not None:
+            keywords = {"dt": stepping.dt}
+        else:
+            raise TypeError(
+                f"torchsde's {self.method} steps by itself: give Fixed(dt=...) or "
+                "Adaptive(rtol, atol)"
+            )
+        return replace(self, keywords={"options": dict(self.options), **keywords})
+
+    def draws(self, dynamics: Dynamics, y: State) -> Draws:
+        if not isinstance(y, Tensor) or y.ndim != 2:
+            raise TypeError(f"torchsde moves a state of shape (batch, d); got {describe(y)}")
+        shapes = check_noise(self, dynamics).shapes(y)
+        return Draws(shapes, "H" if self.method == "srk" else "W", within=True)
+
+    def step(
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
+    ) -> Step:
+        from torchsde import sdeint
+
+        assert dw is not None
+        assert dw.within is not None
+        times = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in (t0, t1)])
+        if t1 < t0:
+            raise TypeError("torchsde runs forwards in time: use EulerMaruyama() or another")
+        calculus = "ito" if "ito" in _TORCHSDE[self.method][0] else "stratonovich"
+        if field.noise is not None and not field.noise.additive:
+            calculus = "ito" if field.noise.ito else "stratonovich"
+        ends = sdeint(
+            _Sde(field, calculus), y, times.to(y.device), bm=_Driver(dw.within, dw.w),
+            method=self.method, **self.keywords,
+        )  # fmt: skip
+        return _Span(ends[-1])
+
+
+def _noise_type(noise: Noise) -> str:
+    """torchsde's name of it."""
+    return "additive" if noise.kind == "general" and noise.additive else noise.kind
+
+
+class _Sde:
+    """A field as torchsde asks for it."""
+
+    def __init__(self, field: Field, calculus: str) -> None:
+        assert field.noise is not None
+        self._field, self._scalar = field, field.noise.kind == "scalar"
+        self.sde_type, self.noise_type = calculus, _noise_type(field.noise)
+
+    def f(self, t: Tensor, y: Tensor) -> Tensor:
+        return self._field.drift(t, y)
+
+    def g(self, t: Tensor, y: Tensor) -> Tensor:
+        g = self._field.diffusion(t, y)
+        return g[..., None] if self._scalar else g
+
+
+class _Driver:
+    """A path over one step as torchsde asks for it: W and, with it, the integral of W."""
+
+    levy_area_approximation = "space-time"
+
+    def __init__(self, within: Callable[[Scalar, Scalar], Increment], w: Tensor) -> None:
+        self._within, self.dtype, self.device = within, w.dtype, w.device
+        self.shape = w.shape if w.ndim == 2 else torch.Size((len(w), 1))
+
+    def __call__(
+        self,
+        ta: Tensor,
+        tb: Tensor,
+        return_U: bool = False,  # noqa: N803
+        return_A: bool = False,  # noqa: N803
+    ) -> Any:
+        dw = self._within(to_float(ta), to_float(tb))
+        w = dw.w.reshape(self.shape)
+        if not return_U:
+            return w
+        assert dw.h is not None
+        return w, (tb - ta).to(self.dtype) * (0.5 * w + dw.h.reshape(self.shape))
 
 
 _NOT_FINITE = (

@@ -175,6 +175,7 @@ class ReversibleHeun(Stochastic, ReversibleIntegrator):
 
     calculus = "stratonovich"
     error_order = 1
+    by_products = True
 
     def strong_order(self, noise: Noise) -> float:
         return 1.0 if noise.additive or noise.commutative else 0.5

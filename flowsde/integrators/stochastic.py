@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
-
-import torch
 
 from .._increment import Draws, Increment
 from .._scalar import Scalar
@@ -47,7 +46,7 @@ def trapezoid(
 ) -> State:
     """y + (f0 + f1) dt/2 + (g0 + g1) dW/2."""
     drifted = combine(y, dt, ((0, 0.5), (1, 0.5)), fs)
-    return field.diffuse(drifted, tree_map(torch.add, *gs), w, 0.5)
+    return field.diffuse(drifted, tree_map(operator.add, *gs), w, 0.5)
 
 
 class TwoSlopeStep(StraightStep):
@@ -69,7 +68,7 @@ class TwoSlopeStep(StraightStep):
         """weight ((f1 - f0) dt + (g1 - g0) dW), with the weight of the second slope."""
         (field, dt, w, fs, (g0, g1)), weight = self._parts, self._weight
         drift = weigh(dt, ((0, -weight), (1, weight)), fs)
-        return field.diffuse(drift, tree_map(torch.sub, g1, g0), w, weight)
+        return field.diffuse(drift, tree_map(operator.sub, g1, g0), w, weight)
 
 
 class Stochastic(Integrator):
@@ -79,12 +78,14 @@ class Stochastic(Integrator):
         calculus: how it reads dW, or "either": as the dynamics does. On additive noise both
             readings agree.
         levy: what it needs of the path beside W: see ``Draws``.
+        by_products: whether it takes g by its products with dW alone.
     """
 
     order = 1
     dense_order = 0
     calculus: Literal["ito", "stratonovich", "either"]
     levy: Literal["W", "H", "K"] = "W"
+    by_products: bool = False
 
     @abstractmethod
     def strong_order(self, noise: Noise) -> float | None:
@@ -99,7 +100,8 @@ class Stochastic(Integrator):
     def fits(self, noise: Noise) -> bool:
         """Whether it integrates dynamics with this noise."""
         reads = noise.additive or self.calculus in ("either", _reading(noise))
-        return reads and self.strong_order(noise) is not None
+        knows = self.by_products or not noise.by_products
+        return reads and knows and self.strong_order(noise) is not None
 
     def check(self, dynamics: Dynamics) -> None:
         noise = check_noise(self, dynamics)
@@ -173,6 +175,7 @@ class EulerMaruyama(Stochastic):
     """
 
     calculus = "ito"
+    by_products = True
 
     def strong_order(self, noise: Noise) -> float:
         return 1.0 if noise.additive else 0.5
@@ -200,6 +203,7 @@ class StochasticHeun(Stochastic):
 
     calculus = "stratonovich"
     error_order = 1
+    by_products = True
 
     def strong_order(self, noise: Noise) -> float:
         return 1.0 if noise.additive or noise.commutative else 0.5
@@ -232,6 +236,7 @@ class StochasticMidpoint(Stochastic):
 
     calculus = "stratonovich"
     error_order = 1
+    by_products = True
 
     def strong_order(self, noise: Noise) -> float:
         return 1.0 if noise.additive or noise.commutative else 0.5

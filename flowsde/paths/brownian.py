@@ -114,18 +114,21 @@ class Increments:
         return part
 
     def __call__(self, n: int, t0: Scalar, t1: Scalar) -> Increment:
-        return self.over(len(self._widths) - 1 - n if self._down else n)
-
-    def over(self, i: int) -> Increment:
-        """The increment over interval i, numbered upwards, in the direction of the solve."""
-        places, stretch = self.stretch(i)
-        one = stretch.map(itemgetter(i - places.start))
+        one = self.over(len(self._widths) - 1 - n if self._down else n)
         if self._scaled:
             return one
-        width = self._widths[i]
+        width = magnitude(t1 - t0)  # of the times as given: an adjoint cuts them from their graph
         moves = width > 0
         root = where(moves, sqrt(where(moves, width, 1.0)), 0.0)
         return one.map(lambda x: x * expand(root, x))._replace(z=one.z)
+
+    def over(self, i: int) -> Increment:
+        """The increment over interval i, numbered upwards, in the direction of the solve.
+
+        It is for an interval of length 1 where the widths are tensors.
+        """
+        places, stretch = self.stretch(i)
+        return stretch.map(itemgetter(i - places.start))
 
     def stretch(self, i: int) -> tuple[range, Increment]:
         """The intervals that are held together with i; their numbers, one beside the other.
