@@ -324,10 +324,9 @@ class AdaptivePlan(Plan):
                 else:
                     root = sqrt(choose(span > 0, span, 1.0 + 0.0 * span))
                     w = noise(0, *self._host).w
-                    first = outset.rough(tree_map(lambda x: x / expand(root, x), w))
+                    first = _coarse(outset.rough(tree_map(lambda x: x / expand(root, x), w)))
         self._rough = noise is not None
         self._dt = minimum(minimum(first + 0.0 * span, span), stepping.dt_max + 0.0 * span)
-        self._dt = _coarse(self._dt) if self._rough else self._dt
 
     def interval(self) -> tuple[Scalar, Scalar]:
         self._lands = self._dt * 1.01 >= abs(self._aim - self._now)
