@@ -64,7 +64,7 @@ class Outset:
         return choose(isfinite(first), first, guess)
 
     def rough(self, z: State) -> Scalar:
-        """The same for an SDE, with normals z in the place of dW / sqrt(dt).
+        """The same for an SDE, with signs z in the place of dW / sqrt(dt).
 
         A step that moves y by a hundredth of itself or by the tolerance, f dt and g sqrt(dt) z
         each; then the one at which Euler's error, by what f and g have changed there, is about half

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ._increment import Source
 from ._outset import Outset
-from ._scalar import Scalar, expand, minimum, sqrt, to_float
+from ._scalar import Scalar, expand, minimum, to_float
 from ._scalar import where as choose
 from ._state import State, leaves, mapped, put_rows, rows_of, tree_map
 from .dynamics.field import Field
@@ -334,12 +334,10 @@ class AdaptivePlan(Plan):
                 if noise is None:
                     first = outset.smooth(self._integrator.slope(carry))
                 else:
-                    root = sqrt(choose(span > 0, span, 1.0 + 0.0 * span))
-                    w = noise(0, *self._host).w
-                    first = outset.rough(tree_map(lambda x: x / expand(root, x), w))
+                    signs = tree_map(torch.sign, noise(0, *self._host).w)
+                    first = _coarse(outset.rough(signs))  # of one size: none is small by chance
         self._rough = noise is not None
         self._dt = minimum(minimum(first + 0.0 * span, span), stepping.dt_max + 0.0 * span)
-        self._dt = _coarse(self._dt) if self._rough else self._dt
 
     def interval(self) -> tuple[Scalar, Scalar]:
         self._lands = self._dt * 1.01 >= abs(self._aim - self._now)

@@ -136,7 +136,7 @@ PROBLEMS = [
     Problem("diagonal, Ito", drift, own, "diagonal", reference=SRIW1()),
     Problem("diagonal, Stratonovich", drift, own, "diagonal", stratonovich=True),
     Problem("scalar, Ito", drift, shared, "scalar", reference=SRIW1()),
-    Problem("scalar, Stratonovich", drift, shared, "scalar", stratonovich=True),
+    Problem("scalar, Stratonovich", wave, shared, "scalar", stratonovich=True),
     Problem("commutative, Ito", drift, turning, "general", commutative=True, same=ito_turning()),
     Problem("commutative, Stratonovich", drift, turning, "general", True, commutative=True),
     Problem("general, Ito", drift, crossing, "general", reference=integrators.EulerMaruyama()),
