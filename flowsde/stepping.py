@@ -134,7 +134,8 @@ class Adaptive(Stepping):
     For SDEs the error is that of the path, and a step that is rejected is tried again on the same
     path, which nothing disturbs. Steps end on all times of ``save_at``. With local errors O(dt^q),
     a method of strong order p errs in the end by about tol^(p/q). Errors that come and go with the
-    path are best followed slowly: give pcoeff=0.1, icoeff=0.3.
+    path are best followed slowly: give pcoeff=0.1, icoeff=0.3. Per sample, the error of a state of
+    one component is now and then small by chance, and a step that is too long is kept.
 
     Args:
         rtol, atol: tolerances; floats, or tensors that broadcast to the state.

@@ -141,23 +141,23 @@ SEEDS = torch.arange(64)
 
 
 def path_of(pieces: int) -> Tensor:
-    """W over as many equal pieces of [0, 1], ``(64, pieces)``, in one look at the tree."""
+    """W over as many equal pieces of [0, 1], ``(64, pieces, 3)``, in one look at the tree."""
     start = (torch.arange(pieces) / pieces).repeat(len(SEEDS))
     tree = BrownianTree(SEEDS.repeat_interleave(pieces), 0.0, 1.0).tree(
-        0.0, 1.0, Draws(torch.empty(len(start)))
+        0.0, 1.0, Draws(torch.empty(len(start), 3))
     )
-    return tree(0, start, start + 1.0 / pieces).w.reshape(-1, pieces)
+    return tree(0, start, start + 1.0 / pieces).w.reshape(-1, pieces, 3)
 
 
 @functools.cache
 def exact(name: str) -> tuple[Tensor, Tensor]:
     """Start and end: in closed form, or by 1,024 Euler-Heun steps on the same paths."""
-    y0 = torch.linspace(0.5, 1.0, len(SEEDS))[:, None]
+    y0 = torch.linspace(0.5, 1.0, 3 * len(SEEDS)).reshape(-1, 3)
     if name == "diagonal":
-        return y0, y0 * torch.exp(0.3 + 0.8 * path_of(1))
+        return y0, y0 * torch.exp(0.3 + 0.8 * path_of(1)[:, 0])
     sde, w, y = SYSTEMS[name], path_of(1024), y0
     for i in range(1024):
-        f0, move = sde(y0, y) / 1024, sde.diffusion(y0, y) * w[:, i : i + 1]
+        f0, move = sde(y0, y) / 1024, sde.diffusion(y0, y) * w[:, i]
         y = y + 0.5 * (f0 + sde(y0, y + f0 + move) / 1024) + move
     return y0, y
 
