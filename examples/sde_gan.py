@@ -52,8 +52,8 @@ class Game:
         self.critic = models.PathDiscriminator(times, 1)
         self.critic.clip()
         self.players = (
-            torch.optim.Adam(self.generator.parameters(), 1e-3, betas=(0.0, 0.99)),
-            torch.optim.Adam(self.critic.parameters(), 2e-3, betas=(0.0, 0.99)),
+            torch.optim.Adam(self.generator.parameters(), 5e-4, betas=(0.0, 0.99)),
+            torch.optim.Adam(self.critic.parameters(), 5e-3, betas=(0.0, 0.99)),
         )
         self.average = training.EMA(self.generator, 0.995)
 
