@@ -24,6 +24,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.adjoints
 	$(BIN)/python -m benchmarks.sde_overhead
 	$(BIN)/python -m benchmarks.sde_gradients
+	$(BIN)/python -m benchmarks.adaptive_sde
 
 docs: $(STAMP)
 	$(BIN)/python -m pip install -q -c constraints.txt "pdoc>=15"

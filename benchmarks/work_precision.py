@@ -206,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", choices=SETS, default="nonstiff")
     options = reporting.options(parser, arguments)
     kind, small = options.set, options.small
-    place = Place(options.device, options.real, 1_000 if small else CALLS[kind])
+    place = Place(options.device, options.real, 600 if small else CALLS[kind])
     exponents = (2, 4) if small else range(2, 11)
     ours, (others, versions) = Flowsde(), peers(options.peers)
     found, complaints = {}, {}

@@ -247,11 +247,11 @@ class Leap:
         loop, costs = self._loop, self._graph(chosen if self._adaptive else given).costs
         kind = _look((y, carry))
         if kind not in costs:
-            before = loop.field.evaluations
-            step = loop.step(0, *loop.plan.interval(), y, carry)
-            settled = kind == _look((step.y1, step.carry))
-            costs[kind] = loop.field.evaluations - before if settled else None
-            loop.field.evaluations = before
+            with loop.field.aside():
+                before = loop.field.evaluations
+                step = loop.step(0, *loop.plan.interval(), y, carry)
+                settled = kind == _look((step.y1, step.carry))
+                costs[kind] = loop.field.evaluations - before if settled else None
         return costs[kind]
 
     def _cost_of_start(self, y: State) -> int | None:
@@ -260,10 +260,11 @@ class Leap:
         costs, field = self._graph(outright).costs, self._loop.field
         kind = self._adaptive.dt0 is None, *_look(y)
         if kind not in costs:
-            before = field.evaluations
-            y, carry = self._loop.begin(y)
-            spent, field.evaluations = field.evaluations - before, before
-            costs[kind] = None if self._cost(y, carry) is None else spent
+            with field.aside():
+                before = field.evaluations
+                y, carry = self._loop.begin(y)
+                spent = field.evaluations - before
+                costs[kind] = None if self._cost(y, carry) is None else spent
         return costs[kind]
 
 

@@ -121,10 +121,10 @@ class _Steps:
         field, costs = self._loop.field, self._graph.costs
         kind = tuple(x.shape if isinstance(x, Tensor) else x for x in leaves((y, carry)))
         if kind not in costs:
-            before = field.evaluations
-            with torch.no_grad():
+            with field.aside(), torch.no_grad():
+                before = field.evaluations
                 self._loop.step(n, t0, t1, y, carry)
-            costs[kind], field.evaluations = field.evaluations - before, before
+                costs[kind] = field.evaluations - before
         return costs[kind] or 0
 
 

@@ -90,6 +90,7 @@ def every() -> list[Any]:
                 try:
                     method.check(sde)
                     method.exponent(sde)
+                    method.draws(sde, torch.ones(1, 2))
                 except TypeError:
                     continue
                 found.append(pytest.param(method, sde, id=f"{method}-{name}"))

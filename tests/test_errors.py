@@ -13,7 +13,7 @@ from torch import Tensor
 
 import flowsde as fs
 from flowsde import integrators
-from flowsde.dynamics import NoisePrediction
+from flowsde.dynamics import NoisePrediction, UnderdampedLangevin
 from flowsde.integrators import (
     DDIM,
     ETDRK4,
@@ -24,6 +24,7 @@ from flowsde.integrators import (
     ImplicitRK,
     Integrator,
     Iterate,
+    StepDoubling,
     TorchSDE,
     Tsit5,
 )  # fmt: skip
@@ -34,7 +35,7 @@ from flowsde.integrators.symplectic import Symplectic
 from flowsde.models import coupling_stack
 from flowsde.paths import VP, Cosine, FlowMatching, karras, uniform_lambda
 
-from .systems import catalogue, generator, suited
+from .systems import admits, catalogue, generator, suited
 
 ODE = fs.ODE(lambda t, y: -y)
 Y0 = torch.ones(3, 2, device="cpu")
@@ -185,12 +186,15 @@ def test_blow_up_ends_in_a_typed_error_with_what_was_computed() -> None:
 ITO = fs.SDE(lambda t, y: -y, lambda t, y: 0.1 * y, noise="diagonal")
 STRATONOVICH = fs.SDE(lambda t, y: -y, lambda t, y: 0.1 * y, noise="diagonal", stratonovich=True)
 ADDITIVE = fs.SDE(lambda t, y: -y, lambda t, y: torch.ones_like(y), noise="diagonal", additive=True)
+LANGEVIN = UnderdampedLangevin(lambda t, x: -x)
+STOCHASTIC = (Stochastic, StepDoubling, TorchSDE)
 
 
 def fits_noise(method: Integrator, dynamics: fs.SDE) -> bool:
     """Whether a stochastic method declares that it fits; the rest fit no noise."""
     assert dynamics.noise is not None
-    return isinstance(method, (Stochastic, TorchSDE)) and method.fits(dynamics.noise)
+    plain = method.method if isinstance(method, StepDoubling) else method
+    return isinstance(plain, (Stochastic, TorchSDE)) and plain.fits(dynamics.noise)
 
 
 def stack() -> fs.Map:
@@ -202,22 +206,24 @@ def test_every_integrator_refuses_what_it_cannot_integrate(method: Integrator) -
     """With a TypeError that names an integrator that can."""
     semilinear = isinstance(method, (Exponential, ETDRK4))
     imex = isinstance(method, ImplicitRK) and method.tableau.explicit is not None
-    ordinary = not (semilinear or isinstance(method, (Symplectic, Stochastic, TorchSDE, Iterate)))
+    ordinary = not (semilinear or isinstance(method, (Symplectic, *STOCHASTIC, Iterate)))
     fits = {
         "ode": ordinary and not imex,
         "split": ordinary or semilinear,
         "separable": (ordinary and not imex) or isinstance(method, Symplectic),
         "ito": fits_noise(method, ITO), "additive": fits_noise(method, ADDITIVE),
         "stratonovich": fits_noise(method, STRATONOVICH),
+        "langevin": admits(method, LANGEVIN) and not isinstance(method, TorchSDE),
         "map": isinstance(method, Iterate),
     }  # fmt: skip
     systems = {
         "ode": ODE, "split": fs.ODE(lambda t, y: y, linear=-1.0),
         "separable": fs.ODE(lambda t, y: (y[1], -y[0]), separable=True), "ito": ITO,
-        "stratonovich": STRATONOVICH, "additive": ADDITIVE, "map": stack(),
+        "stratonovich": STRATONOVICH, "additive": ADDITIVE, "langevin": LANGEVIN,
+        "map": stack(),
     }  # fmt: skip
-    noisy = {"ito", "additive", "stratonovich"}
-    assert isinstance(method, (Stochastic, TorchSDE)) == any(fits[name] for name in noisy)
+    noisy = {"ito", "additive", "stratonovich", "langevin"}
+    assert isinstance(method, STOCHASTIC) == any(fits[name] for name in noisy)
     for name, dynamics in systems.items():
         keywords: dict[str, Any] = {"integrator": method}
         if name != "map":
@@ -226,7 +232,7 @@ def test_every_integrator_refuses_what_it_cannot_integrate(method: Integrator) -
         if name in noisy:
             keywords["path"] = fs.Brownian(0)
         one = torch.ones(3, 2)
-        y0 = (one, one) if name == "separable" else one
+        y0 = (one, one) if name in ("separable", "langevin") else one
         if fits[name]:
             assert fs.solve(dynamics, y0, **keywords).success
         else:
@@ -235,7 +241,7 @@ def test_every_integrator_refuses_what_it_cannot_integrate(method: Integrator) -
 
 def test_steps_need_what_they_are_chosen_by() -> None:
     for method in catalogue(integrators, Integrator):
-        if method.error_order is None and not isinstance(method, (Engine, Iterate)):
+        if method.error_order is None and not isinstance(method, (Engine, Iterate, StepDoubling)):
             dynamics, y0 = suited(method, lambda t, y: y, torch.ones(3, 2))
             refused(TypeError, "Fixed", dynamics=dynamics, y0=y0, integrator=method,
                     stepping=fs.Adaptive(), path=fs.Brownian(0))  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,12 +200,12 @@ def test_an_executor_takes_the_steps() -> None:
     class Counting(fs.Executor):
         calls: list[int]
 
-        def prepare(self, loop: Loop) -> Callable[..., Step]:
+        def prepare(self, loop: Loop, dynamics: fs.Dynamics) -> None:
             def counted(*args: Any) -> Step:
                 self.calls.append(1)
                 return loop.step(*args)
 
-            return counted
+            loop.advance = counted
 
     counting = Counting([])
     fs.solve(fs.ODE(lambda t, y: -y), torch.ones(2), integrator=RK4(), executor=counting,

@@ -18,6 +18,7 @@ from flowsde.integrators import (
     ImplicitRK,
     Integrator,
     Iterate,
+    StepDoubling,
     Tableau,
 )  # fmt: skip
 from flowsde.integrators.base import Engine
@@ -41,7 +42,7 @@ EXPONENTIAL = [
 
 def test_every_integrator_is_tested_for_its_order() -> None:
     """One of the groups below, those of test_symplectic, test_implicit and test_stochastic."""
-    kinds = (Symplectic, ImplicitRK, Stochastic, Iterate, Engine)
+    kinds = (Symplectic, ImplicitRK, Stochastic, StepDoubling, Iterate, Engine)
     for method in catalogue(integrators, Integrator):
         assert method in ORDINARY + EXPONENTIAL or isinstance(method, kinds), method
 

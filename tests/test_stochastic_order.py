@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -231,86 +230,6 @@ def test_strong_order(method: Stochastic, problem: Problem) -> None:
 
 def test_every_method_is_measured() -> None:
     assert {type(m) for m, _ in CASES} == {type(m) for m in HERE}
-
-
-# --- weak orders ----------------------------------------------------------------------------------
-
-
-def generate(sde: fs.SDE, u: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """(d/dt + L) u for scalar noise, with L the generator of the SDE; u(t, y) of one state."""
-    assert sde.noise is not None
-
-    def mean(t: Tensor, y: Tensor) -> Tensor:
-        if sde.noise is not None and sde.noise.ito:
-            return sde.f(t, y)
-        bend = torch.func.jvp(lambda x: sde.g(t, x), (y,), (sde.g(t, y),))[1]
-        return sde.f(t, y) + 0.5 * bend
-
-    def image(t: Tensor, y: Tensor) -> Tensor:
-        def slope(x: Tensor, v: Tensor) -> Tensor:
-            return torch.func.jvp(lambda z: u(t, z), (x,), (v,))[1]
-
-        g = sde.g(t, y)
-        rate = torch.func.jvp(lambda s: u(s, y), (t,), (torch.ones_like(t),))[1]
-        curve = torch.func.jvp(lambda x: slope(x, g), (y,), (g,))[1]
-        return rate + slope(y, mean(t, y)) + 0.5 * curve
-
-    return image
-
-
-MEASURES = (
-    lambda y: y[..., 0], lambda y: y[..., 1].square(), lambda y: (y[..., 0] * y[..., 1]).cos(),
-)  # fmt: skip
-WEAK = {
-    name: fs.SDE(f, g, noise="scalar", stratonovich=strat, additive=name == "additive")
-    for name, f, g, strat in (
-        ("Ito", drift, shared, False), ("Stratonovich", drift, shared, True),
-        ("additive", wave, lambda t, y: torch.stack((1.0 + t, 0.6 - t), -1).expand_as(y), False),
-    )
-}  # fmt: skip
-WEAK_CASES = [(m, n) for m in HERE for n, d in WEAK.items() if m.fits(d.noise)]  # type: ignore[arg-type]
-
-
-@functools.cache
-def expansion(name: str, which: int) -> list[float]:
-    """E of a measure of the state after dt: its Taylor coefficients in dt, to the third order."""
-    u: Callable[..., Tensor] = lambda t, y: MEASURES[which](y)
-    found = []
-    for n in range(4):
-        found.append(float(u(torch.tensor(0.0), torch.tensor([0.4, -0.3]))) / math.factorial(n))
-        u = generate(WEAK[name], u)
-    return found
-
-
-def nodes(dt: float) -> tuple[list[Increment], Tensor]:
-    """Two steps' (W, H) at the nodes of a product of Gauss and Hermite's, and the weights."""
-    x, weight = np.polynomial.hermite_e.hermegauss(8)
-    grid = torch.tensor(list(itertools.product(x.tolist(), repeat=4)))
-    mass = torch.tensor(list(itertools.product((weight / weight.sum()).tolist(), repeat=4)))
-    root = math.sqrt(dt)
-    parts = [root * grid[:, n] / (12**0.5 if n % 2 else 1.0) for n in range(4)]
-    return [Increment(parts[0], parts[1]), Increment(parts[2], parts[3])], mass.prod(-1)
-
-
-@pytest.mark.parametrize(("method", "name"), WEAK_CASES, ids=str)
-def test_weak_order(method: Stochastic, name: str) -> None:
-    """Expectations after two steps, without sampling, against the expansion by the generator."""
-    sde, errors, counts = WEAK[name], [], [512, 1024, 2048, 4096]
-    for n in counts:
-        dt = 1.0 / n
-        dws, mass = nodes(dt)
-        y = torch.tensor([0.4, -0.3]).expand(len(mass), 2)
-        field = Field(sde, (), y)
-        carry = method.init(field, 0.0, y)
-        for i, dw in enumerate(dws):
-            step = method.step(field, i * dt, (i + 1) * dt, y, dw, carry)
-            y, carry = step.y1, step.carry
-        errors.append(0.0)
-        for which, measure in enumerate(MEASURES):
-            taylor = sum(c * (2 * dt) ** k for k, c in enumerate(expansion(name, which)))
-            errors[-1] += abs(float((mass * measure(y)).sum()) - taylor)
-    assert sde.noise is not None
-    assert abs(slope(errors, counts) - 1.0 - method.weak_order(sde.noise)) < 0.15, errors
 
 
 # --- what holds of every method -------------------------------------------------------------------

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -122,6 +123,25 @@ class Field:
         self._count()
         k = self.parts[which](self.time(t), y, *self.args)
         return check_like(k, y, ("the explicit part", "the implicit part")[which])
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Calls that do not count, and leave the modules' attributes and buffers as they were."""
+        counts, modules = (self.evaluations, self.products), list(self.dynamics.modules())
+        held = [(m, dict(vars(m)), dict(m._buffers)) for m in modules]
+        buffers = [(x, x._version, x.clone()) for x in self.dynamics.buffers()]
+        try:
+            yield
+        finally:
+            self.evaluations, self.products = counts
+            for module, own, named in held:
+                vars(module).update(own)
+                module._buffers.clear()
+                module._buffers.update(named)
+            with torch.no_grad():
+                for x, version, value in buffers:
+                    if x._version != version:
+                        x.copy_(value)
 
     def count(self, products: int) -> None:
         """Told of Jacobian-vector products, passes through the field that call it not."""

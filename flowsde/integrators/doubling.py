@@ -54,7 +54,14 @@ class StepDoubling(Integrator):
 
     def draws(self, dynamics: Dynamics, y: State) -> Draws | None:
         draws = self.method.draws(dynamics, y)
-        return None if draws is None else replace(draws, halves=True)
+        if draws is None:
+            return None
+        if draws.extra is not None:
+            raise TypeError(
+                f"{type(self.method).__name__} draws numbers that are not of the path, and those "
+                "of a step do not follow from its halves': use it with Fixed(...) or Grid(...)"
+            )
+        return replace(draws, halves=True)
 
     def init(self, field: Field, t: Scalar, y: State) -> Carry:
         return self.method.init(field, t, y)

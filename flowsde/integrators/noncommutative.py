@@ -192,7 +192,8 @@ class NinomiyaNinomiya(_Crossing):
 
 def _flow(slope: Callable[[float, State], State], y: State) -> State:
     """z(1) of dz/ds = slope(s, z), z(0) = y, by one step of RK4."""
-    tableau, ks = RK4.tableau, list[State]()
+    tableau = RK4.tableau
+    ks: list[State] = []
     for c, row in zip(tableau.c, ((), *tableau.rows), strict=True):
         ks.append(slope(c, combine(y, 1.0, row, ks)))
     return combine(y, 1.0, tableau.weights, ks)
