@@ -232,8 +232,8 @@ class TorchSDE(Engine):
     def draws(self, dynamics: Dynamics, y: State) -> Draws:
         if not isinstance(y, Tensor) or y.ndim != 2:
             raise TypeError(
-                f"torchsde moves a state of shape (batch, d); got {describe(y)}: reshape it, or use a "
-                "stochastic method of the library"
+                f"torchsde moves a state of shape (batch, d); got {describe(y)}: reshape it, or "
+                "use a stochastic method of the library"
             )
         shapes = check_noise(self, dynamics).shapes(y)
         return Draws(shapes, "H" if self.method == "srk" else "W", within=True)
