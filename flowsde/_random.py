@@ -43,16 +43,17 @@ def _squares(counter: Tensor, key: Tensor) -> Tensor:
     """Five rounds of squaring: 64 random bits for each counter."""
 
     def turned(x: Tensor) -> Tensor:
-        return _shift(x, 32) | (x << 32)
+        return (x << 32).bitwise_or_((x >> 32).bitwise_and_(_LOW))
 
-    x = y = counter * key
+    y = counter * key
     z = y + key
-    x = turned(x * x + y)
-    x = turned(x * x + z)
-    x = turned(x * x + y)
-    last = x * x + z
+    x = turned((y * y).add_(y))
+    x = turned(x.mul_(x).add_(z))
+    x = turned(x.mul_(x).add_(y))
+    last = x.mul_(x).add_(z)
     x = turned(last)
-    return last ^ _shift(x * x + y, 32)
+    x = x.mul_(x).add_(y)
+    return last.bitwise_xor_((x >> 32).bitwise_and_(_LOW))
 
 
 def draw_seed(generator: torch.Generator) -> int:
@@ -107,11 +108,9 @@ def normal(key: Tensor, steps: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     """
     wide = widest(key.device)
     bits = _bits(key, steps, (size + 1) // 2)
-    first = ((bits & _LOW).to(wide) + 0.5) * 2.0**-32
-    second = _shift(bits, 32).to(wide) * 2.0**-32
-    radius = torch.sqrt(-2.0 * torch.log(first))
-    angle = 2.0 * math.pi * second
-    pair = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
+    radius = (bits & _LOW).to(wide).add_(0.5).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
+    angle = _shift(bits, 32).to(wide).mul_(2.0**-32).mul_(2.0 * math.pi)
+    pair = torch.stack((angle.cos().mul_(radius), angle.sin_().mul_(radius)), dim=-1)
     return pair.flatten(-2)[..., :size].to(dtype)
 
 
