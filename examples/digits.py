@@ -10,7 +10,6 @@ stack, a continuous normalizing flow, Gaussians and mixtures. Interrupted, it re
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable
@@ -33,6 +32,8 @@ from flowsde.integrators import (
 )  # fmt: skip
 from flowsde.nn import MLP
 from flowsde.paths import EDM, karras
+
+from . import saving
 
 LEVELS, SIDE, DIM, STEPS = 17, 8, 64, 3500
 SCHEDULE = EDM(sigma_max=40.0)
@@ -162,7 +163,7 @@ class Trainer:
             augment=self.data.encode, checkpoint=self.out / f"{name}.pt", description=name,
             accelerator=accelerator(self.data.train.device), **more,
         )  # fmt: skip
-        (self.out / f"{name}.losses.json").write_text(json.dumps(fitted.losses))
+        saving.record(fitted.losses, self.out / f"{name}.losses.json")
 
 
 def accelerator(device: torch.device) -> object:
@@ -374,8 +375,7 @@ def pictures(
     for axis, (title, pixels) in zip(axes.flat, panels, strict=False):
         show(axis, pixels, title, 8 if len(pixels) % 8 == 0 else len(pixels))
     figure.suptitle("Digits from one score model, the same noise in every panel")
-    figure.tight_layout()
-    figure.savefig(out / "samples.png", dpi=110)
+    saving.picture(figure, out / "samples.png")
 
     noise = fs.Normal(DIM, SCHEDULE.sigma_max).to(data.mean.device).sample(8, seed)
     kept = [row for row in samplers() if row.name in ("Euler-Maruyama", "DPM-Solver++(2M)")][:3:2]
@@ -387,8 +387,7 @@ def pictures(
         x = (frames / sizes) @ data.axes.T + data.mean
         show(axis, ((x + 1.0) * 8.0).clamp(0, 16).transpose(0, 1).flatten(0, 1), sampler.name, 12)
     figure.suptitle("From noise (left) to digit (right)")
-    figure.tight_layout()
-    figure.savefig(out / "trajectories.png", dpi=110)
+    saving.picture(figure, out / "trajectories.png")
 
     figure, axis = plt.subplots(figsize=(8, 4))
     order = sorted(likelihood, key=lambda name: likelihood[name][0])
@@ -398,8 +397,7 @@ def pictures(
     for i, mean in enumerate(means):
         axis.text(mean + 0.04, i, f"{mean:.2f}", va="center", fontsize=9)
     axis.set_xlabel("held-out bits a pixel (lower is better; bars: one standard error)")
-    figure.tight_layout()
-    figure.savefig(out / "likelihood.png", dpi=110)
+    saving.picture(figure, out / "likelihood.png")
 
 
 # --- the whole ------------------------------------------------------------------------------------
@@ -440,7 +438,7 @@ def main() -> None:
         "samplers": [{k: v for k, v in row.items() if k != "pixels"} for row in rows],
         "bits per dim": likelihood, "seconds": time.perf_counter() - start,
     }  # fmt: skip
-    (out / "results.json").write_text(json.dumps(record, indent=1))
+    saving.record(record, out / "results.json")
     print(f"pictures and figures in {out}, {record['seconds']:.0f} s in all")
 
 

@@ -24,6 +24,8 @@ import flowsde as fs
 from flowsde import models, objectives, training
 from flowsde.integrators import EulerMaruyama, StochasticHeun
 
+from . import saving
+
 HELD = 1 / 3  # of the points, hidden from the model
 BANDS = (0.5, 0.9)
 
@@ -210,11 +212,7 @@ def picture(runs: list[Run], paths: list[Tensor], seed: int, path: Path) -> None
         right.plot(t, run.series.values[:8, :, 0].T, color="0.6", lw=0.8)
         right.plot(t, prior[..., 0].T, color="#228833", lw=0.9)
         right.set_title("data (grey) and draws of the prior (green)", fontsize=10)
-    figure.tight_layout()
-    aside = path.with_suffix(".part.png")
-    figure.savefig(aside, dpi=110)
-    aside.replace(path)
-    plt.close(figure)
+    saving.picture(figure, path)
 
 
 # --- the whole ------------------------------------------------------------------------------------
@@ -249,7 +247,7 @@ def main() -> None:
         print(f"{run.series.name}: " + ", ".join(f"{k} {v:.3f}" for k, v in report.items()))
     picture(runs, paths, seed, out / "paths.png")
     record["seconds"] = time.perf_counter() - start
-    (out / "results.json").write_text(json.dumps(record, indent=1))
+    saving.record(record, out / "results.json")
     print(f"picture and figures in {out}, {record['seconds']:.0f} s in all")
 
 

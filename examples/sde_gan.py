@@ -10,7 +10,6 @@ distance of whole paths, are printed beside those of held-out data.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from pathlib import Path
@@ -21,6 +20,8 @@ from torch import Tensor
 import flowsde as fs
 from flowsde import models, training
 from flowsde.integrators import EulerMaruyama, StochasticHeun
+
+from . import saving
 
 POINTS = 32
 
@@ -126,11 +127,7 @@ def picture(drawn: Tensor, data: Tensor, gaps: list[float], path: Path) -> None:
     axes[1].legend(fontsize=8)
     axes[2].plot(gaps, lw=0.5)
     axes[2].set_title("the critic's gap", fontsize=9)
-    figure.tight_layout()
-    aside = path.with_suffix(".part.png")
-    figure.savefig(aside, dpi=110)
-    aside.replace(path)
-    plt.close(figure)
+    saving.picture(figure, path)
 
 
 def main() -> None:
@@ -161,7 +158,7 @@ def main() -> None:
         print(f"{name:10s}" + ", ".join(f"{k} {v:.4f}" for k, v in row.items()))
     picture(drawn, held, gaps, out / "paths.png")
     record = rows | {"seconds": time.perf_counter() - start}
-    (out / "results.json").write_text(json.dumps(record, indent=1))
+    saving.record(record, out / "results.json")
     print(f"picture and figures in {out}, {record['seconds']:.0f} s in all")
 
 

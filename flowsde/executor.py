@@ -143,10 +143,8 @@ class _End(Step):
 
     def _again(self) -> Step:
         loop, *taken = self._taken
-        before = loop.field.evaluations
-        step = loop.step(*taken)
-        loop.field.evaluations = before
-        return step
+        with loop.field.aside():
+            return loop.step(*taken)
 
     def error(self) -> State:
         return self._again().error()

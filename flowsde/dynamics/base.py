@@ -28,7 +28,7 @@ class Noise:
             ``"general"``: g has shape ``(batch, d, m)``, m Brownian motions a sample.
         ito: Ito integral, else Stratonovich.
         additive: g does not depend on y.
-        commutative: the columns of g commute (diagonal and scalar noise always do).
+        commutative: the columns of general g commute; see ``commutes`` for any noise.
         size: m, for general noise.
 
     Attributes:
@@ -48,6 +48,11 @@ class Noise:
             raise ValueError(f"noise is 'diagonal', 'scalar' or 'general'; got {self.kind!r}")
         if (self.kind == "general") != (self.size is not None):
             raise ValueError("noise_size is the number of Brownian motions of general noise")
+
+    @property
+    def commutes(self) -> bool:
+        """Whether its columns commute, by declaration or by its kind."""
+        return self.commutative or self.additive or self.kind != "general"
 
     def shapes(self, y: State) -> State:
         """A state shaped as one Brownian increment."""

@@ -183,7 +183,6 @@ class SDE(Dynamics):
         _check_callable(f)
         _check_callable(g)
         self.f, self.g, self.batched_time, self.rowwise = f, g, batched_time, rowwise
-        commutative = commutative or noise != "general"
         self.noise = Noise(noise, not stratonovich, additive, commutative, noise_size)
         if isinstance(linear, Tensor) and linear.is_complex():
             raise ValueError("the linear rate of an SDE is real: put a complex one into f")

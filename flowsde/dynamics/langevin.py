@@ -21,7 +21,7 @@ class _Thermal(Dynamics):
         if not callable(force):
             raise TypeError(f"a force is a callable f(t, x); got {type(force).__name__}")
         self.force, self.batched_time = force, batched_time
-        self.noise = Noise("diagonal", additive=True, commutative=True)
+        self.noise = Noise("diagonal", additive=True)
         for name, value in numbers.items():
             if isinstance(value, Tensor) and value.ndim:
                 raise ValueError(f"{name} is one number for all; got shape {tuple(value.shape)}")

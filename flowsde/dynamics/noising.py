@@ -71,7 +71,7 @@ class LinearSDE(Dynamics):
         if not isinstance(schedule, Schedule):
             raise TypeError(f"schedule is a flowsde.paths.Schedule; got {type(schedule).__name__}")
         self.schedule = schedule
-        self.noise = Noise("diagonal", additive=True, commutative=True)
+        self.noise = Noise("diagonal", additive=True)
         self.horizon = schedule.horizon
 
     def forward(self, t: Tensor, y: Tensor, *args: Any) -> Tensor:
@@ -124,7 +124,7 @@ class Reverse(Dynamics):
         self.denoiser, self.eta = denoiser, float(eta)
         self.horizon = denoiser.schedule.horizon
         if eta:
-            self.noise = Noise("diagonal", additive=True, commutative=True)
+            self.noise = Noise("diagonal", additive=True)
 
     def forward(self, t: Tensor, y: Tensor, *args: Any) -> Tensor:
         at, output = self.denoiser.output(t, y, *args)

@@ -29,7 +29,7 @@ class _Milstein(Stochastic):
     calculus = "either"
 
     def strong_order(self, noise: Noise) -> float | None:
-        return 1.0 if noise.additive or noise.commutative else None
+        return 1.0 if noise.commutes else None
 
     def weak_order(self, noise: Noise) -> float:
         return 1.0

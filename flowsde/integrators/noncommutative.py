@@ -214,7 +214,7 @@ def _sweep(
 def _crosses(noise: Noise) -> bool:
     """Whether the columns of g need not commute."""
     several = noise.size is not None and noise.size > 1
-    return several and not (noise.additive or noise.commutative)
+    return several and not noise.commutes
 
 
 def _pairs(y: Tensor, noise: Noise) -> Tensor:

@@ -14,7 +14,7 @@ from ..dynamics.field import Field
 from .base import Carry, ReversibleIntegrator, SlopeCarrying, Step
 from .explicit import Tsit5
 from .runge_kutta import ExplicitRK
-from .stochastic import Stochastic, TwoSlopeStep, euler, trapezoid
+from .stochastic import TwoSlope, TwoSlopeStep, euler, trapezoid
 
 __all__ = ["AsynchronousLeapfrog", "ReversibleHeun", "ReversibleRK"]
 
@@ -160,7 +160,7 @@ class _ReversibleStep(Step):
 
 
 @dataclass(frozen=True)
-class ReversibleHeun(Stochastic, ReversibleIntegrator):
+class ReversibleHeun(TwoSlope, ReversibleIntegrator):
     """Heun's method about a second state z, which starts as y0. Stratonovich.
 
         z1 = 2 y0 - z0 + f0 dt + g0 dW,    f1, g1 = f(t1, z1), g(t1, z1)
@@ -172,13 +172,6 @@ class ReversibleHeun(Stochastic, ReversibleIntegrator):
 
     Source: Kidger, Foster, Li and Lyons 2021, arXiv 2105.13493, algorithms 1 and 2.
     """
-
-    calculus = "stratonovich"
-    error_order = 1
-    by_products = True
-
-    def strong_order(self, noise: Noise) -> float:
-        return 1.0 if noise.additive or noise.commutative else 0.5
 
     def weak_order(self, noise: Noise) -> float:
         return 2.0 if noise.additive else 1.0

@@ -18,7 +18,7 @@ from .base import Carry, Integrator, Step, check_noise
 
 __all__ = [
     "EulerMaruyama", "Stochastic", "StochasticHeun", "StochasticMidpoint", "StraightStep",
-    "TwoSlopeStep", "euler", "trapezoid",
+    "TwoSlope", "TwoSlopeStep", "euler", "trapezoid",
 ]  # fmt: skip
 
 
@@ -163,7 +163,7 @@ def _reading(noise: Noise) -> str:
 
 def _describe(noise: Noise) -> str:
     kind = "additive" if noise.additive else "multiplicative"
-    mixed = "" if noise.commutative or noise.additive else ", non-commutative"
+    mixed = "" if noise.commutes else ", non-commutative"
     return f"{_reading(noise).capitalize()} SDEs with {kind} {noise.kind}{mixed} noise"
 
 
@@ -191,14 +191,9 @@ class EulerMaruyama(Stochastic):
         return StraightStep(y, euler(field, y, t1 - t0, dw.w, f, g))
 
 
-@dataclass(frozen=True)
-class StochasticHeun(Stochastic):
-    """An Euler predictor, then the mean of both ends' drift and diffusion. Stratonovich.
-
-    Strong order 1 for commutative noise (diagonal, scalar, additive), else 1/2; weak order 1, and 2
-    for additive noise. Two evaluations. The error estimate is the distance from Euler's step.
-
-    Source: Rumelin 1982; Kloeden and Platen 1992.
+class TwoSlope(Stochastic):
+    """A method whose steps are ``TwoSlopeStep``. Stratonovich, of strong order 1 for noise that
+    commutes, else 1/2.
     """
 
     calculus = "stratonovich"
@@ -206,7 +201,18 @@ class StochasticHeun(Stochastic):
     by_products = True
 
     def strong_order(self, noise: Noise) -> float:
-        return 1.0 if noise.additive or noise.commutative else 0.5
+        return 1.0 if noise.commutes else 0.5
+
+
+@dataclass(frozen=True)
+class StochasticHeun(TwoSlope):
+    """An Euler predictor, then the mean of both ends' drift and diffusion. Stratonovich.
+
+    Strong order 1 for commutative noise (diagonal, scalar, additive), else 1/2; weak order 1, and 2
+    for additive noise. Two evaluations. The error estimate is the distance from Euler's step.
+
+    Source: Rumelin 1982; Kloeden and Platen 1992.
+    """
 
     def weak_order(self, noise: Noise) -> float:
         return 2.0 if noise.additive else 1.0
@@ -223,7 +229,7 @@ class StochasticHeun(Stochastic):
 
 
 @dataclass(frozen=True)
-class StochasticMidpoint(Stochastic):
+class StochasticMidpoint(TwoSlope):
     """Half of Euler's step, whose drift and diffusion take the whole step. Stratonovich.
 
         y1 = y0 + f(t0 + dt/2, u) dt + g(t0 + dt/2, u) dW,    u = y0 + (f0 dt + g0 dW) / 2
@@ -233,13 +239,6 @@ class StochasticMidpoint(Stochastic):
 
     Source: Kloeden and Platen 1992.
     """
-
-    calculus = "stratonovich"
-    error_order = 1
-    by_products = True
-
-    def strong_order(self, noise: Noise) -> float:
-        return 1.0 if noise.additive or noise.commutative else 0.5
 
     def weak_order(self, noise: Noise) -> float:
         return 1.0

@@ -435,10 +435,10 @@ class SlowRK(Stochastic):
     error_order = 1.5
 
     def strong_order(self, noise: Noise) -> float:
-        return 1.5 if noise.additive or noise.commutative else 0.5
+        return 1.5 if noise.commutes else 0.5
 
     def weak_order(self, noise: Noise) -> float:
-        return 2.0 if noise.additive or noise.commutative else 1.0
+        return 2.0 if noise.commutes else 1.0
 
     def step(
         self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry

@@ -151,8 +151,7 @@ class _Girsanov(_Pair):
         assert self.noise is not None
         scalar = self._kind == "scalar"
         self.noise = Noise(
-            "scalar" if scalar else "general", commutative=scalar,
-            size=None if scalar else self.noise.size or size,
+            "scalar" if scalar else "general", size=None if scalar else self.noise.size or size
         )  # fmt: skip
 
     def prepare(self, y0: State, seed: int | None) -> _Girsanov:
