@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, Protocol
+from operator import itemgetter
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
 from ._scalar import Scalar
-from ._state import State, tree_map
+from ._state import State, stack, tree_map
 
 __all__ = ["Draws", "Increment", "Levy", "Source", "Whole"]
 
@@ -48,6 +49,36 @@ class Increment(NamedTuple):
             return Increment(w, h, k, z)
         first, second = self.halves
         return Increment(w, h, k, z, (first.map(fn), second.map(fn)))
+
+    def unbind(self, count: int) -> list[Increment]:
+        """Of a stretch of so many steps, stacked along the first axis, those of each step."""
+        parts: list[Iterable[Any]] = [_unbound(x, count) for x in self[:4]]
+        if self.halves is not None:
+            first, second = self.halves
+            parts.append(zip(first.unbind(count), second.unbind(count), strict=True))
+        return list(map(Increment, *parts))
+
+    @staticmethod
+    def stack(steps: Sequence[Increment]) -> Increment:
+        """The stretch that ``unbind`` takes apart."""
+        w, h, k, z = (_stacked(xs) for xs in list(zip(*steps, strict=True))[:4])
+        halves = [step.halves for step in steps if step.halves is not None]
+        if not halves:
+            return Increment(w, h, k, z)
+        first, second = (Increment.stack(half) for half in zip(*halves, strict=True))
+        return Increment(w, h, k, z, (first, second))
+
+
+def _stacked(states: Sequence[State | None]) -> State | None:
+    return None if states[0] is None else stack(states)
+
+
+def _unbound(stretch: State | None, count: int) -> Sequence[State | None]:
+    if stretch is None:
+        return [None] * count
+    if isinstance(stretch, Tensor):
+        return stretch.unbind()
+    return [tree_map(itemgetter(i), stretch) for i in range(count)]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from ._loop import Loop
 from ._outset import Outset
 from ._plan import AdaptivePlan, GivenPlan, too_small
 from ._save import SaveEnd
-from ._state import State, builder, leaves, mapped, tree_map, where
+from ._state import State, builder, leaves, mapped, where
 from .dynamics.field import Field
 from .integrators.base import Carry, Integrator
 from .solution import Stats
@@ -23,8 +24,7 @@ from .stepping import Adaptive
 __all__ = ["Leap"]
 
 _loop: Callable[..., Any] = torch.while_loop
-_STEPS = 64  # given steps that one call of the graph takes
-_NUMBERS = 1 << 22  # of noise that it takes at most
+_STEPS, _CALLS = 8, 16  # given steps that one graph takes at most, with so many evaluations
 
 
 def chosen(
@@ -91,27 +91,18 @@ def given(
     _flowsde_method: Integrator, _flowsde_stepping: None, field: Field, times: Tensor,
     count: Tensor, dw: Increment | None, y: State, carry: Carry,
 ) -> tuple[State, Carry]:  # fmt: skip
-    """The first ``count`` steps along ``times``, with increments stacked one after the other."""
-    build = _builder((y, carry))
+    """The first ``count`` of these steps, one after the other in the graph.
 
-    def on(n: Tensor, *flat: Tensor) -> Tensor:
-        return n < count
-
-    def step(n: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
-        (y, carry), own = build(flat), tree_map(lambda x: _row(x, n), dw)
-        taken = _flowsde_method.step(field, _row(times, n), _row(times, n + 1), y, own, carry)
-        return n + 1, *(x.clone() for x in _tensors((taken.y1, taken.carry)))
-
-    start = (torch.zeros_like(count), *_tensors((y, carry)))
-    return build(_loop(on, step, start)[1:])
-
-
-def _row(x: Any, n: Tensor) -> Any:
-    return torch.index_select(x, 0, n.reshape(1)).squeeze(0) if isinstance(x, Tensor) else x
-
-
-def _stacked(*xs: Any) -> Any:
-    return torch.stack(xs) if isinstance(xs[0], Tensor) else xs[0]
+    Args:
+        times: their starts and ends, ``(2, steps)`` or ``(2, steps, batch)``.
+        dw: their increments, stacked.
+    """
+    steps = times.shape[1]
+    increments = [None] * steps if dw is None else dw.unbind(steps)
+    for i, (t0, t1, own) in enumerate(zip(*times, increments, strict=True)):
+        step = _flowsde_method.step(field, t0, t1, y, own, carry)
+        y, carry = where(i < count, (step.y1, step.carry), (y, carry))
+    return y, carry
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -217,21 +208,17 @@ class Leap:
     def _given(
         self, plan: GivenPlan, room: int, y: State, carry: Carry, stats: Stats
     ) -> tuple[State, Carry]:
-        noise, most = self._loop.noise, _STEPS
-        if noise is not None:
-            size = sum(x.numel() for x in leaves(y))
-            most = max(4, min(_STEPS, _NUMBERS // max(1, size)))
-        while plan.running and room > 0:
-            times = plan.ahead(min(most, room))
-            count = len(times) - 1
-            spare = most - count
-            dw = None
-            if noise is not None:
-                n = stats.attempts
-                dws = [noise(n + i, *times[i : i + 2]) for i in range(count)]
-                dw = tree_map(_stacked, *dws, *dws[-1:] * spare)
-            row = as_input([*times, *times[-1:] * spare], y)
-            found = self._call(given, row, self._limit(y, count), dw, y, carry)
+        noise, cost = self._loop.noise, self._cost(y, carry)
+        most = min(_STEPS, _CALLS // max(1, cost or _CALLS))
+        while plan.running and room > 0 and most > 1:
+            times, n = plan.ahead(min(most, room)), stats.attempts
+            spans = list(itertools.pairwise(times))
+            dws = [] if noise is None else [noise(n + i, *span) for i, span in enumerate(spans)]
+            count, spare = len(spans), most - len(spans)  # spare ones are the last again, unused
+            ends = [*zip(*spans, *[spans[-1]] * spare, strict=True)]
+            rows = torch.stack([as_input(row, y) for row in ends])
+            dw = Increment.stack([*dws, *dws[-1:] * spare]) if dws else None
+            found = self._call(given, rows, self._limit(y, count), dw, y, carry)
             if found is None:
                 break
             y, carry = found

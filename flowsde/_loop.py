@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ._increment import Source
-from ._plan import Accept, Plan
-from ._save import Saver
+from ._plan import Accept, GivenPlan, Plan
+from ._save import SaveEnd, Saver
 from ._scalar import Scalar
 from ._scalar import where as choose
 from ._state import State, leaves, put_rows, rows_of, where
@@ -97,15 +98,17 @@ class Loop:
 
     def _leaps(self, recorder: Recorder) -> bool:
         """Whether many steps may be taken at once, unseen by the loop."""
-        unseen = type(recorder) is Recorder and not torch.is_grad_enabled()
-        return unseen and self.leap is not None
+        given = isinstance(self.plan, GivenPlan)  # chosen steps leap in a loop of no gradient
+        leaps = self.leap is not None and type(recorder) is Recorder
+        return leaps and (given or not torch.is_grad_enabled())
 
     def _ahead(
         self, recorder: Recorder, y: State, carry: Carry, stats: Stats
     ) -> tuple[State, Carry]:
         """Where the solve stands after what could be taken at once."""
-        if self.leap is None or not self._leaps(recorder):
+        if not self._leaps(recorder):
             return y, carry
+        assert self.leap is not None
         return self.leap.go(y, carry, stats)
 
     def begin(self, y: State) -> tuple[State, Carry]:
@@ -125,6 +128,8 @@ class Loop:
                 y, carry = self.leap.begin(y, stats)
             else:
                 y, carry = self.begin(y)
+            if isinstance(plan, GivenPlan) and self._unseen and not self._leaps(recorder):
+                y, carry = self._stride(plan, recorder, y, carry, stats)
             y = self._march(recorder, y, carry, stats, dense)
         plan.finish(y, stats)
         stats.evaluations, stats.products = self.field.evaluations, self.field.products
@@ -175,6 +180,26 @@ class Loop:
                 y = self._go_on(rows, recorder, y, carry, stats)
         recorder.finish(y, stats)
         return y
+
+    @property
+    def _unseen(self) -> bool:
+        """Whether nobody wants to know more of the steps than where they end."""
+        watched = self.dense or self.watch is not None or self.progress is not None
+        return not watched and isinstance(self.saver, SaveEnd)
+
+    def _stride(
+        self, plan: GivenPlan, recorder: Recorder, y: State, carry: Carry, stats: Stats
+    ) -> tuple[State, Carry]:
+        """Given steps, of which nothing is asked on the way: with no more than they take."""
+        for t0, t1 in itertools.pairwise(plan.ahead(self.max_steps)):
+            step = recorder.take(self, stats.attempts, t0, t1, y, carry)
+            accept = plan.judge(step, y)
+            recorder.keep(accept)
+            stats.attempts += 1
+            if not accept:
+                break
+            y, carry = step.y1, step.carry
+        return y, carry
 
     def _go_on(
         self, rows: Tensor, recorder: Recorder, y: State, carry: Carry, stats: Stats

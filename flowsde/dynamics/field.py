@@ -227,6 +227,8 @@ class Field:
             return combine(y, weight, ((0, 1.0),), [g(dw)])
         if self.noise.kind == "general":
             return y.add(contract(g, dw), alpha=weight)
+        if isinstance(y, Tensor):
+            return y.addcmul(g, _over(g, dw), value=weight)
         return tree_map(lambda x, a, b: x.addcmul(a, _over(a, b), value=weight), y, g, dw)
 
     def step(self, k: int, y: State) -> State:

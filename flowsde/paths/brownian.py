@@ -87,8 +87,8 @@ class Increments:
     """One solve's view of a Brownian path: ``increments(n, t0, t1)`` is that of step n.
 
     Steps are numbered upwards in time, so that a solve that runs back over the same grid takes
-    back the same increments. The numbers of a stretch of steps are drawn, scaled and shaped at
-    once; those of a step are then one selection.
+    back the same increments. The numbers of a stretch of steps are drawn, scaled, shaped and taken
+    apart at once.
 
     Args:
         law: of the path.
@@ -102,7 +102,10 @@ class Increments:
         self._extra = None if draws.extra is None else Normals(law, draws.extra, correlated=False)
         self._draws, self._widths, self._down = draws, widths, down
         self._scaled = all(isinstance(width, float) for width in widths)
-        self._held = range(0), Increment(None)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._held, self._each = (range(0), Increment(None)), list[Increment]()
 
     def select(self, rows: Tensor) -> Increments:
         """The view of these rows of the batch alone."""
@@ -110,7 +113,7 @@ class Increments:
         part._normals = self._normals.select(rows)
         part._extra = None if self._extra is None else self._extra.select(rows)
         part._widths = [x[rows] if isinstance(x, Tensor) and x.ndim else x for x in self._widths]
-        part._held = range(0), Increment(None)
+        part._forget()
         return part
 
     def __call__(self, n: int, t0: Scalar, t1: Scalar) -> Increment:
@@ -128,7 +131,9 @@ class Increments:
         It is for an interval of length 1 where the widths are tensors.
         """
         places, stretch = self.stretch(i)
-        return stretch.map(itemgetter(i - places.start))
+        if not self._each:
+            self._each = stretch.unbind(len(places))
+        return self._each[i - places.start]
 
     def stretch(self, i: int) -> tuple[range, Increment]:
         """The intervals that are held together with i; their numbers, one beside the other.
@@ -140,7 +145,7 @@ class Increments:
             length = max(1, _CHUNK // max(1, size))
             start = i - i % length
             places = range(start, min(start + length, len(self._widths)))
-            self._held = places, self._draw(places)
+            self._held, self._each = (places, self._draw(places)), []
         return self._held
 
     def _draw(self, places: range) -> Increment:
