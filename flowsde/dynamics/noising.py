@@ -10,27 +10,16 @@ from torch import Tensor
 from .._scalar import Scalar, exp, expand, expm1, sqrt
 from ..paths.schedule import Schedule
 from .base import Dynamics, Noise, SemiLinear
-from .denoiser import Data, Denoiser
+from .denoiser import Data, Denoiser, Point
 
 __all__ = ["LinearSDE", "Reverse", "as_denoiser"]
 
 
-class _DataSplit(SemiLinear):
-    """scale = alpha, clock = lambda, rate = -(1 + eta^2), residual = (1 + eta^2) x0_hat.
-
-    In x, with h = lambda1 - lambda0:
-        x1 = sigma1/sigma0 e^(-eta^2 h) x0 + (alpha1 - alpha0 sigma1/sigma0 e^(-eta^2 h)) x0_hat
-    which is finite where alpha0 = 0 and where sigma1 = 0.
-    """
-
-    noising = True
+class _NoisedSplit(SemiLinear):
+    """What both forms of a noised state's equation share: the clock is lambda."""
 
     def __init__(self, denoiser: Denoiser, eta: float) -> None:
         self._denoiser, self._schedule, self._eta2 = denoiser, denoiser.schedule, eta * eta
-        self.rate = -(1.0 + self._eta2)
-
-    def scale(self, t: Scalar) -> Scalar:
-        return self._schedule.alpha(t)
 
     def clock(self, t: Scalar) -> Scalar:
         return self._schedule.half_log_snr(t)
@@ -38,8 +27,36 @@ class _DataSplit(SemiLinear):
     def time(self, s: Scalar) -> Scalar:
         return self._schedule.time(s)
 
-    def residual(self, t: Tensor, x: Tensor, *args: Any) -> Tensor:
-        return (1.0 + self._eta2) * self._denoiser(t, x, *args)
+    def _ask(
+        self, what: Callable[..., Tensor], t: Tensor, x: Tensor, *args: Any, now: Scalar | None
+    ) -> Tensor:
+        """What the denoiser says, with the schedule worked out on the host if it can be."""
+        at = Point.at(self._schedule, t if now is None else now, x)
+        return what(t, x, *args, at=at)
+
+
+class _DataSplit(_NoisedSplit):
+    """scale = alpha, clock = lambda, rate = -(1 + eta^2), residual = (1 + eta^2) x0_hat.
+
+    In x, with h = lambda1 - lambda0:
+        x1 = sigma1/sigma0 e^(-eta^2 h) x0 + (alpha1 - alpha0 sigma1/sigma0 e^(-eta^2 h)) x0_hat
+    which is finite where alpha0 = 0 and where sigma1 = 0.
+    """
+
+    def __init__(self, denoiser: Denoiser, eta: float) -> None:
+        super().__init__(denoiser, eta)
+        self.rate, self._dual = -(1.0 + self._eta2), _NoiseSplit(denoiser, eta)
+
+    @property
+    def dual(self) -> SemiLinear:
+        return self._dual
+
+    def scale(self, t: Scalar) -> Scalar:
+        return self._schedule.alpha(t)
+
+    def residual(self, t: Tensor, x: Tensor, *args: Any, now: Scalar | None = None) -> Tensor:
+        x0 = self._ask(self._denoiser, t, x, *args, now=now)
+        return (1.0 + self._eta2) * x0 if self._eta2 else x0
 
     def weights(self, t0: Scalar, t1: Scalar) -> tuple[Scalar, Scalar]:
         (alpha0, sigma0), (alpha1, sigma1) = self._schedule(t0), self._schedule(t1)
@@ -53,6 +70,35 @@ class _DataSplit(SemiLinear):
             return None
         h = self.clock(t1) - self.clock(t0)
         return self._schedule.sigma(t1) * sqrt(-expm1(-2.0 * self._eta2 * h))
+
+
+class _NoiseSplit(_NoisedSplit):
+    """scale = sigma, clock = lambda, rate = 1, residual = -(1 + eta^2) eps_hat.
+
+    In x:
+        x1 = alpha1/alpha0 x0 + (1 + eta^2) (sigma1 - sigma0 alpha1/alpha0) eps_hat
+    which is finite where sigma1 = 0. Where alpha0 = 0 noise says nothing about data.
+    """
+
+    rate = 1.0
+
+    def scale(self, t: Scalar) -> Scalar:
+        return self._schedule.sigma(t)
+
+    def residual(self, t: Tensor, x: Tensor, *args: Any, now: Scalar | None = None) -> Tensor:
+        return -(1.0 + self._eta2) * self._ask(self._denoiser.noise, t, x, *args, now=now)
+
+    def weights(self, t0: Scalar, t1: Scalar) -> tuple[Scalar, Scalar]:
+        (alpha0, sigma0), (alpha1, sigma1) = self._schedule(t0), self._schedule(t1)
+        growth = alpha1 / alpha0
+        return growth, sigma0 * growth - sigma1
+
+    def deviation(self, t0: Scalar, t1: Scalar) -> Scalar | None:
+        if not self._eta2:
+            return None
+        (alpha0, sigma0), (alpha1, sigma1) = self._schedule(t0), self._schedule(t1)
+        grown = sigma0 * (alpha1 / alpha0)  # sigma1 sqrt(expm1(2 h)), finite where sigma1 = 0
+        return sqrt(self._eta2 * (grown - sigma1) * (grown + sigma1))
 
 
 class LinearSDE(Dynamics):
