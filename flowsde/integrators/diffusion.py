@@ -336,8 +336,8 @@ class PredictorCorrector(Integrator):
 
     with |.| the norm of each sample (a mean over the batch would have samples depend on each other)
     and a = (alpha(t0) / alpha(t1))^2, which is DDPM's 1 - beta. The predictor may be any integrator
-    of the dynamics, ``EulerMaruyama()`` or ``DDIM(1.0)`` for two; it ends the step, so that nothing is
-    added at the end. One more evaluation for each Langevin step.
+    of the dynamics, ``EulerMaruyama()`` or ``DDIM(1.0)`` for two; it ends the step, so that
+    nothing is added at the end. One more evaluation for each Langevin step.
 
     Args:
         predictor: whose steps are taken.

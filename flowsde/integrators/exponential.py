@@ -359,27 +359,28 @@ def lagrange(nodes: Sequence[Scalar]) -> list[list[Scalar]]:
     others. The first node is 0. By divided differences, of which those over a node at infinity, or
     over two that meet, are none.
     """
-    count = len(nodes)
-    table: list[list[Scalar]] = [[float(i == j) for j in range(count)] for i in range(count)]
     basis: list[Scalar] = [1.0]
-    sums: list[list[Scalar]] = [[w] for w in table[0]]
-    for k in range(1, count):
+    sums: list[list[Scalar]] = [[float(i == 0)] for i in range(len(nodes))]
+    table: list[list[Scalar]] = [[1.0] for _ in nodes]  # of the values i, i + 1, ..., i + k
+    for k in range(1, len(nodes)):
+        gaps = [_inverse(nodes[i + k] - nodes[i]) for i in range(len(nodes) - k)]
         table = [
-            [_ratio(b - a, nodes[i + k] - nodes[i]) for a, b in zip(*rows, strict=True)]
-            for i, rows in enumerate(itertools.pairwise(table))
+            [gap * (b - a) for a, b in zip([*row, 0.0], [0.0, *after], strict=True)]
+            for gap, (row, after) in zip(gaps, itertools.pairwise(table), strict=True)
         ]
         last = nodes[k - 1]
         basis = [a - last * b for a, b in zip([0.0, *basis], [*basis, 0.0], strict=True)]
+        weights = [*table[0], *[0.0] * (len(nodes) - k - 1)]
         sums = [
             [c + w * b for c, b in zip([*p, 0.0], basis, strict=True)]
-            for p, w in zip(sums, table[0], strict=True)
+            for p, w in zip(sums, weights, strict=True)
         ]
     return sums
 
 
-def _ratio(a: Scalar, b: Scalar) -> Scalar:
-    met = b == 0
-    return where(met, 0.0 * a, a / where(met, 1.0 + 0.0 * b, b))
+def _inverse(gap: Scalar) -> Scalar:
+    met = gap == 0
+    return where(met, 0.0, 1.0 / where(met, 1.0, gap))
 
 
 @dataclass(frozen=True)
