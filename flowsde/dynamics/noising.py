@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .._scalar import Scalar, exp, expand, expm1, sqrt
@@ -12,7 +13,7 @@ from ..paths.schedule import Schedule
 from .base import Dynamics, Noise, SemiLinear
 from .denoiser import Data, Denoiser, Point
 
-__all__ = ["LinearSDE", "Reverse", "as_denoiser"]
+__all__ = ["AnnealedLangevin", "LinearSDE", "Reverse", "as_denoiser"]
 
 
 class _NoisedSplit(SemiLinear):
@@ -147,6 +148,12 @@ class LinearSDE(Dynamics):
         """The ODE with the marginals of the noising process: data at 0, noise at the horizon."""
         return self.reverse_sde(denoiser, eta=0.0)
 
+    def annealed_langevin(
+        self, denoiser: Callable[..., Tensor], levels: Tensor, steps: int = 100, eps: float = 2e-5
+    ) -> AnnealedLangevin:
+        """NCSN's dynamics: see ``AnnealedLangevin``."""
+        return AnnealedLangevin(as_denoiser(denoiser, self.schedule), levels, steps, eps)
+
 
 def as_denoiser(denoiser: Callable[..., Tensor], schedule: Schedule) -> Denoiser:
     """A ``Denoiser`` on this schedule; a plain callable is taken to return x0."""
@@ -202,3 +209,55 @@ class Reverse(Dynamics):
                 f"has none at an end of [{t0}, {t1}]: start at a slightly smaller time (such as "
                 "0.999), or train with VPrediction(), Velocity() or Data()"
             )
+
+
+class AnnealedLangevin(Dynamics):
+    """Langevin dynamics at one noise level after the other, in a time that counts its steps.
+
+        dx = a/2 score(levels[i], x) dk + sqrt(a) dW,    a = eps (sigma_i / sigma_last)^2
+
+    with i = floor(k / steps). NCSN's sampler is ``EulerMaruyama()`` with ``Fixed(dt=1.0)`` from 0
+    to the horizon, and then ``denoiser(levels[-1], x)``, where the last noise is to go.
+
+    Args:
+        denoiser: a ``Denoiser``.
+        levels: ``(n,)`` times of its schedule, from noise to data.
+        steps: of each level.
+        eps: the size of a step at the last one.
+
+    Raises:
+        ValueError: on levels that are not ``(n,)``, or on steps or eps that are not positive.
+
+    Source: Song and Ermon 2019, arXiv 1907.05600, algorithm 1.
+    """
+
+    levels: Tensor
+
+    def __init__(self, denoiser: Denoiser, levels: Tensor, steps: int, eps: float) -> None:
+        super().__init__()
+        if levels.ndim != 1 or not len(levels) or steps < 1 or not eps > 0.0:
+            raise ValueError(
+                "annealed Langevin dynamics takes levels of shape (n,), steps >= 1 and eps > 0; "
+                f"got {tuple(levels.shape)}, {steps} and {eps}"
+            )
+        self.denoiser, self.steps, self.eps = denoiser, steps, float(eps)
+        self.register_buffer("levels", levels)
+        self.noise = Noise("diagonal", additive=True)
+        self.horizon = float(steps * len(levels))
+
+    def _level(self, k: Tensor) -> Tensor:
+        """The time of the schedule that step k is at."""
+        index = (k / self.steps).floor().long().clamp(0, len(self.levels) - 1)
+        return self.levels[index]
+
+    def _size(self, t: Tensor) -> Tensor:
+        sigma = torch.as_tensor(self.denoiser.schedule.sigma(t))
+        last = torch.as_tensor(self.denoiser.schedule.sigma(self.levels[-1]))
+        return self.eps * (sigma / last) ** 2
+
+    def forward(self, t: Tensor, y: Tensor, *args: Any) -> Tensor:
+        level = self._level(t)
+        return expand(0.5 * self._size(level), y) * self.denoiser.score(level, y, *args)
+
+    def diffusion(self, t: Tensor, y: Tensor, *args: Any) -> Tensor:
+        return expand(self._size(self._level(t)).sqrt(), y)
