@@ -27,7 +27,7 @@ def catalogue(module: ModuleType, kind: type) -> list[Any]:
     return [
         c() for c in classes
         if inspect.isclass(c) and issubclass(c, kind) and not inspect.isabstract(c)
-        and c.__name__ not in ("ExplicitRK", "ImplicitRK")
+        and c.__name__ not in ("ExplicitRK", "ImplicitRK", "PredictorCorrector")
     ]  # fmt: skip
 
 

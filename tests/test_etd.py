@@ -13,7 +13,7 @@ from torch import Tensor
 
 import flowsde as fs
 from flowsde.integrators import ETDRK4, RK4, Dopri8
-from flowsde.integrators.etd import phi
+from flowsde.integrators.exponential import phi
 from flowsde.paths import EDM, VP, FlowMatching, uniform_lambda
 
 from .systems import Mixture, slope

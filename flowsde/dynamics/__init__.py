@@ -14,10 +14,10 @@ from .denoiser import (
 from .differential import CDE, ODE, SDE
 from .discrete import Chain, Composed, Map
 from .langevin import Langevin, UnderdampedLangevin
-from .noising import LinearSDE
+from .noising import AnnealedLangevin, LinearSDE
 
 __all__ = [
-    "CDE", "ODE", "SDE", "Chain", "Composed", "Data", "Denoiser", "Dynamics", "EDMPrediction",
-    "Kinetic", "Langevin", "LinearSDE", "Map", "Noise", "NoisePrediction", "Prediction", "Score",
-    "SemiLinear", "UnderdampedLangevin", "VPrediction", "Velocity",
+    "CDE", "ODE", "SDE", "AnnealedLangevin", "Chain", "Composed", "Data", "Denoiser", "Dynamics",
+    "EDMPrediction", "Kinetic", "Langevin", "LinearSDE", "Map", "Noise", "NoisePrediction",
+    "Prediction", "Score", "SemiLinear", "UnderdampedLangevin", "VPrediction", "Velocity",
 ]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -72,8 +72,14 @@ class SemiLinear(ABC):
     """
 
     rate: Scalar
-    noising: bool = False  # whether x is a noised state, scale its alpha and clock its lambda
     factored: bool = False  # whether its noise is g dW with the dynamics' g, deviations for g = 1
+
+    @property
+    def dual(self) -> SemiLinear:
+        """Where x is a noised state, the same equation with the noise in the place of the data
+        for its residual, which is -rate sigma score, with sigma its scale; else itself.
+        """
+        return self
 
     @abstractmethod
     def scale(self, t: Scalar) -> Scalar:
@@ -88,8 +94,8 @@ class SemiLinear(ABC):
         """The t at which the clock is s."""
 
     @abstractmethod
-    def residual(self, t: Tensor, x: State, *args: Any) -> State:
-        """What is not linear, shaped as x."""
+    def residual(self, t: Tensor, x: State, *args: Any, now: Scalar | None = None) -> State:
+        """What is not linear, shaped as x; ``now`` is t as the solve has it, often on the host."""
 
     def weights(self, t0: Scalar, t1: Scalar) -> tuple[Scalar, Scalar]:
         """(A, B) of x1 = A x0 + B residual."""
@@ -99,22 +105,43 @@ class SemiLinear(ABC):
         integral = _scalar.where(still, h, decay / _scalar.where(still, 1.0, self.rate))
         return self.scale(t1) / self.scale(t0) * (decay + 1.0), self.scale(t1) * integral
 
+    def fit(self, factor: Scalar, x: Tensor) -> Scalar:
+        """A weight, ready to multiply x."""
+        return expand(factor, x)
+
+    def add(self, x: State, factor: Scalar, change: State) -> State:
+        """x + factor change: one fused operation a leaf where the factor is a host float."""
+
+        def leaf(v: Tensor, n: Tensor) -> Tensor:
+            by = self.fit(factor, v)
+            return v + by * n if isinstance(by, Tensor) else v.add(n, alpha=by)
+
+        return tree_map(leaf, x, change)
+
+    def decay(self, t0: Scalar, t1: Scalar, x: State) -> State:
+        """x at t1 if there were no residual."""
+        a, _ = self.weights(t0, t1)
+        return tree_map(lambda v: self.fit(a, v) * v, x)
+
     def advance(self, t0: Scalar, t1: Scalar, x: State, residual: State) -> State:
         """x at t1 if the residual stood still."""
         a, b = self.weights(t0, t1)
-        return tree_map(lambda v, n: expand(a, v) * v + expand(b, v) * n, x, residual)
+        return self.add(tree_map(lambda v: self.fit(a, v) * v, x), b, residual)
 
     def bend(
-        self, t0: Scalar, t1: Scalar, weight: Callable[[Scalar], Scalar], change: State
-    ) -> State:
-        """What a change of the residual on the way adds to x at t1: scale(t1) h w(rate h) change.
+        self, t0: Scalar, t1: Scalar, x: State, weights: Callable[[Scalar], Sequence[Scalar]],
+        changes: Sequence[State],
+    ) -> State:  # fmt: skip
+        """x at t1 with changes of the residual on the way: x + scale(t1) h sum_i w_i changes_i.
 
-        Nothing where h is infinite.
+        The weights w are functions of rate h. As it was where h is infinite.
         """
         h = self.clock(t1) - self.clock(t0)
         h = _scalar.where(_scalar.isfinite(h), h, 0.0)
-        factor = self.scale(t1) * h * weight(self.rate * h)
-        return tree_map(lambda v: expand(factor, v) * v, change)
+        factor = self.scale(t1) * h
+        for weight, change in zip(weights(self.rate * h), changes, strict=True):
+            x = self.add(x, factor * weight, change)
+        return x
 
     def deviation(self, t0: Scalar, t1: Scalar) -> Scalar | None:
         """Exact standard deviation, in x, of the noise gathered over the step; None if none."""
@@ -123,9 +150,7 @@ class SemiLinear(ABC):
     def stir(self, t0: Scalar, t1: Scalar, x: State, z: State) -> State:
         """x with the noise gathered over the step; z is standard normal, or g times that."""
         deviation = self.deviation(t0, t1)
-        if deviation is None:
-            return x
-        return tree_map(lambda v, n: v + expand(deviation, v) * n, x, z)
+        return x if deviation is None else self.add(x, deviation, z)
 
 
 @dataclass(frozen=True)

@@ -227,14 +227,14 @@ class Denoiser(nn.Module):
         output = self.network(*self.prediction.inputs(at, t, x), *args)
         return at, check_like(output, x, "the network")
 
-    def forward(self, t: Tensor, x: Tensor, *args: Any) -> Tensor:
+    def forward(self, t: Tensor, x: Tensor, *args: Any, at: Point | None = None) -> Tensor:
         """x0, shaped as x."""
-        at, output = self.output(t, x, *args)
+        at, output = self.output(t, x, *args, at=at)
         return self.prediction.data(at, x, output)
 
-    def noise(self, t: Tensor, x: Tensor, *args: Any) -> Tensor:
+    def noise(self, t: Tensor, x: Tensor, *args: Any, at: Point | None = None) -> Tensor:
         """E[eps | x_t]."""
-        at, output = self.output(t, x, *args)
+        at, output = self.output(t, x, *args, at=at)
         return self.prediction.eps(at, x, output)
 
     def score(self, t: Tensor, x: Tensor, *args: Any) -> Tensor:

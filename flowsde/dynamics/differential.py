@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal, Protocol, final
 
 import torch
@@ -25,44 +24,23 @@ class _LinearPart(SemiLinear):
         return 1.0
 
     def clock(self, t: Scalar) -> Scalar:
+        if isinstance(self.rate, Tensor) and isinstance(t, Tensor) and t.ndim:
+            raise TypeError("a rate per component needs a time that the batch shares")
         return t
 
     def time(self, s: Scalar) -> Scalar:
         return s
 
-    def residual(self, t: Tensor, x: State, *args: Any) -> State:
+    def residual(self, t: Tensor, x: State, *args: Any, now: Scalar | None = None) -> State:
         return self._field(t, x, *args)
 
-    def advance(self, t0: Scalar, t1: Scalar, x: State, residual: State) -> State:
-        if not isinstance(self.rate, Tensor):
-            return super().advance(t0, t1, x, residual)
-        self._check_shared(t0)
-        a, b = self.weights(t0, t1)  # shaped as one sample, they broadcast as they are
-        return tree_map(lambda v, n: a * v + b * n, x, residual)
-
-    def bend(
-        self, t0: Scalar, t1: Scalar, weight: Callable[[Scalar], Scalar], change: State
-    ) -> State:
-        if not isinstance(self.rate, Tensor):
-            return super().bend(t0, t1, weight, change)
-        self._check_shared(t0)
-        factor = (t1 - t0) * weight(self.rate * (t1 - t0))
-        return tree_map(lambda v: factor * v, change)
+    def fit(self, factor: Scalar, x: Tensor) -> Scalar:
+        # a rate per component is shaped as one sample, and broadcasts as it is
+        return factor if isinstance(self.rate, Tensor) else super().fit(factor, x)
 
     def deviation(self, t0: Scalar, t1: Scalar) -> Scalar:
-        return sqrt(magnitude(t1 - t0) * phi1(2.0 * self.rate * (t1 - t0)))
-
-    def stir(self, t0: Scalar, t1: Scalar, x: State, z: State) -> State:
-        if not isinstance(self.rate, Tensor):
-            return super().stir(t0, t1, x, z)
-        self._check_shared(t0)
-        deviation = self.deviation(t0, t1)
-        return tree_map(lambda v, n: v + deviation * n, x, z)
-
-    @staticmethod
-    def _check_shared(t: Scalar) -> None:
-        if isinstance(t, Tensor) and t.ndim:
-            raise TypeError("a rate per component needs a time that the batch shares")
+        h = self.clock(t1) - self.clock(t0)
+        return sqrt(magnitude(h) * phi1(2.0 * self.rate * h))
 
 
 @final

@@ -156,11 +156,12 @@ class Field:
         self._made = t, weakref.ref(first), made
         return made
 
-    def residual(self, t: Scalar, x: State) -> State:
-        """The split's residual, shaped as x."""
-        assert self.split is not None
+    def residual(self, t: Scalar, x: State, split: SemiLinear | None = None) -> State:
+        """The residual, shaped as x, of the split or of this form of it."""
+        split = self.split if split is None else split
+        assert split is not None
         self._count()
-        return check_like(self.split.residual(self.time(t), x, *self.args), x, "the residual")
+        return check_like(split.residual(self.time(t), x, *self.args, now=t), x, "the residual")
 
     def acceleration(self, t: Scalar, x: State) -> State:
         """The part of dv/dt that depends on the position, shaped as x."""

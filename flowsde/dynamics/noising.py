@@ -5,32 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .._scalar import Scalar, exp, expand, expm1, sqrt
 from ..paths.schedule import Schedule
 from .base import Dynamics, Noise, SemiLinear
-from .denoiser import Data, Denoiser
+from .denoiser import Data, Denoiser, Point
 
-__all__ = ["LinearSDE", "Reverse", "as_denoiser"]
+__all__ = ["AnnealedLangevin", "LinearSDE", "Reverse", "as_denoiser"]
 
 
-class _DataSplit(SemiLinear):
-    """scale = alpha, clock = lambda, rate = -(1 + eta^2), residual = (1 + eta^2) x0_hat.
-
-    In x, with h = lambda1 - lambda0:
-        x1 = sigma1/sigma0 e^(-eta^2 h) x0 + (alpha1 - alpha0 sigma1/sigma0 e^(-eta^2 h)) x0_hat
-    which is finite where alpha0 = 0 and where sigma1 = 0.
-    """
-
-    noising = True
+class _NoisedSplit(SemiLinear):
+    """What both forms of a noised state's equation share: the clock is lambda."""
 
     def __init__(self, denoiser: Denoiser, eta: float) -> None:
         self._denoiser, self._schedule, self._eta2 = denoiser, denoiser.schedule, eta * eta
-        self.rate = -(1.0 + self._eta2)
-
-    def scale(self, t: Scalar) -> Scalar:
-        return self._schedule.alpha(t)
 
     def clock(self, t: Scalar) -> Scalar:
         return self._schedule.half_log_snr(t)
@@ -38,8 +28,36 @@ class _DataSplit(SemiLinear):
     def time(self, s: Scalar) -> Scalar:
         return self._schedule.time(s)
 
-    def residual(self, t: Tensor, x: Tensor, *args: Any) -> Tensor:
-        return (1.0 + self._eta2) * self._denoiser(t, x, *args)
+    def _ask(
+        self, what: Callable[..., Tensor], t: Tensor, x: Tensor, *args: Any, now: Scalar | None
+    ) -> Tensor:
+        """What the denoiser says, with the schedule worked out on the host if it can be."""
+        at = Point.at(self._schedule, t if now is None else now, x)
+        return what(t, x, *args, at=at)
+
+
+class _DataSplit(_NoisedSplit):
+    """scale = alpha, clock = lambda, rate = -(1 + eta^2), residual = (1 + eta^2) x0_hat.
+
+    In x, with h = lambda1 - lambda0:
+        x1 = sigma1/sigma0 e^(-eta^2 h) x0 + (alpha1 - alpha0 sigma1/sigma0 e^(-eta^2 h)) x0_hat
+    which is finite where alpha0 = 0 and where sigma1 = 0.
+    """
+
+    def __init__(self, denoiser: Denoiser, eta: float) -> None:
+        super().__init__(denoiser, eta)
+        self.rate, self._dual = -(1.0 + self._eta2), _NoiseSplit(denoiser, eta)
+
+    @property
+    def dual(self) -> SemiLinear:
+        return self._dual
+
+    def scale(self, t: Scalar) -> Scalar:
+        return self._schedule.alpha(t)
+
+    def residual(self, t: Tensor, x: Tensor, *args: Any, now: Scalar | None = None) -> Tensor:
+        x0 = self._ask(self._denoiser, t, x, *args, now=now)
+        return (1.0 + self._eta2) * x0 if self._eta2 else x0
 
     def weights(self, t0: Scalar, t1: Scalar) -> tuple[Scalar, Scalar]:
         (alpha0, sigma0), (alpha1, sigma1) = self._schedule(t0), self._schedule(t1)
@@ -53,6 +71,35 @@ class _DataSplit(SemiLinear):
             return None
         h = self.clock(t1) - self.clock(t0)
         return self._schedule.sigma(t1) * sqrt(-expm1(-2.0 * self._eta2 * h))
+
+
+class _NoiseSplit(_NoisedSplit):
+    """scale = sigma, clock = lambda, rate = 1, residual = -(1 + eta^2) eps_hat.
+
+    In x:
+        x1 = alpha1/alpha0 x0 + (1 + eta^2) (sigma1 - sigma0 alpha1/alpha0) eps_hat
+    which is finite where sigma1 = 0. Where alpha0 = 0 noise says nothing about data.
+    """
+
+    rate = 1.0
+
+    def scale(self, t: Scalar) -> Scalar:
+        return self._schedule.sigma(t)
+
+    def residual(self, t: Tensor, x: Tensor, *args: Any, now: Scalar | None = None) -> Tensor:
+        return -(1.0 + self._eta2) * self._ask(self._denoiser.noise, t, x, *args, now=now)
+
+    def weights(self, t0: Scalar, t1: Scalar) -> tuple[Scalar, Scalar]:
+        (alpha0, sigma0), (alpha1, sigma1) = self._schedule(t0), self._schedule(t1)
+        growth = alpha1 / alpha0
+        return growth, sigma0 * growth - sigma1
+
+    def deviation(self, t0: Scalar, t1: Scalar) -> Scalar | None:
+        if not self._eta2:
+            return None
+        (alpha0, sigma0), (alpha1, sigma1) = self._schedule(t0), self._schedule(t1)
+        grown = sigma0 * (alpha1 / alpha0)  # sigma1 sqrt(expm1(2 h)), finite where sigma1 = 0
+        return sqrt(self._eta2 * (grown - sigma1) * (grown + sigma1))
 
 
 class LinearSDE(Dynamics):
@@ -100,6 +147,12 @@ class LinearSDE(Dynamics):
     def probability_flow(self, denoiser: Callable[..., Tensor]) -> Reverse:
         """The ODE with the marginals of the noising process: data at 0, noise at the horizon."""
         return self.reverse_sde(denoiser, eta=0.0)
+
+    def annealed_langevin(
+        self, denoiser: Callable[..., Tensor], levels: Tensor, steps: int = 100, eps: float = 2e-5
+    ) -> AnnealedLangevin:
+        """NCSN's dynamics: see ``AnnealedLangevin``."""
+        return AnnealedLangevin(as_denoiser(denoiser, self.schedule), levels, steps, eps)
 
 
 def as_denoiser(denoiser: Callable[..., Tensor], schedule: Schedule) -> Denoiser:
@@ -156,3 +209,55 @@ class Reverse(Dynamics):
                 f"has none at an end of [{t0}, {t1}]: start at a slightly smaller time (such as "
                 "0.999), or train with VPrediction(), Velocity() or Data()"
             )
+
+
+class AnnealedLangevin(Dynamics):
+    """Langevin dynamics at one noise level after the other, in a time that counts its steps.
+
+        dx = a/2 score(levels[i], x) dk + sqrt(a) dW,    a = eps (sigma_i / sigma_last)^2
+
+    with i = floor(k / steps). NCSN's sampler is ``EulerMaruyama()`` with ``Fixed(dt=1.0)`` from 0
+    to the horizon, and then ``denoiser(levels[-1], x)``, where the last noise is to go.
+
+    Args:
+        denoiser: a ``Denoiser``.
+        levels: ``(n,)`` times of its schedule, from noise to data.
+        steps: of each level.
+        eps: the size of a step at the last one.
+
+    Raises:
+        ValueError: on levels that are not ``(n,)``, or on steps or eps that are not positive.
+
+    Source: Song and Ermon 2019, arXiv 1907.05600, algorithm 1.
+    """
+
+    levels: Tensor
+
+    def __init__(self, denoiser: Denoiser, levels: Tensor, steps: int, eps: float) -> None:
+        super().__init__()
+        if levels.ndim != 1 or not len(levels) or steps < 1 or not eps > 0.0:
+            raise ValueError(
+                "annealed Langevin dynamics takes levels of shape (n,), steps >= 1 and eps > 0; "
+                f"got {tuple(levels.shape)}, {steps} and {eps}"
+            )
+        self.denoiser, self.steps, self.eps = denoiser, steps, float(eps)
+        self.register_buffer("levels", levels)
+        self.noise = Noise("diagonal", additive=True)
+        self.horizon = float(steps * len(levels))
+
+    def _level(self, k: Tensor) -> Tensor:
+        """The time of the schedule that step k is at."""
+        index = (k / self.steps).floor().long().clamp(0, len(self.levels) - 1)
+        return self.levels[index]
+
+    def _size(self, t: Tensor) -> Tensor:
+        sigma = torch.as_tensor(self.denoiser.schedule.sigma(t))
+        last = torch.as_tensor(self.denoiser.schedule.sigma(self.levels[-1]))
+        return self.eps * (sigma / last) ** 2
+
+    def forward(self, t: Tensor, y: Tensor, *args: Any) -> Tensor:
+        level = self._level(t)
+        return expand(0.5 * self._size(level), y) * self.denoiser.score(level, y, *args)
+
+    def diffusion(self, t: Tensor, y: Tensor, *args: Any) -> Tensor:
+        return expand(self._size(self._level(t)).sqrt(), y)

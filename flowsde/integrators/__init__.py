@@ -2,6 +2,17 @@
 
 from .._increment import Draws, Increment
 from .base import Integrator, ReversibleIntegrator, Step
+from .diffusion import (
+    DDIM,
+    DEIS,
+    SEEDS,
+    DPMSolver,
+    DPMSolverPP,
+    DPMSolverPPSingle,
+    EDMHeun,
+    PredictorCorrector,
+    UniPC,
+)  # fmt: skip
 from .discrete import Iterate
 from .doubling import StepDoubling
 from .drift_implicit import DriftImplicitEuler
@@ -18,7 +29,7 @@ from .explicit import (
     Ralston,
     Tsit5,
 )  # fmt: skip
-from .exponential import DDIM, DPMSolverPP, ExponentialEuler
+from .exponential import ExponentialAdams, ExponentialEuler
 from .implicit import (
     ImplicitEuler,
     ImplicitRK,
@@ -56,14 +67,15 @@ from .stochastic_rk import (
 from .symplectic import Leapfrog, Yoshida4
 
 __all__ = [
-    "ALIGN", "BAOAB", "DDIM", "ETDRK4", "GMRES", "QUICSORT", "RK4", "RKC2", "SEA", "SRA", "SRA1",
-    "SRA3", "SRI", "SRI2", "SRIW1", "Adams", "AsynchronousLeapfrog", "Bosh3", "DPMSolverPP",
-    "Dense", "Dopri5", "Dopri8", "Draws", "DriftImplicitEuler", "Euler", "EulerMaruyama",
-    "ExplicitRK", "ExponentialEuler", "Heun", "ImplicitEuler", "ImplicitRK", "ImplicitTableau",
-    "Increment", "Integrator", "Iterate", "KenCarp3", "KenCarp4", "KenCarp5", "Kvaerno3",
-    "Kvaerno4", "Kvaerno5", "Leapfrog", "LinearSolver", "LogODE", "Midpoint", "Milstein",
-    "MilsteinRK", "NinomiyaNinomiya", "PlatenWeak2", "Ralston", "ReversibleHeun",
-    "ReversibleIntegrator", "ReversibleRK", "SRATableau", "SRITableau", "SciPy", "ShARK", "SlowRK",
-    "Step", "StepDoubling", "Stochastic", "StochasticHeun", "StochasticMidpoint", "Tableau",
-    "TorchDiffEq", "TorchSDE", "Trapezoid", "Tsit5", "Yoshida4",
+    "ALIGN", "BAOAB", "DDIM", "DEIS", "ETDRK4", "GMRES", "QUICSORT", "RK4", "RKC2", "SEA", "SEEDS",
+    "SRA", "SRA1", "SRA3", "SRI", "SRI2", "SRIW1", "Adams", "AsynchronousLeapfrog", "Bosh3",
+    "DPMSolver", "DPMSolverPP", "DPMSolverPPSingle", "Dense", "Dopri5", "Dopri8", "Draws",
+    "DriftImplicitEuler", "EDMHeun", "Euler", "EulerMaruyama", "ExplicitRK", "ExponentialAdams",
+    "ExponentialEuler", "Heun", "ImplicitEuler", "ImplicitRK", "ImplicitTableau", "Increment",
+    "Integrator", "Iterate", "KenCarp3", "KenCarp4", "KenCarp5", "Kvaerno3", "Kvaerno4", "Kvaerno5",
+    "Leapfrog", "LinearSolver", "LogODE", "Midpoint", "Milstein", "MilsteinRK", "NinomiyaNinomiya",
+    "PlatenWeak2", "PredictorCorrector", "Ralston", "ReversibleHeun", "ReversibleIntegrator",
+    "ReversibleRK", "SRATableau", "SRITableau", "SciPy", "ShARK", "SlowRK", "Step", "StepDoubling",
+    "Stochastic", "StochasticHeun", "StochasticMidpoint", "Tableau", "TorchDiffEq", "TorchSDE",
+    "Trapezoid", "Tsit5", "UniPC", "Yoshida4",
 ]  # fmt: skip

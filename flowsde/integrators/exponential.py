@@ -6,19 +6,30 @@ Diffusion's fast samplers are its coefficient choices; no schedule enters here, 
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from .._increment import Draws, Increment
-from .._scalar import Scalar, exp, expand, expm1, isfinite, magnitude, sqrt, where
-from .._state import State, combine, tree_map
+from .._scalar import Scalar, expand, expm1, isfinite, magnitude, phi1, sqrt, where
+from .._state import State, tree_map
 from ..dynamics.base import Dynamics, SemiLinear
 from ..dynamics.discrete import Chain
 from ..dynamics.field import Field
 from .base import Carry, Integrator, Step
 
-__all__ = ["DDIM", "DPMSolverPP", "Exponential", "ExponentialEuler"]
+__all__ = [
+    "Exponential", "ExponentialAdams", "ExponentialEuler", "Multistep", "Polynomial", "Singlestep",
+    "phi",
+]  # fmt: skip
+
+Weights = Callable[[Scalar], Sequence[Scalar]]
+History = tuple[tuple[Scalar, State], ...]
+NODES: dict[int, tuple[float, ...]] = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
 
 
 def check_split(integrator: Integrator, dynamics: Dynamics) -> None:
@@ -37,22 +48,58 @@ def check_split(integrator: Integrator, dynamics: Dynamics) -> None:
         )
 
 
-def check_clock(integrator: Integrator, field: Field, t: Scalar) -> None:
-    """Raises ValueError, with the cure, on a start where the clock is infinite."""
-    assert field.split is not None
-    clock = field.split.clock(t)
-    if isinstance(clock, float) and clock == math.inf:
+def check_clock(integrator: Integrator, split: SemiLinear, t: Scalar) -> None:
+    """Raises ValueError, with the cure, on a start where the form of the split is singular."""
+    clock = split.clock(t)
+    if not isinstance(clock, float) or math.isfinite(clock):
+        return
+    name = type(integrator).__name__
+    if clock > 0:
         raise ValueError(
-            f"{type(integrator).__name__} starts at t = {t}, where there is no noise and the clock "
-            "is infinite: start at a small time such as 1e-3"
+            f"{name} starts at t = {t}, where there is no noise and the clock is infinite: start "
+            "at a small time such as 1e-3"
+        )
+    if split.dual is split:
+        raise ValueError(
+            f"{name} predicts noise, and starts at t = {t}, where there is no signal to tell from "
+            "it: start at a slightly smaller time (such as 0.999), or use DPMSolverPP()"
         )
 
 
-class Exponential(Integrator):
-    """x1 = A x0 + B r + noise: exact for a constant residual r; subclasses say which r.
+def phi(z: Scalar, last: int = 3) -> tuple[Scalar, ...]:
+    """phi_2 to phi_last, where phi_(k+1) = (phi_k - 1/k!) / z and phi_0 = e^z.
 
-    The carry is the clock and the residual of the step before.
+    Taylor series for |z| < 1 and recurrences beyond, to 1e-14.
     """
+    near = magnitude(z) < 1.0
+    small, large = where(near, z, 0.0 * z), where(near, 1.0 + 0.0 * z, z)
+    series: Scalar = 0.0 * small
+    for n in range(16 + last, last - 1, -1):
+        series = series * small + 1.0 / math.factorial(n)
+    low, high = [series], [(expm1(large) / large - 1.0) / large]
+    for k in range(2, last):
+        high.append((high[-1] - 1.0 / math.factorial(k)) / large)
+        low.insert(0, 1.0 / math.factorial(last + 1 - k) + small * low[0])
+    return tuple(where(near, a, b) for a, b in zip(low, high, strict=True))
+
+
+def between(split: SemiLinear, t0: Scalar, t1: Scalar, part: float) -> Scalar:
+    """The time at which this part of the clock has run; t0 where it runs for ever."""
+    s0, s1 = split.clock(t0), split.clock(t1)
+    sound = isfinite(s1 - s0)
+    s = where(sound, s0 + part * where(sound, s1 - s0, 0.0), 0.0 * t1)
+    return where(sound, t1 if part == 1.0 else split.time(s), t0)
+
+
+class Exponential(Integrator):
+    """x1 = A x0 + B r0 + sum_j w_j (r_j - r0) + noise: A and B exact for a residual that stands
+    still, w_j for one that bends; subclasses say which r_j, and how it bends.
+
+    Attributes:
+        dual: whether the residual is that of the split's ``dual``: the noise, on a noised state.
+    """
+
+    dual: bool = False
 
     def check(self, dynamics: Dynamics) -> None:
         check_split(self, dynamics)
@@ -60,57 +107,67 @@ class Exponential(Integrator):
     def draws(self, dynamics: Dynamics, y: State) -> Draws | None:
         return None if dynamics.noise is None else Draws(dynamics.noise.shapes(y))
 
-    def init(self, field: Field, t: Scalar, y: State) -> Carry:
-        check_clock(self, field, t)
+    def form(self, field: Field) -> SemiLinear:
+        """The form of the split that is integrated."""
+        assert field.split is not None
+        return field.split.dual if self.dual else field.split
 
-    @abstractmethod
-    def extrapolate(
-        self, split: SemiLinear, t0: Scalar, t1: Scalar, residual: State, carry: Carry
-    ) -> State:
-        """The constant that stands for the residual over the step."""
+    def init(self, field: Field, t: Scalar, y: State) -> Carry:
+        check_clock(self, self.form(field), t)
+        return ()
 
     def step(
         self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
     ) -> Step:
-        assert field.split is not None
-        residual, z = field.residual(t0, y), None
+        residual, z = field.residual(t0, y, self.form(field)), None
         if dw is not None:
-            root = sqrt(magnitude(t1 - t0))
-            root = where(root > 0, root, 1.0)
-            z = tree_map(lambda w: w / expand(root, w), dw.w)
-            if field.split.factored:
-                z = field.noise_term(t0, y, z)
-        return _ExponentialStep(self, field.split, t0, t1, y, residual, z, carry)
+            z = self._normals(field, t0, t1, y, dw)
+        return ExponentialStep(self, field, (t0, t1), y, residual, z, carry)
 
+    def _normals(
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment
+    ) -> list[State]:
+        """Standard normals, or g times them where the split asks for that; that of W is last."""
+        root = sqrt(magnitude(t1 - t0))
+        root = where(root > 0, root, 1.0)
+        zs = [*(dw.z or ()), tree_map(lambda w: w / expand(root, w), dw.w)]
+        assert field.split is not None
+        return [field.noise_term(t0, y, z) for z in zs] if field.split.factored else zs
+
+    @abstractmethod
     def move(
-        self, split: SemiLinear, t0: Scalar, t1: Scalar, y: State, residual: State, z: State | None,
-        carry: Carry,
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, residual: State,
+        z: list[State] | None, carry: Carry,
     ) -> State:  # fmt: skip
-        """The step's formula, for any end time; z is standard normal, or g times that."""
-        constant = self.extrapolate(split, t0, t1, residual, carry)
-        y1 = split.advance(t0, t1, y, constant)
-        return y1 if z is None else split.stir(t0, t1, y1, z)
+        """The step's formula, for any end time."""
+
+    def remember(self, t: Scalar, y: State, residual: State, carry: Carry) -> Carry:
+        """What the next step starts from."""
+        return carry
 
 
-class _ExponentialStep(Step):
-    __slots__ = ("_before", "_method", "_residual", "_split", "_t0", "_t1", "_y0", "_z")
+class ExponentialStep(Step):
+    """A step by a formula of its end time."""
+
+    __slots__ = ("_before", "_field", "_method", "_residual", "_span", "_y0", "_z")
 
     def __init__(
-        self, method: Exponential, split: SemiLinear, t0: Scalar, t1: Scalar, y0: State,
-        residual: State, z: State | None, before: Carry,
+        self, method: Exponential, field: Field, span: tuple[Scalar, Scalar], y0: State,
+        residual: State, z: list[State] | None, before: Carry,
     ) -> None:  # fmt: skip
-        self._method, self._split, self._before = method, split, before
-        self._t0, self._t1, self._y0, self._residual, self._z = t0, t1, y0, residual, z
-        self.y1 = self._to(t1)
-        self.carry = (split.clock(t0), residual)
+        self._method, self._field, self._span, self._before = method, field, span, before
+        self._y0, self._residual, self._z = y0, residual, z
+        super().__init__(self._to(span[1]), method.remember(span[0], y0, residual, before))
 
     def _to(self, t: Scalar) -> State:
         return self._method.move(
-            self._split, self._t0, t, self._y0, self._residual, self._z, self._before
+            self._field, self._span[0], t, self._y0, self._residual, self._z, self._before
         )
 
     def dense(self, theta: Scalar) -> State:
-        return self._to(self._t0 + theta * (self._t1 - self._t0))
+        """The same formula with this end; methods of one step evaluate their stages again."""
+        t0, t1 = self._span
+        return self._to(t0 + theta * (t1 - t0))
 
 
 @dataclass(frozen=True)
@@ -127,92 +184,235 @@ class ExponentialEuler(Exponential):
     order = 1
     dense_order = 1
 
-    def extrapolate(
-        self, split: SemiLinear, t0: Scalar, t1: Scalar, residual: State, carry: Carry
-    ) -> State:
-        return residual
+    def move(
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, residual: State,
+        z: list[State] | None, carry: Carry,
+    ) -> State:  # fmt: skip
+        split = self.form(field)
+        y1 = split.advance(t0, t1, y, residual)
+        return y1 if z is None else split.stir(t0, t1, y1, z[-1])
 
 
-@dataclass(frozen=True)
-class DDIM(ExponentialEuler):
-    """DDIM on a probability flow, with its own noise of variance eta^2 sigma1^2 (1 - e^(-2h)).
+# --- one step, several stages ---------------------------------------------------------------------
 
-        x1 = alpha1 x0_hat + sqrt(sigma1^2 - s^2) eps_hat + s z
 
-    Args:
-        eta: 0 is deterministic (the exponential Euler step), 1 is DDPM's posterior sampler.
+class Singlestep(Exponential):
+    """Stages at given parts of the clock, each from the line through the start and the last one.
 
-    Raises:
-        ValueError: on eta outside [0, 1].
+        u_i = A(c_i) x0 + B(c_i) r0 + (c_i / c_(i-1)) w(c_i) (r_(i-1) - r0),    r_i = r(u_i)
 
-    Source: Song et al. 2021, arXiv 2010.02502.
+    and x1 as the stage at c = 1. The weight w of a slope is phi2 of rate h c, exact, or with one
+    stage phi1 / 2. With noise, every stage has that of the path so far, whose pieces are exact in
+    law. A step onto an infinite clock is of first order, for one evaluation.
+
+    Attributes:
+        nodes: c_1, c_2, ..., of the stages.
     """
 
-    eta: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.eta <= 1.0:
-            raise ValueError(f"DDIM's eta lies in [0, 1]; got {self.eta}")
-
-    def check(self, dynamics: Dynamics) -> None:
-        super().check(dynamics)
-        if dynamics.noise is not None:
-            raise TypeError(
-                "DDIM brings its own noise: give it probability_flow(denoiser), or integrate the "
-                "reverse SDE with ExponentialEuler() or DPMSolverPP()"
-            )
-        split = dynamics.split()
-        if self.eta and (split is None or not split.noising):
-            raise TypeError(
-                "DDIM with eta > 0 needs a probability flow, whose split is that of a noised "
-                "state: use DDIM(0), or LinearSDE(schedule).probability_flow(denoiser)"
-            )
+    nodes: tuple[float, ...]
 
     def draws(self, dynamics: Dynamics, y: State) -> Draws | None:
-        return Draws(y) if self.eta else None
+        if dynamics.noise is None:
+            return None
+        shapes = dynamics.noise.shapes(y)
+        return Draws(shapes, extra=(shapes,) * len(self.nodes) or None)
 
     def move(
-        self, split: SemiLinear, t0: Scalar, t1: Scalar, y: State, residual: State, z: State | None,
-        carry: Carry,
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, residual: State,
+        z: list[State] | None, carry: Carry,
     ) -> State:  # fmt: skip
-        if z is None:
-            return super().move(split, t0, t1, y, residual, None, carry)
-        keep, _ = split.weights(t0, t1)  # sigma1 / sigma0
-        h = split.clock(t1) - split.clock(t0)
-        spread = self.eta * sqrt(-expm1(-2.0 * h))
-        rest = keep * sqrt(1.0 - spread * spread)
-        alpha0, alpha1 = split.scale(t0), split.scale(t1)
-        deviation = alpha1 * exp(-split.clock(t1)) * spread
+        return climb(self.form(field), field, t0, t1, y, residual, z, self.nodes)
 
-        def formula(x: State, x0: State, n: State) -> State:
-            mean = expand(rest, x) * x + expand(alpha1 - alpha0 * rest, x) * x0
-            return mean + expand(deviation, x) * n
 
-        return tree_map(formula, y, residual, z)
+def climb(
+    split: SemiLinear, field: Field, t0: Scalar, t1: Scalar, y: State, residual: State,
+    z: list[State] | None, nodes: tuple[float, ...],
+) -> State:  # fmt: skip
+    """The formula of ``Singlestep``."""
+    if isfinite(split.clock(t1) - split.clock(t0)) is False:
+        nodes, z = (), z and z[-1:]
+    slope = half if len(nodes) == 1 else exact
+    change, noise, before, last = None, None, t0, 1.0
+    for i, part in enumerate((*nodes, 1.0)):
+        t = between(split, t0, t1, part) if i < len(nodes) else t1
+        x = split.advance(t0, t, y, residual)
+        if change is not None:
+            x = split.bend(t0, t, x, _steeper(slope, part / last), [change])
+        if z is not None:
+            noise = tree_map(torch.zeros_like, x) if noise is None else noise
+            noise = split.stir(before, t, split.decay(before, t, noise), z[i])
+            x = tree_map(torch.add, x, noise)
+        if i < len(nodes):
+            found = field.residual(t, x, split)
+            change = tree_map(torch.sub, found, residual)
+            before, last = t, part
+    return x
+
+
+def exact(z: Scalar) -> Scalar:
+    """phi2: the weight of a residual that grows from 0 to 1 over the step."""
+    return phi(z, 2)[0]
+
+
+def half(z: Scalar) -> Scalar:
+    """phi1 / 2: the same as if it had its mean all the way, up to O(z)."""
+    return 0.5 * phi1(z)
+
+
+def _steeper(slope: Callable[[Scalar], Scalar], by: float) -> Weights:
+    return lambda z: [by * slope(z)]
+
+
+# --- several steps, one evaluation ----------------------------------------------------------------
+
+
+class Polynomial(Exponential):
+    """The residual continued as the polynomial through its last values. One evaluation a step.
+
+    The polynomial is in the split's clock, in Newton's form: a value at an infinite clock drops
+    out of it. Its weights, int_0^1 e^((1 - c) rate h) p(c) dc, are worked out for the times at
+    hand, shared or per sample, so that the order holds on every grid. A step onto an infinite
+    clock (no noise left, or no signal yet) is of first order.
+
+    Attributes:
+        values: how many values it goes through.
+        start: the order of the first steps, until there are as many. With 1 each of them takes
+            the values there are; with 2 or 3 they are single steps of that order.
+    """
+
+    values: int
+    start: int
+
+    def _settle(self, values: int) -> None:
+        """Checks and takes the data of a subclass."""
+        if values not in NODES or self.start not in NODES:
+            raise ValueError(
+                f"{type(self).__name__} goes through 1, 2 or 3 values and starts with steps of "
+                f"order 1, 2 or 3; got {values} and {self.start}"
+            )
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "dense_order", values)
+
+    def remember(self, t: Scalar, y: State, residual: State, carry: Carry) -> Carry:
+        return ((t, residual), *carry)[: self.values - 1]
+
+    def draws(self, dynamics: Dynamics, y: State) -> Draws | None:
+        if self.start > 1 and dynamics.noise is not None:
+            raise TypeError(
+                f"single steps of order {self.start} draw more noise than the steps after them: "
+                f"leave start=1 to {type(self).__name__} on an SDE"
+            )
+        return super().draws(dynamics, y)
+
+    def move(
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, residual: State,
+        z: list[State] | None, carry: Carry,
+    ) -> State:  # fmt: skip
+        split = self.form(field)
+        if len(carry) + 1 < min(self.start, self.values):
+            return climb(split, field, t0, t1, y, residual, z, NODES[self.start])
+        y1 = self.through(split, t0, t1, y, residual, carry)
+        return y1 if z is None else split.stir(t0, t1, y1, z[-1])
+
+    def tilt(self, z: Scalar) -> Scalar:
+        """The weight of a line's slope."""
+        return exact(z)
+
+    def through(
+        self, split: SemiLinear, t0: Scalar, t1: Scalar, y: State, residual: State, others: History
+    ) -> State:
+        """x at t1 with the polynomial through the residual at t0 and these others."""
+        y1 = split.advance(t0, t1, y, residual)
+        if not others:
+            return y1
+        weights = self.weights(split, t0, t1, [t for t, _ in others])
+        changes = [tree_map(torch.sub, other, residual) for _, other in others]
+        return split.bend(t0, t1, y1, weights, changes)
+
+    def weights(
+        self, split: SemiLinear, t0: Scalar, t1: Scalar, times: Sequence[Scalar]
+    ) -> Weights:
+        """The weights of the values at these times, as functions of rate h."""
+        s0 = split.clock(t0)
+        h, nodes = split.clock(t1) - s0, [0.0 * t0, *(split.clock(t) - s0 for t in times)]
+        h = where(isfinite(h), h, 0.0)
+        factors = [math.factorial(m) * _power(h, m) for m in range(1, len(nodes))]
+        polynomials = lagrange(nodes)[1:]
+
+        def weights(z: Scalar) -> list[Scalar]:
+            known = [self.tilt(z)] if len(nodes) == 2 else phi(z, len(nodes))
+            parts = [f * p for f, p in zip(factors, known, strict=True)]
+            return [
+                sum((c * part for c, part in zip(p[1:], parts, strict=True)), start=0.0 * z)
+                for p in polynomials
+            ]
+
+        return weights
+
+
+def _power(h: Scalar, m: int) -> Scalar:
+    return math.prod([h] * m, start=1.0)
+
+
+def lagrange(nodes: Sequence[Scalar]) -> list[list[Scalar]]:
+    """Coefficients, the constant first, of the polynomials that are 1 at one node and 0 at the
+    others. The first node is 0. By divided differences, of which those over a node at infinity, or
+    over two that meet, are none.
+    """
+    basis: list[Scalar] = [1.0]
+    sums: list[list[Scalar]] = [[float(i == 0)] for i in range(len(nodes))]
+    table: list[list[Scalar]] = [[1.0] for _ in nodes]  # of the values i, i + 1, ..., i + k
+    for k in range(1, len(nodes)):
+        gaps = [_inverse(nodes[i + k] - nodes[i]) for i in range(len(nodes) - k)]
+        table = [
+            [gap * (b - a) for a, b in zip([*row, 0.0], [0.0, *after], strict=True)]
+            for gap, (row, after) in zip(gaps, itertools.pairwise(table), strict=True)
+        ]
+        last = nodes[k - 1]
+        basis = [a - last * b for a, b in zip([0.0, *basis], [*basis, 0.0], strict=True)]
+        weights = [*table[0], *[0.0] * (len(nodes) - k - 1)]
+        sums = [
+            [c + w * b for c, b in zip([*p, 0.0], basis, strict=True)]
+            for p, w in zip(sums, weights, strict=True)
+        ]
+    return sums
+
+
+def _inverse(gap: Scalar) -> Scalar:
+    met = gap == 0
+    return where(met, 0.0, 1.0 / where(met, 1.0, gap))
 
 
 @dataclass(frozen=True)
-class DPMSolverPP(Exponential):
-    """DPM-Solver++(2M): the residual carried half a step on along its last slope. Order 2.
+class Multistep(Polynomial):
+    """What ``ExponentialAdams``, ``DPMSolverPP`` and ``DEIS`` are given.
 
-        r = r_n + h / (2 h_before) (r_n - r_before),    h in the split's clock
-
-    On a reverse SDE it is SDE-DPM-Solver++(2M). The first step, and a step onto an infinite clock
-    (no noise left, or no signal yet), are of first order. One evaluation a step.
-
-    Source: Lu et al. 2022, arXiv 2211.01095.
+    Args:
+        order: 1 to 3, for one evaluation a step.
+        start: the order of the first steps. With 1, as published, each takes the residuals that
+            there are, and order 3 is 2 in all; with 2 or 3 they are single steps of that order.
     """
 
-    order = 2
-    dense_order = 2
+    order: int = 2
+    start: int = 1
 
-    def extrapolate(
-        self, split: SemiLinear, t0: Scalar, t1: Scalar, residual: State, carry: Carry
-    ) -> State:
-        if carry is None:
-            return residual
-        (before, old), now = carry, split.clock(t0)
-        ratio = 0.5 * (split.clock(t1) - now) / (now - before)
-        ratio = where(isfinite(ratio), ratio, 0.0)
-        change = tree_map(lambda a, b: a - b, residual, old)
-        return combine(residual, ratio, ((0, 1.0),), [change])
+    def __post_init__(self) -> None:
+        self._settle(self.order)
+
+
+@dataclass(frozen=True)
+class ExponentialAdams(Multistep):
+    """Exponential Adams-Bashforth, exact for the polynomial that it continues.
+
+    On ``ODE(f, linear=rate)`` a cheap method for a stiff linear part. On a probability flow a
+    sampler: with ``dual`` it is DEIS with polynomials in log(sigma / alpha), else DPM-Solver++ with
+    exact weights.
+
+    Args:
+        order, start: see ``Multistep``.
+        dual: whether to predict noise rather than data.
+
+    Source: Hochbruck and Ostermann 2010, "Exponential integrators".
+    """
+
+    dual: bool = False

@@ -15,7 +15,7 @@ from .._state import State, tree_map
 from ..dynamics.base import Dynamics, Kinetic, Noise
 from ..dynamics.field import Field
 from .base import Carry, Step, check_noise
-from .etd import phi
+from .exponential import phi
 from .stochastic import Stochastic, StraightStep
 from .symplectic import check_pair
 

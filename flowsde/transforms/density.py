@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
@@ -228,22 +228,29 @@ class _DensitySplit(SemiLinear):
     def time(self, s: Scalar) -> Scalar:
         return self._inner.time(s)
 
-    def residual(self, t: Tensor, x: State, *args: Any) -> State:
-        value, trace = self._divergence(lambda v: self._inner.residual(t, v, *args), x[0])
+    @property
+    def dual(self) -> SemiLinear:
+        inner = self._inner.dual
+        return self if inner is self._inner else _DensitySplit(inner, self._divergence)
+
+    def residual(self, t: Tensor, x: State, *args: Any, now: Scalar | None = None) -> State:
+        value, trace = self._divergence(lambda v: self._inner.residual(t, v, *args, now=now), x[0])
         return value, -expand(self.scale(t), trace) * trace
 
     def advance(self, t0: Scalar, t1: Scalar, x: State, residual: State) -> State:
-        a, b = self._inner.weights(t0, t1)
+        a, _ = self._inner.weights(t0, t1)
         state, density = x
         size = state[0].numel()
         h = self.clock(t1) - self.clock(t0)
-        moved = expand(a, state) * state + expand(b, state) * residual[0]
         shift = expand(h, density) * residual[1] - expand(size * log(a), density)
-        return moved, density + shift
+        return self._inner.advance(t0, t1, state, residual[0]), density + shift
 
     def bend(
-        self, t0: Scalar, t1: Scalar, weight: Callable[[Scalar], Scalar], change: State
-    ) -> State:
+        self, t0: Scalar, t1: Scalar, x: State, weights: Callable[[Scalar], Sequence[Scalar]],
+        changes: Sequence[State],
+    ) -> State:  # fmt: skip
         h = self.clock(t1) - self.clock(t0)
-        factor = expand(where(isfinite(h), h, 0.0) * weight(0.0), change[1])
-        return self._inner.bend(t0, t1, weight, change[0]), factor * change[1]
+        h, density = where(isfinite(h), h, 0.0), x[1]
+        for weight, (_, change) in zip(weights(0.0), changes, strict=True):
+            density = self._inner.add(density, h * weight, change)
+        return self._inner.bend(t0, t1, x[0], weights, [c for c, _ in changes]), density
