@@ -15,10 +15,24 @@ import flowsde as fs
 from flowsde import Schedule
 from flowsde.dynamics import UnderdampedLangevin
 from flowsde.integrators import Draws, Integrator
-from flowsde.paths import EDM, VE, VP, Cosine, FlowMatching
+from flowsde.paths import (
+    EDM,
+    VE,
+    VP,
+    Cosine,
+    Discrete,
+    FlowMatching,
+    LearnedSchedule,
+    SubVP,
+    Trigonometric,
+)  # fmt: skip
 
 DEVICE = torch.device(os.environ.get("FLOWSDE_TEST_DEVICE", "cpu"))
-SCHEDULES = (VP(), VE(sigma_max=20.0), Cosine(), FlowMatching(), EDM(sigma_max=20.0))
+SCHEDULES = (
+    VP(), VE(sigma_max=20.0), Cosine(), FlowMatching(), EDM(sigma_max=20.0), SubVP(),
+    Trigonometric(), Discrete.cosine(8, beta_max=0.9),
+    LearnedSchedule().double().requires_grad_(False).to(DEVICE),
+)  # fmt: skip
 
 
 def catalogue(module: ModuleType, kind: type) -> list[Any]:
