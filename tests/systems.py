@@ -28,10 +28,10 @@ from flowsde.paths import (
 )  # fmt: skip
 
 DEVICE = torch.device(os.environ.get("FLOWSDE_TEST_DEVICE", "cpu"))
-SCHEDULES = (
-    VP(), VE(sigma_max=20.0), Cosine(), FlowMatching(), EDM(sigma_max=20.0), SubVP(),
-    Trigonometric(), Discrete.cosine(8, beta_max=0.9),
-    LearnedSchedule().double().requires_grad_(False).to(DEVICE),
+SCHEDULES = (VP(), VE(sigma_max=20.0), Cosine(), FlowMatching(), EDM(sigma_max=20.0))
+EVERY_SCHEDULE = (
+    *SCHEDULES, SubVP(), Trigonometric(), Discrete.cosine(8, beta_max=0.9),
+    Discrete((0.9, 0.4, 0.0)), LearnedSchedule(width=8).double().requires_grad_(False).to(DEVICE),
 )  # fmt: skip
 
 

@@ -15,9 +15,11 @@ from .differential import CDE, ODE, SDE
 from .discrete import Chain, Composed, Map
 from .langevin import Langevin, UnderdampedLangevin
 from .noising import LinearSDE
+from .threshold import clip, dynamic_threshold
 
 __all__ = [
     "CDE", "ODE", "SDE", "Chain", "Composed", "Data", "Denoiser", "Dynamics", "EDMPrediction",
     "Kinetic", "Langevin", "LinearSDE", "Map", "Noise", "NoisePrediction", "Prediction", "Score",
-    "SemiLinear", "UnderdampedLangevin", "VPrediction", "Velocity",
+    "SemiLinear", "UnderdampedLangevin", "VPrediction", "Velocity", "clip",
+    "dynamic_threshold",
 ]  # fmt: skip

@@ -111,19 +111,21 @@ class Discrete(Circular):
 
     def _angles(self, t: Scalar) -> tuple[Scalar, Scalar, Scalar]:
         rows, steps = self._rows(t), len(self.alphas_cumprod)
+        i: Any
         if isinstance(t, Tensor):
             place: Any = t.to(rows.dtype) * steps
-            i: Any = place.detach().long().clamp(0, steps - 1)
+            i = place.detach().long().clamp(0, steps - 1)
         else:
             place = t * steps
             i = min(max(int(place), 0), steps - 1)
         (angle, rise), (rest, fall) = ((row[i], row[i + 1] - row[i]) for row in rows)
         part = place - i
         found = angle + part * rise, rest + part * fall, steps * rise
-        return tuple(v.to(t.dtype) for v in found) if isinstance(t, Tensor) else found  # type: ignore[return-value]
+        return tuple(v.to(t.dtype) for v in found) if isinstance(t, Tensor) else found
 
     def _turned(self, angle: Scalar) -> Scalar:
         row, steps = self._rows(angle)[0], len(self.alphas_cumprod)
+        i: Any
         if isinstance(angle, Tensor):
             wide = angle.to(row.dtype)
             i = torch.bucketize(wide.detach(), row, right=True).clamp(1, steps) - 1

@@ -126,9 +126,7 @@ def _ramp(first: float, last: float, steps: int) -> Tensor:
 
 
 @torch.no_grad()
-def _lambdas(
-    schedule: Schedule, t0: float, t1: float, finite: bool = True
-) -> tuple[float, float]:
+def _lambdas(schedule: Schedule, t0: float, t1: float, finite: bool = True) -> tuple[float, float]:
     first, last = float(schedule.half_log_snr(t0)), float(schedule.half_log_snr(t1))
     if finite and not (math.isfinite(first) and math.isfinite(last)):
         raise ValueError(
@@ -168,12 +166,10 @@ def _beta_quantile(u: Tensor, a: float, b: float) -> Tensor:
 def _beta_mass(x: Tensor, a: float, b: float) -> Tensor:
     """The regularised incomplete beta function, by its series (DLMF 8.17.8) on the nearer side."""
     near = x * (a + b + 2.0) < a + 1.0
-    x, (p, q) = torch.where(near, x, 1.0 - x), (torch.where(near, a, b), torch.where(near, b, a))
+    x, p = torch.where(near, x, 1.0 - x), torch.where(near, x.new_tensor(a), x.new_tensor(b))
+    q = a + b - p
     norm = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
-    term = (p * x.log() + q * torch.log1p(-x) + norm).exp() / p
-    total, n = term, 0
-    while bool((term > 1e-17 * total).any()):
-        n += 1
-        term = term * x * (a + b + n - 1) / (p + n)
-        total = total + term
+    first = (p * x.log() + q * torch.log1p(-x) + norm).exp() / p
+    n = torch.arange(int(40.0 * (a + b + 2.0)), dtype=x.dtype, device=x.device)[:, None]
+    total = first * (1.0 + (x * (a + b + n) / (p + 1.0 + n)).cumprod(0).sum(0))
     return torch.where(near, total, 1.0 - total)

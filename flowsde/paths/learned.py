@@ -65,11 +65,11 @@ class LearnedSchedule(Schedule, nn.Module):
 
     def dalpha(self, t: Scalar) -> Scalar:
         lam, rate = self._lambda(t)
-        return self.alpha(t) * _as(t, rate * (-2.0 * lam).sigmoid())
+        return _as(t, rate * (2.0 * lam).sigmoid().sqrt() * (-2.0 * lam).sigmoid())
 
     def dsigma(self, t: Scalar) -> Scalar:
         lam, rate = self._lambda(t)
-        return self.sigma(t) * _as(t, -rate * (2.0 * lam).sigmoid())
+        return _as(t, -rate * (-2.0 * lam).sigmoid().sqrt() * (2.0 * lam).sigmoid())
 
     def half_log_snr(self, t: Scalar) -> Scalar:
         return _as(t, self._lambda(t)[0])

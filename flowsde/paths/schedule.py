@@ -86,7 +86,7 @@ class _VariancePreserving(_Decaying):
     """alpha^2 + sigma^2 = 1."""
 
     def sigma(self, t: Scalar) -> Scalar:
-        return sqrt(-expm1(2.0 * self.log_alpha(t)))
+        return sqrt(0.0 - expm1(2.0 * self.log_alpha(t)))  # 0, and not -0, without noise
 
     def dsigma(self, t: Scalar) -> Scalar:
         return _ratio(-self.alpha(t) * self.dalpha(t), self.sigma(t))
@@ -144,7 +144,7 @@ class SubVP(_LinearBeta):
     """VP's alpha, with less noise: sigma = 1 - alpha^2. Source: as for VP, equation 29."""
 
     def sigma(self, t: Scalar) -> Scalar:
-        return -expm1(2.0 * self.log_alpha(t))
+        return 0.0 - expm1(2.0 * self.log_alpha(t))
 
     def dsigma(self, t: Scalar) -> Scalar:
         return -2.0 * self.alpha(t) * self.dalpha(t)
