@@ -16,6 +16,9 @@ from torch import Tensor
 
 __all__ = [
     "Scalar",
+    "asin",
+    "asinh",
+    "atan",
     "clamp",
     "cos",
     "exp",
@@ -63,6 +66,9 @@ exp = _lift(_guarded(math.exp, math.inf), torch.exp)
 expm1 = _lift(_guarded(math.expm1, math.inf), torch.expm1)
 cos = _lift(math.cos, torch.cos)
 sin = _lift(math.sin, torch.sin)
+asin = _lift(math.asin, torch.asin)
+asinh = _lift(math.asinh, torch.asinh)
+atan = _lift(math.atan, torch.atan)
 sqrt = _lift(lambda x: math.sqrt(x) if x >= 0 else math.nan, torch.sqrt)
 log = _lift(lambda x: math.log(x) if x > 0 else (-math.inf if x == 0 else math.nan), torch.log)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ class Prediction(ABC):
         needs_signal: whether x0 cannot be had where alpha = 0.
     """
 
-    needs_signal: ClassVar[bool] = False
+    needs_signal: bool = False
 
     def inputs(self, at: Point, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the network is shown: its noise condition and its input."""
@@ -67,7 +67,13 @@ class Prediction(ABC):
 
 @dataclass(frozen=True)
 class Data(Prediction):
-    """The output is x0."""
+    """The output is x0.
+
+    Args:
+        needs_signal: whether what makes it cannot where alpha = 0.
+    """
+
+    needs_signal: bool = False
 
     def data(self, at: Point, x: Tensor, output: Tensor) -> Tensor:
         return output
@@ -80,7 +86,7 @@ class Data(Prediction):
 class NoisePrediction(Prediction):
     """The output is eps. Refused where the signal is zero: it says nothing about x0 there."""
 
-    needs_signal: ClassVar[bool] = True
+    needs_signal = True
 
     def data(self, at: Point, x: Tensor, output: Tensor) -> Tensor:
         return (x - at.sigma * output) / at.alpha
@@ -100,7 +106,7 @@ class NoisePrediction(Prediction):
 class Score(Prediction):
     """The output is the score, grad log p_t(x) = -eps / sigma. Refused where the signal is 0."""
 
-    needs_signal: ClassVar[bool] = True
+    needs_signal = True
 
     def data(self, at: Point, x: Tensor, output: Tensor) -> Tensor:
         return (x + at.sigma * at.sigma * output) / at.alpha
@@ -164,7 +170,7 @@ class EDMPrediction(Prediction):
     """
 
     sigma_data: Scalar = 0.5
-    needs_signal: ClassVar[bool] = True
+    needs_signal = True
 
     def _ratio(self, at: Point, like: Tensor) -> tuple[Scalar, Scalar, Scalar]:
         """s, d and s^2 + d^2."""

@@ -3,16 +3,36 @@
 from .elbo import ELBO
 from .likelihood import MaximumLikelihood
 from .matching import FlowMatching
+from .score import EnergyScore, ScoreMatching, SlicedScoreMatching
 from .score_matching import (
     DenoisingScoreMatching,
+    EDMWeight,
+    Levels,
+    LogitNormal,
     LogNormal,
+    LowDiscrepancy,
+    MinSNR,
     TimeLaw,
     UniformLambda,
     UniformTime,
     likelihood_weight,
+    noise_weight,
+    v_weight,
+)  # fmt: skip
+from .variational import (
+    Bound,
+    Discretized,
+    FixedVariance,
+    HybridLoss,
+    LearnedVariance,
+    Transition,
+    VariationalBound,
 )  # fmt: skip
 
 __all__ = [
-    "ELBO", "DenoisingScoreMatching", "FlowMatching", "LogNormal", "MaximumLikelihood", "TimeLaw",
-    "UniformLambda", "UniformTime", "likelihood_weight",
+    "Bound", "DenoisingScoreMatching", "Discretized", "EDMWeight", "ELBO", "EnergyScore",
+    "FixedVariance", "FlowMatching", "HybridLoss", "LearnedVariance", "Levels", "LogNormal",
+    "LogitNormal", "LowDiscrepancy", "MaximumLikelihood", "MinSNR", "ScoreMatching",
+    "SlicedScoreMatching", "TimeLaw", "Transition", "UniformLambda", "UniformTime",
+    "VariationalBound", "likelihood_weight", "noise_weight", "v_weight",
 ]  # fmt: skip

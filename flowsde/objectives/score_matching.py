@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._scalar import Scalar
+from .._scalar import Scalar, minimum
 from ..dynamics.denoiser import Denoiser, Point
 from ..paths.schedule import Schedule
 
 __all__ = [
-    "DenoisingScoreMatching", "LogNormal", "TimeLaw", "UniformLambda", "UniformTime",
-    "likelihood_weight",
+    "DenoisingScoreMatching", "EDMWeight", "Levels", "LogNormal", "LogitNormal", "LowDiscrepancy",
+    "MinSNR", "TimeLaw", "UniformLambda", "UniformTime", "likelihood_weight", "noise_weight",
+    "v_weight",
 ]  # fmt: skip
 
 
@@ -27,9 +28,13 @@ class TimeLaw(ABC):
     def quantile(self, u: Tensor) -> Tensor:
         """The time below which the law has mass u."""
 
+    def places(self, count: int, device: torch.device, generator: torch.Generator) -> Tensor:
+        """``(count,)`` numbers in [0, 1): where in its stratum each time stands."""
+        return torch.rand(count, generator=generator, dtype=torch.float64, device=device)
+
     def sample(self, count: int, like: Tensor, generator: torch.Generator) -> Tensor:
         """``(count,)`` times in ``like``'s dtype, in random order."""
-        u = torch.rand(count, generator=generator, dtype=torch.float64, device=like.device)
+        u = self.places(count, like.device, generator)
         strata = torch.randperm(count, generator=generator, device=like.device)
         return self.quantile((strata + u) / count).to(like.dtype)
 
@@ -70,14 +75,90 @@ class LogNormal(TimeLaw):
         return torch.as_tensor(self.schedule.time(-self.mean - self.std * torch.special.ndtri(u)))
 
 
-def likelihood_weight(at: Point) -> Scalar:
-    """(alpha / sigma)^2 on the error of x0, which is 1 on the error of eps.
+@dataclass(frozen=True)
+class LogitNormal(TimeLaw):
+    """logit t normal, on [0, 1]. Source: Esser et al. 2024, arXiv 2403.03206."""
 
-    With lambda uniform this is the variational bound: the loss is that of the noise, and its
-    integral over lambda bounds -log p in nats. Source: Kingma et al. 2021, arXiv 2107.00630.
+    mean: float = 0.0
+    std: float = 1.0
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return (self.mean + self.std * torch.special.ndtri(u)).sigmoid()
+
+
+@dataclass(frozen=True)
+class Levels(TimeLaw):
+    """Each of some times as often as the others: a geometric ladder of noise, which is even in
+    ``VE``'s time (NCSN), or the steps of a DDPM, (i + 1) / T.
+    """
+
+    times: tuple[float, ...]
+
+    def quantile(self, u: Tensor) -> Tensor:
+        place = (u * len(self.times)).long().clamp(max=len(self.times) - 1)
+        return u.new_tensor(self.times)[place]
+
+
+@dataclass(frozen=True)
+class LowDiscrepancy(TimeLaw):
+    """A law's times one n-th apart, moved by one random number for the whole batch.
+
+    Source: Kingma et al. 2021, arXiv 2107.00630, appendix I.1.
+    """
+
+    law: TimeLaw
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return self.law.quantile(u)
+
+    def places(self, count: int, device: torch.device, generator: torch.Generator) -> Tensor:
+        return super().places(1, device, generator).expand(count)
+
+
+def noise_weight(at: Point) -> Scalar:
+    """(alpha / sigma)^2: the error of the noise. DDPM's simple loss, and NCSN's sigma^2 on the
+    score. With ``UniformLambda`` it is the variational bound, too.
     """
     ratio = at.alpha / at.sigma
     return ratio * ratio
+
+
+def v_weight(at: Point) -> Scalar:
+    """The error of v = alpha eps - sigma x0; SNR + 1 where variance is preserved.
+
+    Source: Salimans and Ho 2022, arXiv 2202.00512.
+    """
+    size = (at.alpha * at.alpha + at.sigma * at.sigma) / at.sigma
+    return size * size
+
+
+def likelihood_weight(at: Point) -> Scalar:
+    """-lambda' (alpha / sigma)^2, the half of g^2 on the error of the score.
+
+    With t uniform, its sum over components and integral over t bounds -log p in nats, but for the
+    ends. Source: Song et al. 2021, arXiv 2101.09258; Kingma et al. 2021, arXiv 2107.00630.
+    """
+    return (at.dsigma * at.alpha - at.dalpha * at.sigma) * at.alpha / at.sigma**3
+
+
+@dataclass(frozen=True)
+class EDMWeight:
+    """1 / sigma_data^2 + (alpha / sigma)^2. Source: Karras et al. 2022, arXiv 2206.00364."""
+
+    sigma_data: float = 0.5
+
+    def __call__(self, at: Point) -> Scalar:
+        return self.sigma_data**-2 + noise_weight(at)
+
+
+@dataclass(frozen=True)
+class MinSNR:
+    """min((alpha / sigma)^2, gamma). Source: Hang et al. 2023, arXiv 2303.09556."""
+
+    gamma: float = 5.0
+
+    def __call__(self, at: Point) -> Scalar:
+        return minimum(noise_weight(at), self.gamma)
 
 
 class DenoisingScoreMatching(nn.Module):
@@ -89,7 +170,8 @@ class DenoisingScoreMatching(nn.Module):
     Args:
         denoiser: what is trained.
         times: law of t.
-        weight: of the squared error of x0, a function of the schedule's point.
+        weight: of the squared error of x0, a function of the schedule's point: ``noise_weight``,
+            ``v_weight``, ``likelihood_weight``, ``EDMWeight(sigma_data)``, ``MinSNR(gamma)``.
 
     Source: Vincent 2011; Song et al. 2021, arXiv 2011.13456.
     """

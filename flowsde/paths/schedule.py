@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._scalar import Scalar, cos, exp, expm1, log, sin, sqrt
+from .._scalar import Scalar, asin, asinh, atan, cos, exp, expm1, log, sin, sqrt
 
-__all__ = ["EDM", "VE", "VP", "Cosine", "FlowMatching", "Schedule"]
+__all__ = [
+    "EDM", "VE", "VP", "Cosine", "FlowMatching", "Schedule", "SubVP", "Trigonometric",
+]  # fmt: skip
 
 
 class Schedule(ABC):
@@ -49,7 +51,7 @@ class Schedule(ABC):
     def diffusion(self, t: Scalar) -> Scalar:
         """g(t) of the noising SDE, g^2 = 2 sigma (sigma' - sigma alpha' / alpha)."""
         alpha, sigma = self(t)
-        return sqrt(2.0 * sigma * (self.dsigma(t) - sigma * self.dalpha(t) / alpha))
+        return sqrt(2.0 * sigma * (self.dsigma(t) - sigma * ratio(self.dalpha(t), alpha)))
 
     def half_log_snr(self, t: Scalar) -> Scalar:
         """lambda(t) = log(alpha / sigma); +inf where there is no noise, -inf where no signal."""
@@ -59,8 +61,8 @@ class Schedule(ABC):
         return self.alpha(t), self.sigma(t)
 
 
-class _VariancePreserving(Schedule):
-    """alpha^2 + sigma^2 = 1, written on log alpha so that small noise keeps its digits."""
+class _Decaying(Schedule):
+    """Written on log alpha, so that small noise keeps its digits."""
 
     @abstractmethod
     def log_alpha(self, t: Scalar) -> Scalar:
@@ -73,23 +75,27 @@ class _VariancePreserving(Schedule):
     def alpha(self, t: Scalar) -> Scalar:
         return exp(self.log_alpha(t))
 
-    def sigma(self, t: Scalar) -> Scalar:
-        return sqrt(-expm1(2.0 * self.log_alpha(t)))
-
     def dalpha(self, t: Scalar) -> Scalar:
         return self.alpha(t) * self.dlog_alpha(t)
-
-    def dsigma(self, t: Scalar) -> Scalar:
-        return _ratio(-self.alpha(t) * self.dalpha(t), self.sigma(t))
-
-    def diffusion(self, t: Scalar) -> Scalar:
-        return sqrt(-2.0 * self.dlog_alpha(t))
 
     def half_log_snr(self, t: Scalar) -> Scalar:
         return self.log_alpha(t) - log(self.sigma(t))
 
 
-def _ratio(a: Scalar, b: Scalar) -> Scalar:
+class _VariancePreserving(_Decaying):
+    """alpha^2 + sigma^2 = 1."""
+
+    def sigma(self, t: Scalar) -> Scalar:
+        return sqrt(0.0 - expm1(2.0 * self.log_alpha(t)))  # 0, and not -0, without noise
+
+    def dsigma(self, t: Scalar) -> Scalar:
+        return ratio(-self.alpha(t) * self.dalpha(t), self.sigma(t))
+
+    def diffusion(self, t: Scalar) -> Scalar:
+        return sqrt(-2.0 * self.dlog_alpha(t))
+
+
+def ratio(a: Scalar, b: Scalar) -> Scalar:
     """a / b, infinite at b = 0 for floats as for tensors."""
     if isinstance(b, float) and isinstance(a, float) and b == 0.0:
         return math.copysign(math.inf, a) if a else math.nan
@@ -104,11 +110,8 @@ def _softplus(x: Scalar) -> Scalar:
 
 
 @dataclass(frozen=True)
-class VP(_VariancePreserving):
-    """Variance preserving: log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2.
-
-    Source: Song et al. 2021, arXiv 2011.13456.
-    """
+class _LinearBeta(_Decaying):
+    """log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2."""
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -119,10 +122,35 @@ class VP(_VariancePreserving):
     def dlog_alpha(self, t: Scalar) -> Scalar:
         return -0.5 * (self.beta_min + t * (self.beta_max - self.beta_min))
 
-    def time(self, lam: Scalar) -> Scalar:
-        decay = 0.5 * _softplus(-2.0 * lam)  # -log alpha
+    def _decayed(self, decay: Scalar) -> Scalar:
+        """The t at which log alpha is -decay."""
         half = 0.5 * self.beta_min
         return 2.0 * decay / (half + sqrt(half**2 + decay * (self.beta_max - self.beta_min)))
+
+
+@dataclass(frozen=True)
+class VP(_LinearBeta, _VariancePreserving):
+    """Variance preserving: log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2.
+
+    Source: Song et al. 2021, arXiv 2011.13456.
+    """
+
+    def time(self, lam: Scalar) -> Scalar:
+        return self._decayed(0.5 * _softplus(-2.0 * lam))
+
+
+@dataclass(frozen=True)
+class SubVP(_LinearBeta):
+    """VP's alpha, with less noise: sigma = 1 - alpha^2. Source: as for VP, equation 29."""
+
+    def sigma(self, t: Scalar) -> Scalar:
+        return 0.0 - expm1(2.0 * self.log_alpha(t))
+
+    def dsigma(self, t: Scalar) -> Scalar:
+        return -2.0 * self.alpha(t) * self.dalpha(t)
+
+    def time(self, lam: Scalar) -> Scalar:
+        return self._decayed(asinh(0.5 * exp(-lam)))  # 1 / alpha - alpha = exp(-lambda)
 
 
 @dataclass(frozen=True)
@@ -153,12 +181,11 @@ class Cosine(_VariancePreserving):
         return log(self.alpha(t))
 
     def dlog_alpha(self, t: Scalar) -> Scalar:
-        return _ratio(self.dalpha(t), self.alpha(t))
+        return ratio(self.dalpha(t), self.alpha(t))
 
     def time(self, lam: Scalar) -> Scalar:
         sine = exp(-0.5 * _softplus(-2.0 * lam)) * self._start
-        angle = torch.asin(sine) if isinstance(sine, Tensor) else math.asin(sine)
-        return 1.0 - angle / self._speed
+        return 1.0 - asin(sine) / self._speed
 
 
 @dataclass(frozen=True)
@@ -239,3 +266,29 @@ class FlowMatching(Schedule):
 
     def time(self, lam: Scalar) -> Scalar:
         return 1.0 / (1.0 + exp(lam))
+
+
+@dataclass(frozen=True)
+class Trigonometric(Schedule):
+    """alpha = cos(pi t / 2), sigma = sin(pi t / 2).
+
+    Source: Albergo and Vanden-Eijnden 2023, arXiv 2209.15571.
+    """
+
+    def alpha(self, t: Scalar) -> Scalar:
+        return sin(_QUARTER * (1.0 - t))  # exactly 0 at t = 1
+
+    def sigma(self, t: Scalar) -> Scalar:
+        return sin(_QUARTER * t)
+
+    def dalpha(self, t: Scalar) -> Scalar:
+        return -_QUARTER * self.sigma(t)
+
+    def dsigma(self, t: Scalar) -> Scalar:
+        return _QUARTER * self.alpha(t)
+
+    def time(self, lam: Scalar) -> Scalar:
+        return atan(exp(-lam)) / _QUARTER
+
+
+_QUARTER = 0.5 * math.pi
