@@ -34,7 +34,7 @@ class Piecewise(Path, nn.Module):
             reach the values and the times.
 
     Attributes:
-        pieces: the coefficients, ``(n - 1, batch, k + 1, channels)``.
+        pieces: the coefficients, ``(n - 1, k + 1, batch, channels)``.
 
     Raises:
         ValueError: on times that do not increase, infinite values, or shapes that do not fit.
@@ -48,7 +48,7 @@ class Piecewise(Path, nn.Module):
     def __init__(self, times: Tensor, values: Tensor) -> None:
         super().__init__()
         times = _checked(times, values)
-        x = values.transpose(0, 1)  # time first: a piece is one block of memory
+        x = values.transpose(0, 1).contiguous()  # time first: a piece is one block of memory
         t = times.unsqueeze(-1).transpose(0, 1) if times.ndim == 2 else times[:, None]
         known, pieces = self._through(t.unsqueeze(-1), x)
         self.causal = known and not self.ahead
@@ -69,13 +69,12 @@ class Piecewise(Path, nn.Module):
 
     def _through(self, t: Tensor, x: Tensor) -> tuple[bool, Tensor]:
         """Whether nothing was filled in from later values, and the pieces."""
-        missing = x.isnan()
-        if not bool(missing.any()):
+        if not bool(x.detach().sum().isnan()):
             rate = t.diff(dim=0).reciprocal().to(x.dtype)
-            return True, torch.stack(list(self._coefficients(x, x.diff(dim=0) * rate, rate)), 2)
+            return True, torch.stack(list(self._coefficients(x, x.diff(dim=0) * rate, rate)), 1)
         own = _Observed.of(t, x)
-        made = torch.stack(list(self._coefficients(own.x, own.x.diff(dim=0) * own.rate, own.rate)), 2)
-        return own.causal, own.spread(t, made)
+        made = self._coefficients(own.x, own.x.diff(dim=0) * own.rate, own.rate)
+        return own.causal, own.spread(t, torch.stack(list(made), 1))
 
     @property
     def knots(self) -> Tensor:
@@ -87,27 +86,25 @@ class Piecewise(Path, nn.Module):
 
     def select(self, index: Tensor) -> Self:
         rows = copy.copy(self)
-        rows._buffers = {**self._buffers, "pieces": self.pieces[:, index]}
+        rows._buffers = {**self._buffers, "pieces": self.pieces[:, :, index]}
         if self.times.ndim == 2:
             rows._buffers |= {"times": self.times[index], "_inner": self._inner[index]}
         return rows
 
     def evaluate(self, t: Tensor) -> Tensor:
-        piece, elapsed = self._piece(t)
-        return _value(piece.unbind(-2), elapsed)
+        return _value(*self._piece(t))
 
     def derivative(self, t: Tensor) -> Tensor:
-        piece, elapsed = self._piece(t)
-        return _slope(piece.unbind(-2), elapsed)
+        return _slope(*self._piece(t))
 
-    def _piece(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The coefficients that hold at t, ``(batch, k + 1, channels)``, and the time since."""
+    def _piece(self, t: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+        """The coefficients that hold at t, ``(batch, channels)``, and the time s."""
         at = t.detach().to(self.times.dtype)
         if at.ndim == 0 and self.times.ndim == 1:  # one piece for all: no gather over the batch
             i = torch.searchsorted(self._inner, at.reshape(1), right=True)
-            piece, start = self.pieces.index_select(0, i)[0], self.times.index_select(0, i)
-            return piece, (t - start).to(piece.dtype)
-        rows = torch.arange(self.pieces.shape[1], device=self.pieces.device)
+            s = t - self.times.index_select(0, i)
+            return self.pieces.index_select(0, i)[0].unbind(0), s.to(self.pieces.dtype)
+        rows = torch.arange(self.pieces.shape[2], device=self.pieces.device)
         t, at = t.expand(len(rows)), at.expand(len(rows)).contiguous()
         if self.times.ndim == 1:
             i = torch.searchsorted(self._inner, at, right=True)
@@ -115,7 +112,8 @@ class Piecewise(Path, nn.Module):
         else:
             i = torch.searchsorted(self._inner, at[:, None], right=True)[:, 0]
             start = self.times[rows, i]
-        return self.pieces[i, rows], (t - start)[:, None].to(self.pieces.dtype)
+        s = (t - start)[:, None].to(self.pieces.dtype)
+        return self.pieces.transpose(1, 2)[i, rows].unbind(1), s
 
 
 class Straight(Piecewise):
@@ -245,8 +243,8 @@ class _Observed:
         """The pieces between the observed values, cut at the times t of all rows."""
         rank = self.rank[:-1]
         since = (t[:-1] - self.t.gather(0, rank)).to(pieces.dtype)
-        wide = rank.unsqueeze(2).expand_as(pieces)
-        return torch.stack(_recentred(pieces.gather(0, wide).unbind(2), since), 2)
+        wide = rank.unsqueeze(1).expand_as(pieces)
+        return torch.stack(_recentred(pieces.gather(0, wide).unbind(1), since), 1)
 
 
 def _value(c: Sequence[Tensor], s: Tensor) -> Tensor:
@@ -292,6 +290,7 @@ def _checked(times: Tensor, values: Tensor) -> Tensor:
             f"values have shape (batch, n, channels) for times {tuple(times.shape)}; got "
             f"{tuple(values.shape)}"
         )
-    if not values.is_floating_point() or bool(values.isinf().any()):
+    known = values.is_floating_point() and bool(values.detach().sum().isfinite())  # mostly
+    if not known and not (values.is_floating_point() and not bool(values.isinf().any())):
         raise ValueError("values are finite numbers in floating point, or NaN where none was seen")
     return times.to(_real(times.dtype))

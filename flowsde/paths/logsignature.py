@@ -93,9 +93,7 @@ def _lyndon(levels: Sequence[Tensor]) -> Tensor:
     channels, kept = levels[0].shape[-1], []
     for length, level in enumerate(levels, 1):
         words = list(itertools.product(range(channels), repeat=length))
-        index = [
-            i for i, w in enumerate(words) if all(w < w[j:] + w[:j] for j in range(1, length))
-        ]
+        index = [i for i, w in enumerate(words) if all(w < w[j:] + w[:j] for j in range(1, length))]
         at = torch.tensor(index, dtype=torch.int64, device=level.device)
         kept.append(level.flatten(-length).index_select(-1, at))
     return torch.cat(kept, -1)
@@ -129,7 +127,7 @@ class LogSignature(Straight):
         through = Linear(times, values)
         times, n = through.times, through.times.shape[-1]
         last = through.evaluate(times[..., -1])
-        x = torch.cat((through.pieces[:, :, 0], last[None])).transpose(0, 1)
+        x = torch.cat((through.pieces[:, 0], last[None])).transpose(0, 1)
         short = -(n - 1) % window  # gaps that the last window lacks: the path stands still there
         x = torch.cat((x, x[:, -1:].expand(-1, short, -1)), 1)
         logs = log_signature(x.unfold(1, window + 1, window).mT, depth)

@@ -30,8 +30,9 @@ class Cubic(Piecewise):
     def _coefficients(self, x: Tensor, secant: Tensor, rate: Tensor) -> Sequence[Tensor]:
         slopes = self._slopes(secant, rate)
         d, e = slopes[:-1], slopes[1:]
-        bend = (d + e).sub(secant, alpha=2.0)
-        return x[:-1], d, 2.0 * rate * (secant - d - bend), 3.0 * rate.square() * bend
+        bend = (d + e).sub_(secant, alpha=2.0)
+        c2 = (secant - d).sub_(bend).mul_(2.0 * rate)
+        return x[:-1], d, c2, bend.mul_(3.0 * rate.square())
 
     @abstractmethod
     def _slopes(self, secant: Tensor, rate: Tensor) -> Tensor:
@@ -54,15 +55,14 @@ class NaturalCubic(Cubic):
     def _slopes(self, secant: Tensor, rate: Tensor) -> Tensor:
         before, after = _beside(rate)
         diagonal = 2.0 * (before + after)
-        push = 3.0 * rate * secant
-        left, right = _beside(push)
-        return tridiagonal(before, torch.where(diagonal > 0, diagonal, 1.0), after, left + right)
+        left, right = _beside(3.0 * rate * secant)
+        return tridiagonal(torch.where(diagonal > 0, diagonal, 1.0), rate, left + right)
 
 
 @final
 class HermiteCubic(Cubic):
-    """Slopes from behind: d_i = m_{i-1}, and d_0 = m_0. Smoother than straight pieces, and causal as
-    they are.
+    """Slopes from behind: d_i = m_{i-1}, and d_0 = m_0. Smoother than straight pieces, and causal
+    where they are.
 
     Source: Morrill et al. 2021, "Neural CDEs for online prediction tasks", arXiv 2106.11028.
     """
@@ -106,34 +106,37 @@ def _end(m: Tensor, r: Tensor, beyond: Tensor, r_beyond: Tensor) -> Tensor:
 
 def _beside(x: Tensor) -> tuple[Tensor, Tensor]:
     """Before and after each of n points what holds between them, ``(n - 1, ...)``; 0 outside."""
-    wide = (0, 0) * (x.ndim - 1)
-    return pad(x, (*wide, 1, 0)), pad(x, (*wide, 0, 1))
+    wide = pad(x, (0, 0) * (x.ndim - 1) + (1, 1))
+    return wide[:-1], wide[1:]
 
 
-def tridiagonal(lower: Tensor, diagonal: Tensor, upper: Tensor, rhs: Tensor) -> Tensor:
-    """x of lower_i x_{i-1} + diagonal_i x_i + upper_i x_{i+1} = rhs_i, along the first axis.
+def tridiagonal(diagonal: Tensor, beside: Tensor, rhs: Tensor) -> Tensor:
+    """x of beside_{i-1} x_{i-1} + diagonal_i x_i + beside_i x_{i+1} = rhs_i, along the first axis.
 
-    Cyclic reduction: every other unknown is eliminated, all at once, until one is left; log2(n)
-    times. Stable where the diagonal dominates. lower_0 and upper_{n-1} are 0; the others broadcast
-    to rhs.
+    Cyclic reduction: every other unknown is eliminated, all at once, log2(n) times, until one is
+    left. Stable where the diagonal dominates.
+
+    Args:
+        diagonal, beside: of the symmetric matrix, ``(n, ...)`` and ``(n - 1, ...)``, which
+            broadcast to
+        rhs: ``(n, ...)``.
 
     Source: Hockney 1965; Buzbee, Golub and Nielson 1970.
     """
-    n = len(rhs)
-    if n == 1:
+    if len(rhs) == 1:
         return rhs / diagonal
-    odd = [v[1::2] for v in (lower, diagonal, upper, rhs)]
-    even = [v[::2] for v in (lower, diagonal, upper, rhs)]
-    if n % 2 == 0:  # one more row, which the last one does not see
-        even = [torch.cat((v, v[-1:])) for v in even]
-    a, b = odd[0] / even[1][:-1], odd[2] / even[1][1:]
-    odds = tridiagonal(
-        -a * even[0][:-1],
-        odd[1] - a * even[2][:-1] - b * even[0][1:],
-        -b * even[2][1:],
-        odd[3] - a * even[3][:-1] - b * even[3][1:],
-    )
-    left, right = _beside(odds)
-    evens = (even[3] - even[0] * left - even[2] * right) / even[1]
-    woven = torch.stack((evens[:-1], odds), 1).flatten(0, 1)
-    return woven if n % 2 == 0 else torch.cat((woven, evens[-1:]))
+    here, given = diagonal[::2], rhs[::2]  # rows to be eliminated, between the others
+    left, right = beside[::2], beside[1::2]  # what the others have of those to their sides
+    k, m = len(left), len(right)
+    a, b = left / here[:k], right / here[1:]
+    inner = torch.addcmul(diagonal[1::2], a, left, value=-1.0)
+    inner[:m].addcmul_(b, right, value=-1.0)
+    rest = torch.addcmul(rhs[1::2], a, given[:k], value=-1.0)
+    rest[:m].addcmul_(b, given[1:], value=-1.0)
+    others = tridiagonal(inner, -b[: k - 1] * left[1:], rest)
+    own = given.clone()
+    own[:k].addcmul_(left, others, value=-1.0)
+    own[1:].addcmul_(right, others[:m], value=-1.0)
+    x = torch.empty_like(rhs)
+    x[::2], x[1::2] = own.div_(here), others
+    return x
