@@ -49,7 +49,7 @@ class Batch:
 
     Args:
         times: ``(batch, n)``; they go on by the last gap after a series's end.
-        values: ``(batch, n, channels)``; not-a-number where nothing was observed, and after the end.
+        values: ``(batch, n, channels)``; not-a-number where nothing was observed, as after the en
         lengths: ``(batch,)``.
         labels: ``(batch,)``, or None.
     """
@@ -113,7 +113,7 @@ def _longer(times: Tensor, n: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Scaler:
-    """Values with mean 0 and deviation 1 in every channel, of what was observed: ``scaler(values)``.
+    """Values with mean 0 and deviation 1 in every channel, over what was observed.
 
     Attributes:
         mean, std: ``(channels,)``; a channel that is constant or never observed has std 1.
@@ -144,10 +144,10 @@ class Scaler:
 def read_ts(path: str | Path) -> tuple[list[Series], list[str]]:
     """The series of a ``.ts`` file of the UEA and UCR archives, and the names of their classes.
 
-    A line holds a series: dimensions apart by ``:``, values by ``,``, ``?`` where one is missing, and
-    last a class, or with ``@targetLabel`` a number. Times are 0, 1, 2, ... , or with ``@timeStamps
-    true`` those of the points ``(time,value)``, which may differ between dimensions. A label is the
-    place of its class among the names.
+    A line holds a series: dimensions apart by ``:``, values by ``,``, ``?`` where one is missing,
+    and last a class, or with ``@targetLabel`` a number. Times are 0, 1, 2, ..., or with
+    ``@timeStamps true`` those of the points ``(time,value)``, which may differ between dimensions.
+    A label is the place of its class among the names.
 
     Raises:
         ValueError: with the line's number, on what is not in the format.
@@ -185,7 +185,8 @@ def _flag(header: dict[str, list[str]], name: str) -> bool:
 
 
 def _case(line: str, header: dict[str, list[str]], classes: list[str]) -> Series:
-    parts, label = line.split(":"), None
+    parts = line.split(":")
+    label: float | None = None
     if classes:
         label = _place(parts.pop().strip(), classes)
     elif _flag(header, "targetlabel"):

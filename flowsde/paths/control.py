@@ -49,8 +49,8 @@ class Piecewise(Path, nn.Module):
         super().__init__()
         times = _checked(times, values)
         x = values.transpose(0, 1).contiguous()  # time first: a piece is one block of memory
-        t = times.unsqueeze(-1).transpose(0, 1) if times.ndim == 2 else times[:, None]
-        known, pieces = self._through(t.unsqueeze(-1), x)
+        t = (times.T if times.ndim == 2 else times[:, None]).unsqueeze(-1)
+        known, pieces = self._through(t, x)
         self.causal = known and not self.ahead
         self.register_buffer("times", times)
         self.register_buffer("pieces", pieces)
@@ -78,7 +78,7 @@ class Piecewise(Path, nn.Module):
 
     @property
     def knots(self) -> Tensor:
-        return self.times if self.times.ndim == 1 else self.times.unique()
+        return self.times if self.times.ndim == 1 else torch.unique(self.times)
 
     @property
     def arrivals(self) -> Tensor:
