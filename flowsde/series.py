@@ -49,7 +49,7 @@ class Batch:
 
     Args:
         times: ``(batch, n)``; they go on by the last gap after a series's end.
-        values: ``(batch, n, channels)``; not-a-number where nothing was observed, as after the en
+        values: ``(batch, n, channels)``; NaN where nothing was observed, and after the end.
         lengths: ``(batch,)``.
         labels: ``(batch,)``, or None.
     """

@@ -35,7 +35,8 @@ class NeuralCDE(nn.Module):
         hidden, width, depth: sizes of h and of the networks' hidden layers, of which f has so many.
         layers: of h.
         rank: f(h) = U(h) V(h)^T of so low a rank, never written out; None for any matrix.
-        solver: by default adaptive steps that end on the path's knots, where the batch shares them.
+        solver: by default adaptive steps, which end on the path's knots; those of each sample where
+            times are.
 
     Source: Kidger et al. 2020, arXiv 2005.08926; Morrill et al. 2021, arXiv 2009.08295 (log-ODE).
     """
@@ -80,7 +81,7 @@ class NeuralCDE(nn.Module):
         solver = self.solver
         if solver is None:
             knots, jumps = ((), ()) if own else (path.knots.detach(), path.jumps.detach())
-            solver = Solver(stepping=Adaptive(1e-4, 1e-6, step_at=knots, jump_at=jumps))
+            solver = Solver(stepping=Adaptive(1e-4, 1e-6, own, step_at=knots, jump_at=jumps))
         cde = CDE(self.field, path, products=True, batched_time=True, rowwise=True)
         return solver.solve(cde, self.initial(path.evaluate(t0)), t0, t1, **more)
 

@@ -125,8 +125,10 @@ class Straight(Piecewise):
 
 @final
 class Linear(Straight):
-    """Straight from each observed value to the next: X(t_i) = x_i. Its derivative jumps at the
-    times.
+    """Straight from each observed value to the next: X(t_i) = x_i.
+
+    Its derivative jumps at the times, where it is the one to come: of fixed steps that end there
+    take methods without a stage at a step's end, such as ``Midpoint()`` on ``Grid(path.knots)``.
 
     Causal where nothing is missing: from t_i on it heads for x_{i+1}, so that its state at t_i
     is of the first i observations.
@@ -146,6 +148,7 @@ class Rectilinear(Straight):
 
     Args:
         times: ``(n,)``, or ``(batch, n)``; they are values here, and the batch shares the path's.
+            NaN after a series's end, where its path stands still.
         values: ``(batch, n, channels)``.
 
     Raises:
@@ -156,8 +159,8 @@ class Rectilinear(Straight):
     """
 
     def __init__(self, times: Tensor, values: Tensor) -> None:
-        t = _checked(times, values).to(values.dtype).expand(values.shape[:2])
-        x = _forward(values)
+        t = _checked(times, values, open_ended=True).to(values.dtype).expand(values.shape[:2])
+        t, x = _forward(t[..., None])[..., 0], _forward(values)
         if bool(x.isnan().any()):
             raise ValueError(
                 "a rectilinear path starts from observed values: fill what is missing at the first "
@@ -280,9 +283,12 @@ def _real(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _checked(times: Tensor, values: Tensor) -> Tensor:
-    """The times, in floating point."""
-    if times.ndim not in (1, 2) or times.shape[-1] < 2 or not bool((times.diff() > 0).all()):
+def _checked(times: Tensor, values: Tensor, *, open_ended: bool = False) -> Tensor:
+    """The times, in floating point; open-ended ones may be NaN from somewhere on."""
+    rising = times.diff() > 0
+    if open_ended:
+        rising |= times[..., 1:].isnan() & ~times[..., :1].isnan()
+    if times.ndim not in (1, 2) or times.shape[-1] < 2 or not bool(rising.all()):
         raise ValueError("times are (n,) or (batch, n): at least two, finite and increasing")
     shape = (times.shape[0] if times.ndim == 2 else len(values), times.shape[-1])
     if values.ndim != 3 or values.shape[:2] != shape:
