@@ -9,7 +9,7 @@ import flowsde
 
 ROOT = Path(flowsde.__file__).parent
 FLOORS = [
-    {"_scalar", "_random", "_once", "nn"},
+    {"_scalar", "_random", "_once", "nn", "series"},
     {"_state", "errors"},
     {"_increment"},
     {"paths"},

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .._scalar import Scalar, magnitude, phi1, sqrt
-from .._state import State, check_like, contract, tree_map
+from .._state import State, batch_size, check_like, contract, tree_map
+from ..paths.base import Path
 from .base import Dynamics, Noise, SemiLinear, VectorField
 
 __all__ = ["CDE", "ODE", "SDE", "Control"]
@@ -194,26 +195,58 @@ class CDE(Dynamics):
     Args:
         f: the matrix field, ``(batch, d)`` to ``(batch, d, channels)``.
         path: the control X, with ``derivative(t)`` of shape ``(batch, channels)``.
+        products: f is called f(t, y, dx, *args) and returns what its matrix makes of dx, shaped as
+            y: for matrices of low rank, or of other structure, that are never written out.
         batched_time: whether f and the path accept t of shape ``(batch,)``.
+        rowwise: whether f takes any rows of the batch by themselves, as in ``ODE``.
+
+    Raises:
+        TypeError: on a path without a derivative, and, in a solve, on shapes that do not fit.
 
     Source: Kidger et al. 2020, arXiv 2005.08926.
     """
 
-    def __init__(self, f: VectorField, path: Control, *, batched_time: bool = False) -> None:
+    def __init__(
+        self,
+        f: VectorField,
+        path: Control,
+        *,
+        products: bool = False,
+        batched_time: bool = False,
+        rowwise: bool = False,
+    ) -> None:
         super().__init__()
         _check_callable(f)
         if not callable(getattr(path, "derivative", None)):
             raise TypeError("a CDE's path answers derivative(t); give flowsde.paths.Linear(...)")
-        self.f, self.path, self.batched_time = f, path, batched_time
+        self.f, self.path, self.products = f, path, products
+        self.batched_time, self.rowwise = batched_time, rowwise
 
     def forward(self, t: Tensor, y: State, *args: Any) -> State:
-        matrix, dx = self.f(t, y, *args), self.path.derivative(t)
+        dx = self.path.derivative(t)
+        if dx.ndim != 2 or len(dx) != batch_size(y):
+            raise TypeError(
+                f"a CDE's path returns dX/dt as (batch, channels) = ({batch_size(y)}, channels); "
+                f"got {tuple(dx.shape)}. With times of each sample's own wrap a path of torchcde: "
+                "paths.TorchCDE(path)"
+            )
+        if self.products:
+            return self.f(t, y, dx, *args)
+        matrix = self.f(t, y, *args)
         if matrix.shape != (*y.shape, dx.shape[-1]):
             raise TypeError(
                 f"a CDE's field returns (batch, d, channels) = {(*y.shape, dx.shape[-1])}; "
                 f"got {tuple(matrix.shape)}"
             )
         return contract(matrix, dx)
+
+    def select(self, index: Tensor) -> Dynamics | None:
+        rows = self.path.select(index) if self.rowwise and isinstance(self.path, Path) else None
+        if rows is None:
+            return None
+        return CDE(
+            self.f, rows, products=self.products, batched_time=self.batched_time, rowwise=True
+        )
 
 
 def _check_callable(f: object) -> None:

@@ -2,7 +2,7 @@
 
 from .base import Path, RandomPath
 from .brownian import Brownian
-from .control import Linear
+from .control import Linear, Piecewise, Rectilinear, TorchCDE
 from .discrete import Discrete
 from .grids import (
     aligned,
@@ -15,12 +15,15 @@ from .grids import (
     uniform_sigma,
 )  # fmt: skip
 from .learned import LearnedSchedule
+from .logsignature import LogSignature, log_signature, signature
 from .schedule import EDM, VE, VP, Cosine, FlowMatching, Schedule, SubVP, Trigonometric
+from .splines import HermiteCubic, Monotone, NaturalCubic
 from .tree import BrownianTree
 
 __all__ = [
     "EDM", "VE", "VP", "Brownian", "BrownianTree", "Cosine", "Discrete", "FlowMatching",
-    "LearnedSchedule", "Linear", "Path", "RandomPath", "Schedule", "SubVP", "Trigonometric",
-    "aligned", "beta", "karras", "quadratic", "resampled", "uniform", "uniform_lambda",
-    "uniform_sigma",
+    "HermiteCubic", "LearnedSchedule", "Linear", "LogSignature", "Monotone", "NaturalCubic", "Path",
+    "Piecewise", "RandomPath", "Rectilinear", "Schedule", "SubVP", "TorchCDE", "Trigonometric",
+    "aligned", "beta", "karras", "log_signature", "quadratic", "resampled", "signature", "uniform",
+    "uniform_lambda", "uniform_sigma",
 ]  # fmt: skip

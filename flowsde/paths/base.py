@@ -14,7 +14,13 @@ __all__ = ["Path", "RandomPath"]
 
 
 class Path(ABC):
-    """A control X(t) that drives ``dy = f(t, y) dX(t)``."""
+    """A control X(t) that drives ``dy = f(t, y) dX(t)``.
+
+    Attributes:
+        causal: whether X, up to arrival i, is made of the first i observations alone.
+    """
+
+    causal: bool = False
 
     @abstractmethod
     def evaluate(self, t: Tensor) -> Tensor:
@@ -27,7 +33,23 @@ class Path(ABC):
     @property
     @abstractmethod
     def knots(self) -> Tensor:
-        """Times at which the path is not smooth."""
+        """Times at which the path is not smooth, ``(m,)``, its ends among them."""
+
+    @property
+    def jumps(self) -> Tensor:
+        """The times among them at which dX/dt jumps, for ``Adaptive(jump_at=path.jumps)``."""
+        return self.knots
+
+    @property
+    def arrivals(self) -> Tensor:
+        """Times by which observations are taken in, ``(n,)`` or ``(batch, n)``: what to save at to
+        have a state after each.
+        """
+        return self.knots
+
+    def select(self, index: Tensor) -> Path | None:
+        """The paths of these rows of the batch alone; None where that cannot be told."""
+        return None
 
 
 class RandomPath(ABC):

@@ -1,0 +1,262 @@
+"""Time series as users have them: of any length, at any times, with gaps, in files."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+__all__ = ["Batch", "Scaler", "Series", "collate", "read_csv", "read_ts"]
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """One series.
+
+    Args:
+        times: ``(n,)``, increasing.
+        values: ``(n, channels)``, not-a-number where nothing was observed.
+        label: a class's number or a value; None without one.
+
+    Raises:
+        ValueError: on shapes that do not fit, or times that do not increase.
+    """
+
+    times: Tensor
+    values: Tensor
+    label: int | float | None = None
+
+    def __post_init__(self) -> None:
+        if self.times.ndim != 1 or not bool((self.times.diff() > 0).all()):
+            raise ValueError("times are (n,), increasing")
+        if self.values.ndim != 2 or len(self.values) != len(self.times) or not len(self.times):
+            raise ValueError(
+                f"values are ({len(self.times)}, channels), at least one row; got "
+                f"{tuple(self.values.shape)}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Series side by side, shorter ones filled up.
+
+    Args:
+        times: ``(batch, n)``; they go on by the last gap after a series's end.
+        values: ``(batch, n, channels)``; NaN where nothing was observed, and after the end.
+        lengths: ``(batch,)``.
+        labels: ``(batch,)``, or None.
+    """
+
+    times: Tensor
+    values: Tensor
+    lengths: Tensor
+    labels: Tensor | None = None
+
+    @property
+    def mask(self) -> Tensor:
+        """Where a value was observed, ``(batch, n, channels)``."""
+        return ~self.values.isnan()
+
+    def channels(self, *, mask: bool = False, intensity: bool = False) -> Tensor:
+        """What a neural CDE is driven by, ``(batch, n, 1 + ...)``: the time, then the values.
+
+        After a series's end all channels are not-a-number: its path stands still there, so that
+        all may be solved to the longest one's end.
+
+        Args:
+            mask: append for each channel 1 where it was observed, else 0.
+            intensity: append for each channel how often it was observed so far.
+        """
+        seen = self.mask.to(self.values.dtype)
+        parts = [self.times[..., None].to(self.values.dtype), self.values]
+        parts += [seen] * mask + [seen.cumsum(1)] * intensity
+        n = torch.arange(self.times.shape[1], device=self.times.device)
+        over = n >= self.lengths[:, None]
+        return torch.cat(parts, -1).masked_fill(over[..., None], torch.nan)
+
+
+def collate(series: Sequence[Series]) -> Batch:
+    """A batch of series: the ``collate_fn`` of a ``DataLoader`` over a list of them.
+
+    Raises:
+        ValueError: on no series, numbers of channels that differ, or labels that some lack.
+    """
+    if not series or len({s.values.shape[1] for s in series}) != 1:
+        raise ValueError("a batch has series, at least one, of one number of channels")
+    labels = [s.label for s in series if s.label is not None]
+    if labels and len(labels) != len(series):
+        raise ValueError("either all series of a batch have a label, or none has")
+    n = max(len(s.times) for s in series)
+    lengths = torch.tensor([len(s.times) for s in series], device=series[0].times.device)
+    values = torch.nn.utils.rnn.pad_sequence(
+        [s.values for s in series], batch_first=True, padding_value=math.nan
+    )
+    times = torch.stack([_longer(s.times, n) for s in series])
+    return Batch(
+        times, values, lengths, torch.tensor(labels, device=times.device) if labels else None
+    )
+
+
+def _longer(times: Tensor, n: int) -> Tensor:
+    """Times that go on by their last gap."""
+    gap = times[-1] - times[-2] if len(times) > 1 else torch.ones_like(times[-1])
+    more = torch.arange(1, n - len(times) + 1, device=times.device)
+    return torch.cat((times, times[-1] + gap * more))
+
+
+@dataclass(frozen=True, eq=False)
+class Scaler:
+    """Values with mean 0 and deviation 1 in every channel, over what was observed.
+
+    Attributes:
+        mean, std: ``(channels,)``; a channel that is constant or never observed has std 1.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor) -> Self:
+        """The scaler of values ``(..., channels)``, such as a training batch's."""
+        flat = values.flatten(0, -2)
+        mean = flat.nanmean(0).nan_to_num()
+        std = (flat - mean).square().nanmean(0).sqrt()
+        return cls(mean, torch.where(std > 0, std, 1.0))
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return (values - self.mean) / self.std
+
+    def inverse(self, scaled: Tensor) -> Tensor:
+        """The values that scale to these."""
+        return self.mean + self.std * scaled
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def read_ts(path: str | Path) -> tuple[list[Series], list[str]]:
+    """The series of a ``.ts`` file of the UEA and UCR archives, and the names of their classes.
+
+    A line holds a series: dimensions apart by ``:``, values by ``,``, ``?`` where one is missing,
+    and last a class, or with ``@targetLabel`` a number. Times are 0, 1, 2, ..., or with
+    ``@timeStamps true`` those of the points ``(time,value)``, which may differ between dimensions.
+    A label is the place of its class among the names.
+
+    Raises:
+        ValueError: with the line's number, on what is not in the format.
+
+    Source: Loning et al. 2019, "sktime", arXiv 1909.07872.
+    """
+    header: dict[str, list[str]] = {}
+    series, classes, data = [], list[str](), False
+    for number, line in _lines(path):
+        if data:
+            try:
+                series.append(_case(line, header, classes))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+        elif line.lower() == "@data":
+            data = True
+            if _flag(header, "classlabel"):
+                classes = header["classlabel"][1:]
+        else:
+            name, *rest = line.split()
+            header[name.lower().removeprefix("@")] = rest
+    if not data:
+        raise ValueError(f"{path} has no line @data")
+    return series, classes
+
+
+def _lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+        if line.strip() and not line.startswith("#"):
+            yield number, line.strip()
+
+
+def _flag(header: dict[str, list[str]], name: str) -> bool:
+    return header.get(name, ["false"])[0].lower() == "true"
+
+
+def _case(line: str, header: dict[str, list[str]], classes: list[str]) -> Series:
+    parts = line.split(":")
+    label: float | None = None
+    if classes:
+        label = _place(parts.pop().strip(), classes)
+    elif _flag(header, "targetlabel"):
+        label = float(parts.pop())
+    return _joined([_points(part, _flag(header, "timestamps")) for part in parts], label)
+
+
+def _points(part: str, stamped: bool) -> dict[float, float]:
+    """The values of one dimension, by their times."""
+    if not stamped:
+        return dict(enumerate(map(_number, part.split(","))))
+    pairs = (point.split(",") for point in re.findall(r"\(([^)]*)\)", part))
+    return {float(time): _number(value) for time, value in pairs}
+
+
+def _joined(dimensions: Sequence[dict[float, float]], label: float | None) -> Series:
+    """The series of dimensions that each have times of their own."""
+    times = sorted({time for points in dimensions for time in points})
+    rows = [[points.get(time, math.nan) for points in dimensions] for time in times]
+    return Series(torch.tensor(times), torch.tensor(rows), label)
+
+
+def _number(text: str) -> float:
+    text = text.strip()
+    return math.nan if text in ("", "?") else float(text)
+
+
+def _place(name: str, classes: list[str]) -> int:
+    if name not in classes:
+        raise ValueError(f"class {name!r} is none of {classes}")
+    return classes.index(name)
+
+
+def read_csv(
+    path: str | Path, *, series: str, time: str, label: str | None = None, target: str | None = None
+) -> tuple[list[Series], list[str]]:
+    """The series of a CSV file with a head and a row for each time, and the names of their classes.
+
+    All columns but those named are channels; a cell that is empty or ``?`` is a missing value. Rows
+    may stand in any order.
+
+    Args:
+        series, time: names of the columns that say which series a row is of, and when it was.
+        label: that of the class, any text; or
+        target: that of a number to predict. Both are read from a series's first row.
+
+    Raises:
+        ValueError: with the line's number, on a column that is missing or a cell that is no number.
+    """
+    with Path(path).open(newline="") as file:
+        rows = csv.DictReader(file)
+        named = [name for name in (series, time, label, target) if name is not None]
+        columns = list(rows.fieldnames or ())
+        if missing := set(named) - set(columns):
+            raise ValueError(f"{path} has columns {columns}, none of them {sorted(missing)}")
+        channels = [name for name in columns if name not in named]
+        found: dict[str, list[dict[float, float]]] = {}
+        said: dict[str, str] = {}
+        for row in rows:
+            dimensions = found.setdefault(row[series], [{} for _ in channels])
+            said.setdefault(row[series], row[label or target or series].strip())
+            try:
+                at = float(row[time])
+                for points, name in zip(dimensions, channels, strict=True):
+                    points[at] = _number(row[name])
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
+    classes = sorted(set(said.values())) if label is not None else []
+    made = []
+    for key, dimensions in found.items():
+        own = _place(said[key], classes) if classes else None
+        made.append(_joined(dimensions, float(said[key]) if target is not None else own))
+    return made, classes

@@ -1,0 +1,142 @@
+"""Series of any length, scaled, side by side, and from files."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from flowsde.series import Batch, Scaler, Series, collate, read_csv, read_ts
+
+NAN = math.nan
+
+
+def ragged() -> list[Series]:
+    torch.manual_seed(0)
+    made = []
+    for i, n in enumerate((3, 1, 5)):
+        values = torch.randn(n, 2)
+        values[n // 2, 1] = NAN
+        made.append(Series(torch.rand(n).add(0.1).cumsum(0), values, i))
+    return made
+
+
+def test_a_batch_holds_its_series() -> None:
+    series = ragged()
+    (batch,) = DataLoader(
+        series, batch_size=3, collate_fn=collate, generator=torch.Generator()
+    )  # fmt: skip
+    assert batch.labels.tolist() == [0, 1, 2]
+    assert batch.lengths.tolist() == [3, 1, 5]
+    assert bool((batch.times.diff() > 0).all())
+    for i, s in enumerate(series):
+        n = len(s.times)
+        assert torch.equal(batch.times[i, :n], s.times)
+        assert torch.equal(batch.values[i, :n].nan_to_num(9.0), s.values.nan_to_num(9.0))
+        assert not bool(batch.mask[i, n:].any())
+        assert torch.equal(batch.mask[i, :n], ~s.values.isnan())
+
+
+def test_channels_count_what_was_seen() -> None:
+    batch = Batch(
+        torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[[5.0], [NAN], [7.0]]]), torch.tensor([3])
+    )
+    rows = batch.channels(mask=True, intensity=True)[0].nan_to_num(-1.0)
+    assert rows.tolist() == [[0, 5, 1, 1], [1, -1, 0, 1], [2, 7, 1, 2]]
+    assert batch.channels().shape == (1, 3, 2)
+    ended = Batch(batch.times, batch.values, torch.tensor([2])).channels(mask=True)
+    assert bool(ended[0, 2].isnan().all())
+
+
+def test_scaling_is_undone() -> None:
+    values = torch.randn(7, 5, 3) * torch.tensor([2.0, 0.0, 1.0]) + 4.0
+    values[..., 2] = NAN
+    values[0, 0, 0] = NAN
+    scaler = Scaler.of(values)
+    scaled = scaler(values)
+    seen = scaled[..., 0][~scaled[..., 0].isnan()]
+    assert torch.allclose(seen.mean(), torch.zeros(()), atol=1e-12)
+    assert torch.allclose(seen.var(correction=0), torch.ones(()))
+    assert torch.equal(scaled[..., 1], torch.zeros(7, 5))
+    assert torch.allclose(scaler.inverse(scaled), values, equal_nan=True)
+
+
+def test_ts_files_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "a.ts"
+    file.write_text(
+        "# a comment\n@problemName Made\n@timeStamps false\n@dimensions 2\n"
+        "@classLabel true left right\n@data\n1,2,3:4,?,6:right\n\n7,8:9,10.5:left\n"
+    )
+    series, classes = read_ts(file)
+    assert classes == ["left", "right"]
+    assert [s.label for s in series] == [1, 0]
+    assert series[0].times.tolist() == [0, 1, 2]
+    assert series[0].values.nan_to_num(-1.0).tolist() == [[1, 4], [2, -1], [3, 6]]
+    assert series[1].values.tolist() == [[7, 9], [8, 10.5]]
+
+
+def test_ts_files_with_times_and_targets(tmp_path: Path) -> None:
+    file = tmp_path / "a.ts"
+    file.write_text(
+        "@timeStamps true\n@targetlabel true\n@data\n(0,1),(2.5,2):(1,3),(2.5,?):0.25\n"
+    )
+    (series,), classes = read_ts(file)
+    assert classes == []
+    assert series.label == 0.25
+    assert series.times.tolist() == [0.0, 1.0, 2.5]
+    assert series.values.nan_to_num(-1.0).tolist() == [[1, -1], [-1, 3], [2, -1]]
+    file.write_text("@timeStamps false\n@classLabel false\n@data\n1,2\n")
+    assert read_ts(file)[0][0].label is None
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("@classLabel true a b\n@data\n1,2:c\n", "line 3: class 'c'"),
+        ("@classLabel true a b\n@data\n1,x:a\n", "line 3"),
+        ("@timeStamps true\n@data\n(2020-01-01,4)\n", "line 3"),
+        ("@timeStamps true\n@data\n1,2\n", "line 3"),
+        ("@classLabel true a b\n", "@data"),
+    ],
+)
+def test_what_is_no_ts_file_is_refused(tmp_path: Path, text: str, word: str) -> None:
+    file = tmp_path / "a.ts"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=word):
+        read_ts(file)
+
+
+def test_csv_files_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("who,when,a,b,kind\nx,1,2,,up\ny,0,5,6,down\nx,0,1,4,up\n")
+    series, classes = read_csv(file, series="who", time="when", label="kind")
+    assert classes == ["down", "up"]
+    assert [s.label for s in series] == [1, 0]
+    assert series[0].times.tolist() == [0, 1]
+    assert series[0].values.nan_to_num(-1.0).tolist() == [[1, 4], [2, -1]]
+    (first, _), none = read_csv(file.with_name("b.csv"), series="who", time="when", target="b") if (
+        file.with_name("b.csv").write_text("who,when,a,b\nx,0,1,3.5\ny,0,2,4\n")
+    ) else ((None, None), [])  # fmt: skip
+    assert none == []
+    assert first.label == 3.5
+    with pytest.raises(ValueError, match="columns"):
+        read_csv(file, series="id", time="when")
+    file.write_text("who,when,a\nx,0,1\nx,soon,1\n")
+    with pytest.raises(ValueError, match="line 3"):
+        read_csv(file, series="who", time="when")
+
+
+def test_wrong_series_are_refused() -> None:
+    with pytest.raises(ValueError, match="increasing"):
+        Series(torch.tensor([1.0, 1.0]), torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="channels"):
+        Series(torch.tensor([1.0]), torch.zeros(2, 1))
+    one, two = (Series(torch.zeros(1), torch.zeros(1, c), 0) for c in (1, 2))
+    for wrong in ([], [one, two]):
+        with pytest.raises(ValueError, match="one number of channels"):
+            collate(wrong)
+    with pytest.raises(ValueError, match="label"):
+        collate([one, Series(one.times, one.values)])
