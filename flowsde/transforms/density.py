@@ -87,11 +87,20 @@ class Divergence(ABC):
         """w_i, ``(n, batch, ...)``, constants all; out is f(y), with its graph."""
 
 
+_CACHED = (
+    2**16
+)  # numbers of a batched pass; of more, a CPU's cache does not hold what comes of them
+
+
 def _pull(out: Tensor, y: Tensor, probes: Tensor, graph: bool) -> Tensor:
-    """w^T J for ``(n, batch, ...)`` probes w, in one backward pass: batched where there are more
-    than one, since mapping over one costs as much as the pass itself.
-    """
-    batched = len(probes) > 1
+    """w^T J for ``(n, batch, ...)`` probes w, in batched backward passes."""
+    size = max(1, _CACHED // max(1, y.numel())) if y.device.type == "cpu" else len(probes)
+    parts = [_pass(out, y, part, graph) for part in torch.split(probes, size)]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _pass(out: Tensor, y: Tensor, probes: Tensor, graph: bool) -> Tensor:
+    batched = len(probes) > 1  # to map over one costs a third of the pass itself
     (pulled,) = torch.autograd.grad(
         out, y, probes if batched else probes[0], is_grads_batched=batched, create_graph=graph,
         retain_graph=True, materialize_grads=True,
