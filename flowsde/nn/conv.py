@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -33,5 +32,5 @@ class ConvConcatSquash(nn.Module):
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         for i, (layer, (scale, shift)) in enumerate(zip(self.layers, self.gates(t), strict=True)):
             h = softplus(x) if i else x
-            x = torch.addcmul(shift[..., None, None], layer(h), scale[..., None, None])
+            x = layer(h) * scale[..., None, None] + shift[..., None, None]
         return x

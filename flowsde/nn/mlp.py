@@ -122,8 +122,8 @@ class ConcatSquash(nn.Module):
         *gates, (scale, shift) = self.gates(t)
         *hidden, last = self.layers
         for layer, (gain, push) in zip(hidden, gates, strict=True):
-            x = torch.addcmul(push, layer(x), gain).tanh()
-        return torch.addcmul(shift, last(x), scale)
+            x = (layer(x) * gain + push).tanh()
+        return last(x) * scale + shift
 
     def traced(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """(f, tr df/dx) of x ``(batch, dim)``: the columns of the Jacobian carried along, all at
@@ -135,8 +135,8 @@ class ConcatSquash(nn.Module):
         for i, (layer, (gain, push)) in enumerate(zip(hidden, gates, strict=True)):
             if i:
                 columns = linear(columns, layer.weight)  # type: ignore[arg-type]
-            x = torch.addcmul(push, layer(x), gain).tanh()
+            x = (layer(x) * gain + push).tanh()
             columns = columns * ((1.0 - x * x) * gain).unsqueeze(-2)
         weight = (last.weight * scale.unsqueeze(-1)).flatten(-2)
         trace = (columns.flatten(-2).unsqueeze(-2) @ weight.unsqueeze(-1)).flatten()
-        return torch.addcmul(shift, last(x), scale), trace
+        return last(x) * scale + shift, trace
