@@ -327,7 +327,7 @@ def test_penalties_make_flows_cheaper() -> None:
         _, k, j = fs.solve(
             dense, dense.enter((x, torch.zeros(32))), integrator=Euler(), stepping=fs.Fixed(steps=4)
         ).y1
-        costs.append((float(k.mean()), float(j.mean())))
+        costs.append((float(k.detach().mean()), float(j.detach().mean())))
         optimizer.zero_grad()
         (k + j).mean().backward()
         optimizer.step()

@@ -14,6 +14,7 @@ import flowsde as fs
 from flowsde import models
 from flowsde.integrators import DPMSolverPP, Tsit5
 from flowsde.paths import VP, uniform_lambda
+from flowsde.transforms import density
 
 from .systems import SCHEDULES, Mixture, generator
 
@@ -154,6 +155,16 @@ def test_a_sketch_beats_as_many_plain_probes_on_a_fading_spectrum() -> None:
         return float(divergence.prepare(x, 2)(lambda v: v @ matrix, x)[1].std())
 
     assert spread(fs.HutchPlusPlus(4)) < 0.3 * spread(fs.Hutchinson(12))
+
+
+@pytest.mark.parametrize("numbers", [1, 40, 2**16])
+def test_products_in_parts_are_the_same(numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One at a time, two at a time with one left over, and all at once."""
+    monkeypatch.setattr(density, "_CACHED", numbers)
+    made, x, t = field(5, 3), torch.randn(4, 5), torch.tensor(0.3)
+    found = fs.Exact().products(lambda v: made(t, v), x)
+    rows = torch.autograd.functional.jacobian(lambda v: made(t, v).sum(0), x)
+    assert torch.allclose(found.rows, rows.reshape(found.rows.shape), atol=1e-12)
 
 
 def test_probes_are_drawn_once_a_solve() -> None:
