@@ -19,6 +19,7 @@ pytest.importorskip("matplotlib")
 
 from benchmarks import (
     adjoints,
+    cnf,
     heterogeneous,
     overhead,
     peers,
@@ -157,6 +158,16 @@ def test_sde_gradients(tmp_path: Path) -> None:
     for name in ("flowsde StochasticHeun, Backsolve", "torchsde heun, sdeint_adjoint"):
         assert 1e-3 < errors[name]["4"] < errors[name]["1"]
     assert (tmp_path / "sde_gradients.png").stat().st_size > 0
+
+
+def test_cnf(tmp_path: Path) -> None:
+    cnf.main(["--small", "--out", str(tmp_path)])
+    found = record(tmp_path, "cnf")["found"]
+    assert len(found) == 2
+    for of in found.values():
+        assert {"flowsde Direct", "flowsde Checkpointed", "torchdiffeq"} <= set(of["times"])
+        assert all(row["gap"] < 1e-3 for row in of["times"].values())
+    assert (tmp_path / "cnf.png").stat().st_size > 0
 
 
 def test_an_executor_gets_a_row() -> None:

@@ -215,6 +215,12 @@ class Dynamics(nn.Module, ABC):
         """
         return None
 
+    def traced(self) -> VectorField | None:
+        """(drift, its divergence ``(batch,)``) as one field of (t, y, *args), where the dynamics
+        knows it more cheaply than by differentiation. What ``log_density`` needs to know.
+        """
+        return None
+
     def kinetic(self) -> Kinetic | None:
         """The structure of underdamped Langevin dynamics; None where it has none."""
         return None

@@ -60,9 +60,12 @@ class ODE(Dynamics):
             would get among the others. Samples that have ended then cost no more evaluations.
         separable: whether y = (q, p) and f(t, (q, p)) = (v(t, p), a(t, q)), as symplectic methods
             need it.
+        traced: (f, tr df/dy) as one field, the trace ``(batch,)``, where it is known more cheaply
+            than by differentiation: ``log_density`` then takes it.
 
     Raises:
-        ValueError: on a separable field with a further part, which would mix q into dq/dt.
+        ValueError: on a separable field with a further part, which would mix q into dq/dt, and on
+            a traced one, whose trace would miss that part.
     """
 
     linear: Scalar | None
@@ -76,16 +79,17 @@ class ODE(Dynamics):
         batched_time: bool = False,
         rowwise: bool = False,
         separable: bool = False,
+        traced: VectorField | None = None,
     ) -> None:
         super().__init__()
-        _check_callable(f)
-        if implicit is not None:
-            _check_callable(implicit)
-        if separable and (linear is not None or implicit is not None):
+        for given in (f, implicit, traced):
+            if given is not None:
+                _check_callable(given)
+        if (separable or traced is not None) and (linear is not None or implicit is not None):
             raise ValueError(
-                "a separable field has one part: put the linear or implicit one into f"
+                "a separable or traced field has one part: put the linear or implicit one into f"
             )
-        self.f, self.implicit = f, implicit
+        self.f, self.implicit, self._traced = f, implicit, traced
         self.batched_time, self.rowwise, self.separable = batched_time, rowwise, separable
         self.hold("linear", linear)
 
@@ -95,6 +99,9 @@ class ODE(Dynamics):
 
     def split(self) -> SemiLinear | None:
         return None if self.linear is None else _LinearPart(self._nonlinear, self.linear)
+
+    def traced(self) -> VectorField | None:
+        return self._traced
 
     def select(self, index: Tensor) -> Dynamics | None:
         return self if self.rowwise else None

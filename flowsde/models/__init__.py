@@ -1,13 +1,14 @@
 """Models: each file only builds dynamics."""
 
-from .cnf import cnf
+from .cnf import cnf, planar_cnf
 from .coupling import AffineCoupling, coupling_stack
 from .latent_sde import LatentSDE
 from .neural_cde import NeuralCDE
+from .neural_ode import NeuralODE
 from .score import score_mlp, score_unet
 from .sde_gan import LipSwish, PathDiscriminator, PathGenerator
 
 __all__ = [
-    "AffineCoupling", "LatentSDE", "LipSwish", "NeuralCDE", "PathDiscriminator", "PathGenerator",
-    "cnf", "coupling_stack", "score_mlp", "score_unet",
+    "AffineCoupling", "LatentSDE", "LipSwish", "NeuralCDE", "NeuralODE", "PathDiscriminator",
+    "PathGenerator", "cnf", "coupling_stack", "planar_cnf", "score_mlp", "score_unet",
 ]  # fmt: skip

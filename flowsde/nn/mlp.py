@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from .embedding import FourierTime
 
-__all__ = ["MLP", "ConcatSquash", "TimeMLP"]
+__all__ = ["MLP", "ConcatSquash", "TimeGates", "TimeMLP"]
 
 
 class MLP(nn.Sequential):
@@ -81,25 +82,61 @@ class TimeMLP(nn.Module):
         return self.leave(h).reshape(x.shape)
 
 
+class TimeGates(nn.Module):
+    """sigmoid(W_t t + b_t) and V_t t + c for each of several layers, from one linear map of time.
+
+    Args:
+        widths: of the layers' outputs.
+
+    ``(...)`` times give pairs ``(..., width)``.
+    """
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.widths = list(widths)
+        self.linear = nn.Linear(1, 2 * sum(widths))
+
+    def forward(self, t: Tensor) -> list[tuple[Tensor, Tensor]]:
+        scale, shift = self.linear(t[..., None]).chunk(2, dim=-1)
+        scales = scale.sigmoid().split(self.widths, dim=-1)
+        return list(zip(scales, shift.split(self.widths, dim=-1), strict=True))
+
+
 class ConcatSquash(nn.Module):
     """Layers W x * sigmoid(W_t t + b_t) + V_t t, tanh between them: FFJORD's network.
 
     Args:
-        sizes: of input, hidden layers and output.
+        sizes: of input, hidden layers (one at least) and output.
 
     Source: Grathwohl et al. 2019, arXiv 1810.01367.
     """
 
     def __init__(self, sizes: Sequence[int]) -> None:
         super().__init__()
-        pairs = list(itertools.pairwise(sizes))
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairs)
-        self.gates = nn.ModuleList(nn.Linear(1, 2 * b) for _, b in pairs)
+        if len(sizes) < 3:
+            raise ValueError(f"sizes are of input, hidden layers and output; got {list(sizes)}")
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
+        self.gates = TimeGates(sizes[1:])
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        last = len(self.layers) - 1
-        for i, (layer, gate) in enumerate(zip(self.layers, self.gates, strict=True)):
-            scale, shift = gate(t[..., None]).chunk(2, dim=-1)
-            x = layer(x) * scale.sigmoid() + shift
-            x = x.tanh() if i < last else x
-        return x
+        *gates, (scale, shift) = self.gates(t)
+        *hidden, last = self.layers
+        for layer, (gain, push) in zip(hidden, gates, strict=True):
+            x = (layer(x) * gain + push).tanh()
+        return last(x) * scale + shift
+
+    def traced(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(f, tr df/dx) of x ``(batch, dim)``: the columns of the Jacobian carried along, all at
+        once. The first layer's are its weight, and of the last one only the trace is taken.
+        """
+        *gates, (scale, shift) = self.gates(t)
+        *hidden, last = self.layers
+        columns = hidden[0].weight.t()  # type: ignore[operator]
+        for i, (layer, (gain, push)) in enumerate(zip(hidden, gates, strict=True)):
+            if i:
+                columns = linear(columns, layer.weight)  # type: ignore[arg-type]
+            x = (layer(x) * gain + push).tanh()
+            columns = columns * ((1.0 - x * x) * gain).unsqueeze(-2)
+        weight = (last.weight * scale.unsqueeze(-1)).flatten(-2)
+        trace = (columns.flatten(-2).unsqueeze(-2) @ weight.unsqueeze(-1)).flatten()
+        return last(x) * scale + shift, trace

@@ -7,19 +7,51 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..flow import Flow
+from ..transforms import regularize
+
 __all__ = ["MaximumLikelihood"]
 
 
 class MaximumLikelihood(nn.Module):
-    """-E log p(x), in nats.
+    """-E log p(x), in nats, plus the penalties of ``regularize`` that have a weight.
+
+        -E log p(x) + kinetic E int |f|^2 dt + jacobian E int |df/dy|_F^2 dt
+
+    One solve gives all of them.
 
     Args:
-        flow: a ``Flow``, or any module with ``log_prob(x, *args, generator=...)``.
+        flow: a ``Flow``, or, without penalties, any module with
+            ``log_prob(x, *args, generator=...)``.
+        kinetic, jacobian: weights >= 0; Finlay et al. 2020 take 0.01 for both, divided by the
+            dimension.
+
+    Raises:
+        TypeError: on penalties for another module, or for a flow in discrete steps.
+        ValueError: on a negative weight.
     """
 
-    def __init__(self, flow: nn.Module) -> None:
+    def __init__(self, flow: nn.Module, kinetic: float = 0.0, jacobian: float = 0.0) -> None:
         super().__init__()
+        if kinetic < 0 or jacobian < 0:
+            raise ValueError(f"weights are >= 0; got {kinetic} and {jacobian}")
         self.flow = flow
+        self.weights = [w for w in (kinetic, jacobian) if w]
+        if not self.weights:
+            return
+        if not isinstance(flow, Flow):
+            raise TypeError(f"penalties are those of a Flow; got {type(flow).__name__}")
+        self.costly = regularize(flow.density, kinetic=kinetic > 0, jacobian=jacobian > 0)
 
     def forward(self, x: Tensor, *args: Any, generator: torch.Generator) -> Tensor:
-        return -self.flow.log_prob(x, *args, generator=generator).mean()  # type: ignore[operator]
+        if not self.weights:
+            return -self.flow.log_prob(x, *args, generator=generator).mean()  # type: ignore[operator]
+        flow, start = self.flow, self.costly.enter((x, x.new_zeros(len(x))))
+        assert isinstance(flow, Flow)
+        (z, change), *costs = flow.solver.solve(
+            self.costly, start, flow.t0, flow.dynamics.horizon, args=args, generator=generator
+        ).y1
+        loss = change - flow.base.log_prob(z)
+        for weight, cost in zip(self.weights, costs, strict=True):
+            loss = loss + weight * cost
+        return loss.mean()

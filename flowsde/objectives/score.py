@@ -95,5 +95,5 @@ class SlicedScoreMatching(_Implicit):
 
     def square(self, s: Tensor, divergence: Divergence) -> Tensor:
         assert isinstance(divergence, Hutchinson)
-        assert divergence.probes is not None
-        return (divergence.probes * s).flatten(2).sum(-1).square().mean(0)
+        assert divergence.drawn is not None
+        return (divergence.drawn * s).flatten(2).sum(-1).square().sum(0)

@@ -5,10 +5,13 @@ from .bridge import Bridge, bridge
 from .calculus import to_ito, to_stratonovich
 from .clock import change_clock
 from .costate import costate
-from .density import Divergence, Exact, Hutchinson, log_density
+from .density import Divergence, Exact, Hutchinson, HutchPlusPlus, Products, log_density
+from .horizon import learn_horizon
 from .path_kl import girsanov, path_kl
+from .regularize import Regularized, regularize
 
 __all__ = [
-    "Augmented", "Bridge", "Divergence", "Exact", "Hutchinson", "bridge", "change_clock", "costate",
-    "girsanov", "log_density", "path_kl", "to_ito", "to_stratonovich",
+    "Augmented", "Bridge", "Divergence", "Exact", "HutchPlusPlus", "Hutchinson", "Products",
+    "Regularized", "bridge", "change_clock", "costate", "girsanov", "learn_horizon", "log_density",
+    "path_kl", "regularize", "to_ito", "to_stratonovich",
 ]  # fmt: skip
