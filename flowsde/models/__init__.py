@@ -2,11 +2,13 @@
 
 from .cnf import cnf
 from .coupling import AffineCoupling, coupling_stack
+from .flow_matching import StochasticInterpolant, reflow, straightness
 from .latent_sde import LatentSDE
 from .score import score_mlp, score_unet
 from .sde_gan import LipSwish, PathDiscriminator, PathGenerator
 
 __all__ = [
-    "AffineCoupling", "LatentSDE", "LipSwish", "PathDiscriminator", "PathGenerator", "cnf",
-    "coupling_stack", "score_mlp", "score_unet",
+    "AffineCoupling", "LatentSDE", "LipSwish", "PathDiscriminator", "PathGenerator",
+    "StochasticInterpolant", "cnf", "coupling_stack", "reflow", "score_mlp", "score_unet",
+    "straightness",
 ]  # fmt: skip
