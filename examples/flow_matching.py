@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 import flowsde as fs
-from benchmarks.measures import sliced_wasserstein
 from flowsde import models, objectives, training
 from flowsde.integrators import Euler, EulerMaruyama
 from flowsde.models import StochasticInterpolant, reflow, straightness
 from flowsde.paths import Coupling, Independent, Interpolant, OptimalTransport, Sinkhorn
 
 from . import saving, toys
+from .measures import sliced_wasserstein
 
 BRIDGE = 0.7  # diffusion of the Schroedinger bridge
 FEW = 2  # Euler steps
