@@ -20,6 +20,7 @@ pytest.importorskip("matplotlib")
 from benchmarks import (
     adjoints,
     cnf,
+    flow_matching,
     heterogeneous,
     overhead,
     peers,
@@ -168,6 +169,15 @@ def test_cnf(tmp_path: Path) -> None:
         assert {"flowsde Direct", "flowsde Checkpointed", "torchdiffeq"} <= set(of["times"])
         assert all(row["gap"] < 1e-3 for row in of["times"].values())
     assert (tmp_path / "cnf.png").stat().st_size > 0
+def test_flow_matching(tmp_path: Path) -> None:
+    flow_matching.main(["--small", "--out", str(tmp_path)])
+    (of,) = record(tmp_path, "flow_matching-rectified")["toys"].values()
+    assert of["straightness"]["after"][0] < of["straightness"]["before"][0]
+    assert set(of["distance"]["after"]) == {str(n) for n in flow_matching.STEPS}
+    (of,) = record(tmp_path, "flow_matching-likelihood")["toys"].values()
+    assert of["part"][0] > 0.0
+    for name in ("rectified", "likelihood"):
+        assert (tmp_path / f"flow_matching-{name}.png").stat().st_size > 0
 
 
 def test_an_executor_gets_a_row() -> None:

@@ -2,6 +2,7 @@
 
 from .cnf import cnf, planar_cnf
 from .coupling import AffineCoupling, coupling_stack
+from .flow_matching import StochasticInterpolant, reflow, straightness
 from .latent_sde import LatentSDE
 from .neural_cde import NeuralCDE
 from .neural_ode import NeuralODE
@@ -9,6 +10,12 @@ from .score import score_mlp, score_unet
 from .sde_gan import LipSwish, PathDiscriminator, PathGenerator
 
 __all__ = [
+<<<<<<< HEAD
     "AffineCoupling", "LatentSDE", "LipSwish", "NeuralCDE", "NeuralODE", "PathDiscriminator",
     "PathGenerator", "cnf", "coupling_stack", "planar_cnf", "score_mlp", "score_unet",
+=======
+    "AffineCoupling", "LatentSDE", "LipSwish", "PathDiscriminator", "PathGenerator",
+    "StochasticInterpolant", "cnf", "coupling_stack", "reflow", "score_mlp", "score_unet",
+    "straightness",
+>>>>>>> matching
 ]  # fmt: skip

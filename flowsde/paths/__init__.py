@@ -1,7 +1,8 @@
-"""Drivers in time: noise schedules, time grids, Brownian motion, control paths."""
+"""Drivers in time: noise schedules, interpolants, grids, Brownian motion, control paths."""
 
 from .base import Path, RandomPath
 from .brownian import Brownian
+<<<<<<< HEAD
 from .control import Linear, Piecewise, Rectilinear, TorchCDE
 from .discrete import Discrete
 from .grids import (
@@ -26,4 +27,17 @@ __all__ = [
     "Piecewise", "RandomPath", "Rectilinear", "Schedule", "SubVP", "TorchCDE", "Trigonometric",
     "aligned", "beta", "karras", "log_signature", "quadratic", "resampled", "signature", "uniform",
     "uniform_lambda", "uniform_sigma",
+=======
+from .control import Linear
+from .couplings import Coupling, Independent, OptimalTransport, Sinkhorn
+from .grids import karras, uniform, uniform_lambda
+from .interpolant import Interpolant
+from .schedule import EDM, VE, VP, Cosine, FlowMatching, Schedule
+from .tree import BrownianTree
+
+__all__ = [
+    "EDM", "VE", "VP", "Brownian", "BrownianTree", "Cosine", "Coupling", "FlowMatching",
+    "Independent", "Interpolant", "Linear", "OptimalTransport", "Path", "RandomPath", "Schedule",
+    "Sinkhorn", "karras", "uniform", "uniform_lambda",
+>>>>>>> matching
 ]  # fmt: skip
