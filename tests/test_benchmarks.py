@@ -169,6 +169,8 @@ def test_cnf(tmp_path: Path) -> None:
         assert {"flowsde Direct", "flowsde Checkpointed", "torchdiffeq"} <= set(of["times"])
         assert all(row["gap"] < 1e-3 for row in of["times"].values())
     assert (tmp_path / "cnf.png").stat().st_size > 0
+
+
 def test_flow_matching(tmp_path: Path) -> None:
     flow_matching.main(["--small", "--out", str(tmp_path)])
     (of,) = record(tmp_path, "flow_matching-rectified")["toys"].values()

@@ -35,8 +35,6 @@ def accelerator() -> Any:
     return Accelerator(cpu=DEVICE.type == "cpu")
 
 
-
-
 def test_maximum_likelihood_fits_a_map() -> None:
     torch.set_default_dtype(torch.float32)
     data = torch.randn(2000, 2, generator=generator())

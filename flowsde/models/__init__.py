@@ -10,12 +10,7 @@ from .score import score_mlp, score_unet
 from .sde_gan import LipSwish, PathDiscriminator, PathGenerator
 
 __all__ = [
-<<<<<<< HEAD
     "AffineCoupling", "LatentSDE", "LipSwish", "NeuralCDE", "NeuralODE", "PathDiscriminator",
-    "PathGenerator", "cnf", "coupling_stack", "planar_cnf", "score_mlp", "score_unet",
-=======
-    "AffineCoupling", "LatentSDE", "LipSwish", "PathDiscriminator", "PathGenerator",
-    "StochasticInterpolant", "cnf", "coupling_stack", "reflow", "score_mlp", "score_unet",
-    "straightness",
->>>>>>> matching
+    "PathGenerator", "StochasticInterpolant", "cnf", "coupling_stack", "planar_cnf", "reflow",
+    "score_mlp", "score_unet", "straightness",
 ]  # fmt: skip
