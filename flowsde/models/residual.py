@@ -172,10 +172,13 @@ def _settle(g: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
     for _ in range(_PATIENCE):
         x, last = y - g(x), x
         slack = 4.0 * torch.finfo(x.dtype).eps * (1.0 + x.abs().amax())
-        if x.is_meta or bool((x - last).abs().amax() <= slack):
+        ratio = 0.0 if x.is_meta else float((x - last).abs().amax() / slack)
+        if ratio <= 1.0:
             return x
+        if not math.isfinite(ratio):
+            break
     raise RuntimeError(
-        f"x + g(x) = y did not settle in {_PATIENCE} iterations: g's Lipschitz constant is to be "
+        f"x + g(x) = y does not settle in {_PATIENCE} iterations: g's Lipschitz constant is to be "
         "below one, as that of nn.LipschitzMLP(sizes, bound=0.9) is"
     )
 
