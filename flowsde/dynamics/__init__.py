@@ -8,18 +8,18 @@ from .denoiser import (
     NoisePrediction,
     Prediction,
     Score,
-    Velocity,
     VPrediction,
+    Velocity,
 )  # fmt: skip
 from .differential import CDE, ODE, SDE
-from .discrete import Chain, Composed, Map
+from .discrete import Chain, Composed, Inverse, Map
 from .langevin import Langevin, UnderdampedLangevin
 from .noising import AnnealedLangevin, LinearSDE
 from .threshold import clip, dynamic_threshold
 
 __all__ = [
     "CDE", "ODE", "SDE", "AnnealedLangevin", "Chain", "Composed", "Data", "Denoiser", "Dynamics",
-    "EDMPrediction", "Kinetic", "Langevin", "LinearSDE", "Map", "Noise", "NoisePrediction",
-    "Prediction", "Score", "SemiLinear", "UnderdampedLangevin", "VPrediction", "Velocity", "clip",
-    "dynamic_threshold",
+    "EDMPrediction", "Inverse", "Kinetic", "Langevin", "LinearSDE", "Map", "Noise",
+    "NoisePrediction", "Prediction", "Score", "SemiLinear", "UnderdampedLangevin", "VPrediction",
+    "Velocity", "clip", "dynamic_threshold",
 ]  # fmt: skip

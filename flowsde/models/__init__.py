@@ -1,16 +1,26 @@
 """Models: each file only builds dynamics."""
 
+from .autoregressive import Autoregressive
 from .cnf import cnf, planar_cnf
-from .coupling import AffineCoupling, coupling_stack
+from .coupling import Coupling, checkerboard, half
+from .elementwise import Additive, Affine, Elementwise, FromTorch, RationalQuadraticSpline
 from .flow_matching import StochasticInterpolant, reflow, straightness
 from .latent_sde import LatentSDE
+from .mixing import ActNorm, Mixing, Permutation
+from .multiscale import Factored, Squeeze, multiscale
 from .neural_cde import NeuralCDE
 from .neural_ode import NeuralODE
+from .planar import Planar, Sylvester
+from .recipes import glow, maf, nice, nsf, realnvp
+from .residual import ExactLogDet, InvertibleResidual, LogDet, RouletteLogDet
 from .score import score_mlp, score_unet
 from .sde_gan import LipSwish, PathDiscriminator, PathGenerator
 
 __all__ = [
-    "AffineCoupling", "LatentSDE", "LipSwish", "NeuralCDE", "NeuralODE", "PathDiscriminator",
-    "PathGenerator", "StochasticInterpolant", "cnf", "coupling_stack", "planar_cnf", "reflow",
-    "score_mlp", "score_unet", "straightness",
+    "ActNorm", "Additive", "Affine", "Autoregressive", "Coupling", "Elementwise", "ExactLogDet",
+    "Factored", "FromTorch", "InvertibleResidual", "LatentSDE", "LipSwish", "LogDet", "Mixing",
+    "NeuralCDE", "NeuralODE", "PathDiscriminator", "PathGenerator", "Permutation", "Planar",
+    "RationalQuadraticSpline", "RouletteLogDet", "Squeeze", "StochasticInterpolant", "Sylvester",
+    "checkerboard", "cnf", "glow", "half", "maf", "multiscale", "nice", "nsf", "planar_cnf",
+    "realnvp", "reflow", "score_mlp", "score_unet", "straightness",
 ]  # fmt: skip
