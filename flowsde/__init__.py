@@ -8,6 +8,7 @@ Catalogues stay in their modules: ``flowsde.integrators``, ``flowsde.paths``, ``
 """
 
 from .adjoint import Adjoint, Backsolve, Checkpointed, Direct, Reversible
+from .bases import Base, Componentwise, Mixture, Normal
 from .dynamics import (
     CDE,
     ODE,
@@ -23,7 +24,7 @@ from .dynamics import (
 from .errors import MaxStepsReached, NonFiniteState, NotSettled, SolveError, StepUnderflow
 from .events import Event
 from .executor import Compiled, Eager, Executor
-from .flow import Base, Flow, Normal, bits_per_dim
+from .flow import Flow, bits_per_dim
 from .integrators.base import Integrator
 from .paths import Brownian, BrownianTree, Path, Schedule
 from .solution import Crossings, Solution, Stats, Status, Steps
@@ -48,11 +49,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CDE", "ODE", "SDE", "Adaptive", "Adjoint", "Backsolve", "Base", "Brownian", "BrownianTree",
-    "Chain", "Checkpointed", "Compiled", "Composed", "Crossings", "Denoiser", "Direct",
-    "Divergence", "Dynamics", "Eager", "Event", "Exact", "Executor", "Fixed", "Flow", "Grid",
-    "Hutchinson", "Integrator", "LinearSDE", "Map", "MaxStepsReached", "Noise", "NonFiniteState",
-    "Normal", "NotSettled", "Path", "Reversible", "Schedule", "Solution", "SolveError", "Solver",
-    "Stats", "Status", "StepUnderflow", "Stepping", "Steps", "bits_per_dim", "bridge",
-    "change_clock", "costate", "girsanov", "log_density", "path_kl", "solve", "steady_state",
-    "to_ito", "to_stratonovich",
+    "Chain", "Checkpointed", "Compiled", "Componentwise", "Composed", "Crossings", "Denoiser",
+    "Direct", "Divergence", "Dynamics", "Eager", "Event", "Exact", "Executor", "Fixed", "Flow",
+    "Grid", "Hutchinson", "Integrator", "LinearSDE", "Map", "MaxStepsReached", "Mixture", "Noise",
+    "NonFiniteState", "Normal", "NotSettled", "Path", "Reversible", "Schedule", "Solution",
+    "SolveError", "Solver", "Stats", "Status", "StepUnderflow", "Stepping", "Steps", "bits_per_dim",
+    "bridge", "change_clock", "costate", "girsanov", "log_density", "path_kl", "solve",
+    "steady_state", "to_ito", "to_stratonovich",
 ]  # fmt: skip

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "BASE", "BROWNIAN", "EXTRA", "LEVY", "PROBE", "SPLIT", "TREE", "draw_seed", "keys", "keys_of",
-    "normal", "rademacher", "roots", "widest",
+    "BASE", "BROWNIAN", "CHOICE", "EXTRA", "LEVY", "PROBE", "SPLIT", "TREE", "draw_seed", "keys",
+    "keys_of", "normal", "rademacher", "roots", "uniform", "widest",
 ]  # fmt: skip
 
 _LOW = 0xFFFFFFFF
-BROWNIAN, PROBE, BASE, LEVY, SPLIT, EXTRA, TREE = range(7)  # streams of one seed that never meet
+# streams of one seed that never meet
+BROWNIAN, PROBE, BASE, LEVY, SPLIT, EXTRA, TREE, CHOICE = range(8)
 
 
 def _signed(x: int) -> int:
@@ -117,3 +118,12 @@ def normal(key: Tensor, steps: Tensor, size: int, dtype: torch.dtype) -> Tensor:
 def rademacher(key: Tensor, steps: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     """Signs of shape ``(len(steps), rows, size)``, +1 and -1 with equal probability."""
     return (_bits(key, steps, size) >> 63).to(dtype) * 2.0 + 1.0
+
+
+def uniform(key: Tensor, steps: Tensor, size: int) -> Tensor:
+    """Uniform numbers of shape ``(len(steps), rows, size)``, in the device's most precise floats:
+    none of them is 0 or 1.
+    """
+    wide = widest(key.device)
+    digits = 52 if wide is torch.float64 else 23
+    return (_shift(_bits(key, steps, size), 64 - digits).to(wide) + 0.5) * 2.0**-digits

@@ -2,11 +2,12 @@
 
 from .cnf import cnf
 from .coupling import AffineCoupling, coupling_stack
+from .data import Dequantize, Logit, Standardize
 from .latent_sde import LatentSDE
 from .score import score_mlp, score_unet
 from .sde_gan import LipSwish, PathDiscriminator, PathGenerator
 
 __all__ = [
-    "AffineCoupling", "LatentSDE", "LipSwish", "PathDiscriminator", "PathGenerator", "cnf",
-    "coupling_stack", "score_mlp", "score_unet",
+    "AffineCoupling", "Dequantize", "LatentSDE", "LipSwish", "Logit", "PathDiscriminator",
+    "PathGenerator", "Standardize", "cnf", "coupling_stack", "score_mlp", "score_unet",
 ]  # fmt: skip
