@@ -83,7 +83,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def fit(
     objective: nn.Module,
-    data: Tensor,
+    data: Tensor | tuple[Tensor, ...],
     *,
     steps: int,
     batch_size: int,
@@ -100,7 +100,7 @@ def fit(
     progress: bool = True,
     description: str = "fit",
 ) -> Fitted:
-    """Trains ``objective(batch, generator=...)`` by AdamW; leaves its averaged weights in it.
+    """Trains ``objective(*batch, generator=...)`` by AdamW; leaves its averaged weights in it.
 
     Linear warm-up, then a cosine to zero. Batches, augmentation and the objective's draws are
     functions of (seed, step, process) alone, so that a resumed run equals an uninterrupted one to
@@ -108,12 +108,13 @@ def fit(
 
     Args:
         objective: a module that returns a scalar loss.
-        data: ``(n, ...)``, on any device.
+        data: ``(n, ...)``, on any device; or several that go together row by row, such as samples
+            and their conditions, or the pairs of ``models.reflow``.
         steps, batch_size: the batch is that of one process.
         seed: of every draw.
         lr, weight_decay, warmup, clip: of the optimizer; clip is the gradient's greatest norm.
         ema: decay of the averaged weights.
-        augment: ``(batch, generator) -> batch``, such as dequantisation.
+        augment: ``(batch, generator) -> batch``, such as dequantisation; of the first of several.
         accelerator: device, mixed precision and processes; by default accelerate's own choice.
         checkpoint: file to resume from where it exists, and to write.
         checkpoint_every: steps between writes.
@@ -130,8 +131,13 @@ def fit(
     from accelerate import Accelerator
     from tqdm.auto import tqdm
 
-    if steps < 1 or batch_size < 1 or len(data) < 1:
-        raise ValueError(f"steps, batch_size and data are at least one; got {steps}, {batch_size}")
+    parts = data if isinstance(data, tuple) else (data,)
+    size = len(parts[0]) if len({len(part) for part in parts}) == 1 else 0
+    if steps < 1 or batch_size < 1 or size < 1:
+        raise ValueError(
+            f"steps, batch_size and rows of data are at least one, and as many in each part; got "
+            f"{steps}, {batch_size} and {[len(part) for part in parts]}"
+        )
     accelerator = accelerator or Accelerator()
     optimizer = torch.optim.AdamW(
         [p for p in objective.parameters() if p.requires_grad], lr=lr, weight_decay=weight_decay
@@ -140,13 +146,13 @@ def fit(
     plain = accelerator.unwrap_model(model)
     average, fitted = EMA(plain, ema), Fitted()
     run = {
-        "seed": seed, "steps": steps, "batch_size": batch_size, "size": len(data), "lr": lr,
+        "seed": seed, "steps": steps, "batch_size": batch_size, "size": size, "lr": lr,
         "weight_decay": weight_decay, "warmup": warmup, "ema": ema, "clip": clip,
         "processes": accelerator.num_processes,
     }  # fmt: skip
     if checkpoint is not None and Path(checkpoint).exists():
         _resume(load_checkpoint(checkpoint), checkpoint, run, plain, optimizer, average, fitted)
-    data = data.to(accelerator.device)
+    parts = tuple(part.to(accelerator.device) for part in parts)
     shown = progress and accelerator.is_main_process
     bar = tqdm(
         total=steps,
@@ -159,14 +165,15 @@ def fit(
     model.train()
     while (step := len(fitted.losses) + len(pending)) < steps:
         draws = _generator(accelerator, seed, step)
-        batch = data[torch.randint(len(data), (batch_size,), generator=draws, device=data.device)]
+        rows = torch.randint(size, (batch_size,), generator=draws, device=accelerator.device)
+        batch = [part[rows] for part in parts]
         if augment is not None:
-            batch = augment(batch, draws)
+            batch[0] = augment(batch[0], draws)
         for group in optimizer.param_groups:
             group["lr"] = lr * _rate(step, steps, warmup)
         with torch.random.fork_rng(), accelerator.autocast():
             torch.manual_seed(draws.initial_seed())  # for dropout, which takes no generator
-            loss = model(batch, generator=draws)
+            loss = model(*batch, generator=draws)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(plain.parameters(), clip)
         optimizer.step()

@@ -21,7 +21,6 @@ from flowsde.dynamics import EDMPrediction, NoisePrediction, VPrediction
 from flowsde.nn import UNet
 from flowsde.objectives import (
     DenoisingScoreMatching,
-    FlowMatching,
     LogNormal,
     MaximumLikelihood,
     UniformLambda,
@@ -90,15 +89,6 @@ def test_time_laws_are_stratified() -> None:
         counts = torch.bucketize(t, edges).bincount(minlength=1000)
         assert bool((counts == 1).all())
         assert not bool((t.diff() > 0).all())
-
-
-def test_flow_matching_of_a_shifted_gaussian_has_its_closed_form() -> None:
-    """For data at one point c the velocity is (x - c) / t."""
-    ode = fs.ODE(lambda t, x: (x - 1.5) / t[:, None], batched_time=True)
-    loss = FlowMatching(ode)(torch.full((100, 2), 1.5), generator=generator())
-    assert float(loss) < 1e-20
-    with pytest.raises(TypeError, match="batched_time"):
-        FlowMatching(fs.ODE(lambda t, x: x))
 
 
 def test_maximum_likelihood_fits_a_map() -> None:
@@ -309,3 +299,23 @@ torch.save([fitted.losses, fitted.resumed_at, made.state_dict()], "end.pt")
     assert 0 < b[1] < 400
     for name in a[2]:
         assert torch.equal(a[2][name], b[2][name])
+
+
+def test_data_of_several_parts_go_together() -> None:
+    """Conditions come with their rows, and ``augment`` sees the samples."""
+
+    class Paired(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x: Tensor, c: Tensor, *, generator: torch.Generator) -> Tensor:
+            assert torch.equal(x, 2.0 * c)
+            return (self.gain * c - x).square().mean()
+
+    c = torch.randn(50, 2, dtype=torch.float32)
+    how: Any = {"steps": 5, "batch_size": 8, "seed": 0, "progress": False}
+    double = lambda x, generator: 2.0 * x
+    training.fit(Paired(), (c, c), augment=double, accelerator=accelerator(), **how)
+    with pytest.raises(ValueError, match="as many in each part"):
+        training.fit(Paired(), (c, c[:-1]), accelerator=accelerator(), **how)

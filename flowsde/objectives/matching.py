@@ -2,51 +2,121 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._scalar import expand
+from .. import _random
+from .._state import check_like
 from ..dynamics.base import Dynamics
-from ..paths.schedule import FlowMatching as Straight
-from ..paths.schedule import Schedule
+from ..bases import Base
+from ..paths.couplings import Coupling, Independent
+from ..paths.interpolant import Interpolant
 from .score_matching import TimeLaw, UniformTime
 
 __all__ = ["FlowMatching"]
 
+_MARGIN = 1e-5  # of the horizon: at its ends rates are infinite, VP's sigma's and the bridge's
+
 
 class FlowMatching(nn.Module):
-    """E | f(t, x_t) - (alpha' x_0 + sigma' eps) |^2 over x_t = alpha x_0 + sigma eps.
+    """E | f(t, x_t, *args) - dx_t/dt |^2 over an interpolant x_t, the mean over components.
 
-    The mean over components. Trains an ODE whose noise stands at t = 1, a CNF for one.
+    Trains an ODE to carry data at t = 0 to noise, or to whatever the source is, at the horizon:
+    its least is at E[dx_t/dt | x_t], whose flow has the interpolant's marginals at all times.
+    Where the interpolant has a bridge, each batch is taken with z and with -z: apart, the bridge's
+    infinite rates at its ends would give gradients of infinite variance.
+
+        FlowMatching(ode)                                                         flow matching
+        FlowMatching(ode, coupling=OptimalTransport())                            minibatch OT
+        FlowMatching(ode, Interpolant(bridge=s), coupling=Sinkhorn(2 * s**2), denoiser=d)
+                                                                   Schroedinger bridge matching
+        FlowMatching(ode, paired=True), called with the pairs of ``reflow``       rectified flow
 
     Args:
         dynamics: dx/dt = f(t, x, *args); takes ``(batch,)`` times.
-        schedule: the straight line by default.
+        interpolant: the straight line by default.
+        source: of x1: a ``Base``, or samples ``(n, ...)`` of which rows are drawn; standard normal
+            by default.
+        coupling: which x1 goes with which x0; independent by default.
         times: law of t, uniform by default.
+        denoiser: trained beside the dynamics where there is a bridge: d(t, x, *args), E[z | x_t],
+            by E |d - z|^2. See ``models.StochasticInterpolant``.
+        paired: whether batches bring their own x1, ``objective(x0, x1, *args, generator=)``.
 
-    Source: Lipman et al. 2023, arXiv 2210.02747.
+    Raises:
+        TypeError: on dynamics that take no batched time.
+        ValueError: on a denoiser without a bridge, or a source beside pairs.
+
+    Source: Lipman et al. 2023, arXiv 2210.02747; Liu et al. 2023, arXiv 2209.03003; Albergo, Boffi
+    and Vanden-Eijnden 2023, arXiv 2303.08797; Tong et al. 2023, arXiv 2302.00482 and 2307.03672.
     """
 
+    samples: Tensor | None
+
     def __init__(
-        self, dynamics: Dynamics, schedule: Schedule | None = None, times: TimeLaw | None = None
+        self,
+        dynamics: Dynamics,
+        interpolant: Interpolant | None = None,
+        *,
+        source: Base | Tensor | None = None,
+        coupling: Coupling | None = None,
+        times: TimeLaw | None = None,
+        denoiser: Callable[..., Tensor] | None = None,
+        paired: bool = False,
     ) -> None:
         super().__init__()
         if not dynamics.batched_time:
             raise TypeError("flow matching draws a time a sample: ODE(f, batched_time=True)")
-        self.dynamics, self.schedule = dynamics, schedule or Straight()
-        self.times = times or UniformTime(0.0, self.schedule.horizon)
+        self.dynamics, self.interpolant = dynamics, interpolant or Interpolant()
+        if denoiser is not None and not self.interpolant.bridge:
+            raise ValueError("without a bridge there is no z to tell: Interpolant(bridge=s)")
+        if paired and source is not None:
+            raise ValueError("pairs bring their x1: leave out source, or paired=True")
+        self.coupling, self.denoiser, self.paired = coupling or Independent(), denoiser, paired
+        horizon = self.interpolant.horizon
+        self.times = times or UniformTime(_MARGIN * horizon, (1.0 - _MARGIN) * horizon)
+        self.base = source if isinstance(source, Base) else None
+        samples = source if isinstance(source, Tensor) else None
+        self.register_buffer("samples", samples, persistent=False)
 
-    def forward(self, x: Tensor, *args: Any, generator: torch.Generator) -> Tensor:
-        t = self.times.sample(len(x), x, generator)
-        eps = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        alpha, sigma, dalpha, dsigma = (
-            expand(part(t), x)
-            for part in (
-                self.schedule.alpha, self.schedule.sigma,
-                self.schedule.dalpha, self.schedule.dsigma,
-            )
-        )  # fmt: skip
-        velocity = self.dynamics(t, alpha * x + sigma * eps, *args)
-        return (velocity - dalpha * x - dsigma * eps).square().mean()
+    def forward(self, x0: Tensor, *args: Any, generator: torch.Generator) -> Tensor:
+        if self.paired:
+            x1, *rest = args
+            args = tuple(rest)
+        else:
+            x1 = self._draw(x0, generator)
+        x1 = check_like(x1, x0, "the source")
+        x1 = x1[self.coupling(x0, x1, *args, generator=generator)]
+        t = self.times.sample(len(x0), x0, generator)
+        if not self.interpolant.bridge:
+            return self._loss(t, x0, x1, None, args)
+        z = _normal(x0, generator)
+        return 0.5 * (self._loss(t, x0, x1, z, args) + self._loss(t, x0, x1, -z, args))
+
+    def _draw(self, x0: Tensor, generator: torch.Generator) -> Tensor:
+        """As many x1 as there are x0."""
+        if self.base is not None:
+            return self.base.sample(len(x0), _random.draw_seed(generator))
+        if self.samples is None:
+            return _normal(x0, generator)
+        size = (len(x0),)
+        rows = torch.randint(len(self.samples), size, generator=generator, device=x0.device)
+        return self.samples[rows]
+
+    def _loss(
+        self, t: Tensor, x0: Tensor, x1: Tensor, z: Tensor | None, args: tuple[Any, ...]
+    ) -> Tensor:
+        x = self.interpolant.point(t, x0, x1, z)
+        velocity = check_like(self.dynamics(t, x, *args), x, "the field")
+        loss = (velocity - self.interpolant.velocity(t, x0, x1, z)).square().mean()
+        if self.denoiser is None or z is None:
+            return loss
+        noise = check_like(self.denoiser(t, x, *args), x, "the denoiser")
+        return loss + (noise - z).square().mean()
+
+
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
