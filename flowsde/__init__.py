@@ -8,22 +8,12 @@ Catalogues stay in their modules: ``flowsde.integrators``, ``flowsde.paths``, ``
 """
 
 from .adjoint import Adjoint, Backsolve, Checkpointed, Direct, Reversible
-from .dynamics import (
-    CDE,
-    ODE,
-    SDE,
-    Chain,
-    Composed,
-    Denoiser,
-    Dynamics,
-    LinearSDE,
-    Map,
-    Noise,
-)  # fmt: skip
+from .bases import Base, Componentwise, Mixture, Normal
+from .dynamics import CDE, ODE, SDE, Chain, Composed, Denoiser, Dynamics, LinearSDE, Map, Noise
 from .errors import MaxStepsReached, NonFiniteState, NotSettled, SolveError, StepUnderflow
 from .events import Event
 from .executor import Compiled, Eager, Executor
-from .flow import Base, Flow, Normal, bits_per_dim
+from .flow import Flow, bits_per_dim
 from .integrators.base import Integrator
 from .paths import Brownian, BrownianTree, Path, Schedule
 from .solution import Crossings, Solution, Stats, Status, Steps
@@ -51,11 +41,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CDE", "ODE", "SDE", "Adaptive", "Adjoint", "Backsolve", "Base", "Brownian", "BrownianTree",
-    "Chain", "Checkpointed", "Compiled", "Composed", "Crossings", "Denoiser", "Direct",
-    "Divergence", "Dynamics", "Eager", "Event", "Exact", "Executor", "Fixed", "Flow", "Grid",
-    "HutchPlusPlus", "Hutchinson", "Integrator", "LinearSDE", "Map", "MaxStepsReached", "Noise",
-    "NonFiniteState", "Normal", "NotSettled", "Path", "Reversible", "Schedule", "Solution",
-    "SolveError", "Solver", "Stats", "Status", "StepUnderflow", "Stepping", "Steps", "bits_per_dim",
-    "bridge", "change_clock", "costate", "girsanov", "learn_horizon", "log_density", "path_kl",
-    "regularize", "solve", "steady_state", "to_ito", "to_stratonovich",
+    "Chain", "Checkpointed", "Compiled", "Componentwise", "Composed", "Crossings", "Denoiser",
+    "Direct", "Divergence", "Dynamics", "Eager", "Event", "Exact", "Executor", "Fixed", "Flow",
+    "Grid", "HutchPlusPlus", "Hutchinson", "Integrator", "LinearSDE", "Map", "MaxStepsReached",
+    "Mixture", "Noise", "NonFiniteState", "Normal", "NotSettled", "Path", "Reversible", "Schedule",
+    "Solution", "SolveError", "Solver", "Stats", "Status", "StepUnderflow", "Stepping", "Steps",
+    "bits_per_dim", "bridge", "change_clock", "costate", "girsanov", "learn_horizon", "log_density",
+    "path_kl", "regularize", "solve", "steady_state", "to_ito", "to_stratonovich",
 ]  # fmt: skip

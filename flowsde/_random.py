@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "BASE", "BROWNIAN", "EXTRA", "LEVY", "PROBE", "SPLIT", "TREE", "draw_seed", "keys", "keys_of",
-    "normal", "rademacher", "roots", "widest",
+    "BASE", "BROWNIAN", "CHOICE", "EXTRA", "LEVY", "PROBE", "SPLIT", "TREE", "draw_seed", "keys",
+    "keys_of", "normal", "rademacher", "roots", "uniform", "widest",
 ]  # fmt: skip
 
 _GOLDEN = 0x9E3779B97F4A7C15
-BROWNIAN, PROBE, BASE, LEVY, SPLIT, EXTRA, TREE = range(7)  # streams of one seed that never meet
+# streams of one seed that never meet
+BROWNIAN, PROBE, BASE, LEVY, SPLIT, EXTRA, TREE, CHOICE = range(8)
 
 
 def _signed(x: int) -> int:
@@ -124,3 +125,16 @@ def rademacher(key: Tensor, steps: Tensor, size: int, dtype: torch.dtype) -> Ten
     places = torch.arange(size, dtype=torch.int32, device=key.device)
     signs = (_words(key, steps, places) >> 31).to(dtype) * 2.0 + 1.0
     return signs.permute(1, 2, 0).contiguous()
+
+
+def uniform(key: Tensor, steps: Tensor, size: int) -> Tensor:
+    """Uniform numbers of shape ``(len(steps), rows, size)``, in the device's most precise floats:
+    none of them is 0 or 1.
+    """
+    wide = widest(key.device)
+    digits = 52 if wide is torch.float64 else 23
+    places = torch.arange(2 * size, dtype=torch.int32, device=key.device).reshape(2, size)
+    high, low = _words(key, steps, places).long()
+    bits = (high << 32).bitwise_or_(low.bitwise_and_(0xFFFFFFFF))
+    numbers = (_shift(bits, 64 - digits).to(wide) + 0.5) * 2.0**-digits
+    return numbers.permute(1, 2, 0).contiguous()

@@ -3,61 +3,22 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import _random
+from ._batch import conditions, rows, spread
+from ._state import State
+from .bases import Base
 from .dynamics.base import Dynamics
+from .dynamics.discrete import Map
 from .solve import Solver
-from .transforms.density import Divergence, log_density
+from .transforms.density import Divergence, Exact, log_density
 
-__all__ = ["Base", "Flow", "Normal", "bits_per_dim"]
-
-
-class Base(nn.Module, ABC):
-    """Where a flow's noise comes from. Ours, since torch's ``sample`` takes no generator."""
-
-    event_shape: torch.Size
-
-    @abstractmethod
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density of ``(..., *event_shape)``, in nats."""
-
-    @abstractmethod
-    def sample(self, count: int, seed: int | Tensor) -> Tensor:
-        """``(count, *event_shape)`` from one seed, or from one seed a sample."""
-
-
-class Normal(Base):
-    """N(0, scale^2) in every component.
-
-    Args:
-        shape: of one sample.
-        scale: standard deviation (sigma at the horizon, for a diffusion).
-    """
-
-    scale: Tensor
-
-    def __init__(self, shape: int | tuple[int, ...], scale: float = 1.0) -> None:
-        super().__init__()
-        if not scale > 0:
-            raise ValueError(f"scale is a standard deviation > 0; got {scale}")
-        self.event_shape = torch.Size((shape,) if isinstance(shape, int) else shape)
-        self.register_buffer("scale", torch.tensor(float(scale)))
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        z = (x / self.scale).flatten(x.ndim - len(self.event_shape))
-        volume = z.shape[-1] * (0.5 * math.log(2.0 * math.pi) + self.scale.log())
-        return -0.5 * z.square().sum(-1) - volume
-
-    def sample(self, count: int, seed: int | Tensor) -> Tensor:
-        key = _random.keys(seed, count, self.scale.device, _random.BASE)
-        steps = torch.zeros(1, dtype=torch.int64, device=self.scale.device)
-        draw = _random.normal(key, steps, self.event_shape.numel(), self.scale.dtype)
-        return self.scale * draw.reshape(count, *self.event_shape)
+__all__ = ["Flow", "bits_per_dim"]
 
 
 class Flow(nn.Module):
@@ -73,11 +34,22 @@ class Flow(nn.Module):
         base: of the noise, such as ``Normal(64)``.
         dynamics: a ``Map``, an ODE, a CDE or a probability flow.
         solver: how it is integrated; by default as ``solve`` would.
+        transform: a map from the data to where the dynamics starts, such as
+            ``models.Standardize.of(data)``; densities are those of the data.
         t0: where data stands; a little above 0 for a diffusion whose score blows up there.
         divergence: ``Exact()`` by default, ``Hutchinson(n)`` for many dimensions (its draws come
             from ``generator``).
 
-    Quacks like ``torch.distributions``: ``log_prob``, ``sample``, ``rsample``, ``event_shape``.
+    Quacks like ``torch.distributions``: ``log_prob``, ``sample``, ``rsample``, ``event_shape``;
+    ``interop.FlowDistribution`` is one.
+
+    Conditions are ``args`` of the dynamics. A tensor among them has a row a condition,
+    ``(batch, ...)``; numbers and 0-d tensors are shared. As everywhere in ``torch.distributions``
+    samples then have shape ``(*sample_shape, batch, *event_shape)``, and in ``log_prob(x, c)`` the
+    x of shape ``(..., *event_shape)`` broadcasts against ``(batch, *event_shape)``.
+
+    ``torch.compile(flow.log_prob)`` is one graph where the dynamics is a map without randomness.
+    Inside of it nothing is checked.
     """
 
     def __init__(
@@ -86,39 +58,47 @@ class Flow(nn.Module):
         dynamics: Dynamics,
         solver: Solver | None = None,
         *,
+        transform: Map | None = None,
         t0: float = 0.0,
         divergence: Divergence | None = None,
     ) -> None:
         super().__init__()
-        self.base, self.dynamics, self.t0 = base, dynamics, t0
+        self.base, self.dynamics, self.transform, self.t0 = base, dynamics, transform, t0
         self.solver = solver or Solver()
-        self.density = log_density(dynamics, divergence) if divergence else log_density(dynamics)
+        # in a tuple, so that the parameters stand once in a state_dict
+        self._density = (log_density(dynamics, divergence or Exact()),)
 
     @property
     def event_shape(self) -> torch.Size:
+        """Of one sample."""
         return self.base.event_shape
+
+    @property
+    def density(self) -> Dynamics:
+        """The dynamics with the log-density that it carries."""
+        return self._density[0]
 
     def log_prob(self, x: Tensor, *args: Any, generator: torch.Generator | None = None) -> Tensor:
         """Log-density in nats of x, ``(..., *event_shape)``; differentiable.
 
+        Args:
+            x: the data.
+            args: conditions.
+            generator: for divergences and transforms that draw.
+
         Raises:
-            ValueError: where x does not end with the event's shape.
+            ValueError: where x does not end with the event's shape, or conditions do not fit.
         """
-        event = self.event_shape
-        if x.shape[x.ndim - len(event) :] != event:
-            raise ValueError(f"x ends with the event's shape {tuple(event)}; got {tuple(x.shape)}")
-        batch = x.shape[: x.ndim - len(event)]
-        flat = x.reshape(-1, *event)
-        start = flat, flat.new_zeros(len(flat))
-        end = self.dynamics.horizon
-        z, change = self.solver.solve(
-            self.density, start, self.t0, end, args=args, generator=generator
-        ).y1
+        flat, args, batch = rows(x, self.event_shape, args)
+        state = flat, flat.new_zeros(len(flat))
+        if self.transform is not None:
+            state = _through(log_density(self._prepared(flat, generator)), state)
+        z, change = self._solve(self.density, state, args, generator, inverse=False)
         return (self.base.log_prob(z) - change).reshape(batch)
 
     def rsample(
         self,
-        sample_shape: tuple[int, ...] = (),
+        sample_shape: Sequence[int] = (),
         *args: Any,
         generator: torch.Generator | None = None,
         seed: int | Tensor | None = None,
@@ -126,19 +106,22 @@ class Flow(nn.Module):
         """Samples ``(*sample_shape, *event_shape)`` that carry gradients to the parameters.
 
         Args:
-            sample_shape: how many.
-            args: further inputs of the dynamics.
+            sample_shape: how many, of each condition.
+            args: conditions; with some, samples are ``(*sample_shape, batch, *event_shape)``.
             generator: from which one seed is drawn; or
             seed: an int, or one a sample, ``(count,)``: sample i is then the same in any batch.
         """
-        z = self._noise(sample_shape, generator, seed)
-        x = self.solver.solve(self.dynamics, z, self.dynamics.horizon, self.t0, args=args).y1
-        return x.reshape(*sample_shape, *self.event_shape)
+        z, args, batch = self._noise(sample_shape, args, generator, seed)
+        probes = generator if self.dynamics.random else None
+        x = self._solve(self.dynamics, z, args, probes, inverse=True)
+        if self.transform is not None:
+            x = _through(self.transform, x, inverse=True)
+        return x.reshape(*batch, *self.event_shape)
 
     @torch.no_grad()
     def sample(
         self,
-        sample_shape: tuple[int, ...] = (),
+        sample_shape: Sequence[int] = (),
         *args: Any,
         generator: torch.Generator | None = None,
         seed: int | Tensor | None = None,
@@ -146,35 +129,94 @@ class Flow(nn.Module):
         """``rsample`` without gradients."""
         return self.rsample(sample_shape, *args, generator=generator, seed=seed)
 
-    def sample_and_log_prob(
+    def rsample_and_log_prob(
         self,
-        sample_shape: tuple[int, ...] = (),
+        sample_shape: Sequence[int] = (),
         *args: Any,
         generator: torch.Generator | None = None,
         seed: int | Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Samples and their log-densities, from one solve."""
-        z = self._noise(sample_shape, generator, seed)
-        start = z, self.base.log_prob(z)
-        x, density = self.solver.solve(
-            self.density, start, self.dynamics.horizon, self.t0, args=args, generator=generator
-        ).y1
-        return x.reshape(*sample_shape, *self.event_shape), density.reshape(sample_shape)
+        """``rsample`` and the log-densities of what it draws, from one solve.
+
+        Probes of the divergence come from ``generator``, beside ``seed`` where both are given.
+        """
+        z, args, batch = self._noise(sample_shape, args, generator, seed)
+        state = z, self.base.log_prob(z)
+        state = self._solve(self.density, state, args, generator, inverse=True)
+        if self.transform is not None:
+            state = _through(log_density(self.transform), state, inverse=True)
+        return state[0].reshape(*batch, *self.event_shape), state[1].reshape(batch)
+
+    @torch.no_grad()
+    def sample_and_log_prob(
+        self,
+        sample_shape: Sequence[int] = (),
+        *args: Any,
+        generator: torch.Generator | None = None,
+        seed: int | Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """``rsample_and_log_prob`` without gradients."""
+        return self.rsample_and_log_prob(sample_shape, *args, generator=generator, seed=seed)
+
+    def start(self, x: Tensor, *args: Any, generator: torch.Generator | None = None) -> None:
+        """Sets what data set before training, such as ``Standardize`` and ``ActNorm``.
+
+        Args:
+            x, args, generator: a batch, as ``log_prob`` takes it.
+        """
+        flat, args, _ = rows(x, self.event_shape, args)
+        if self.transform is not None:
+            flat = self._prepared(flat, generator).start(flat)
+        if isinstance(self.dynamics, Map):
+            self.dynamics.start(flat, *args)
+
+    def _prepared(self, x: Tensor, generator: torch.Generator | None) -> Map:
+        """The transform with its draws."""
+        assert self.transform is not None
+        seed = None
+        if self.transform.random:
+            seed = _random.draw_seed(_given(generator, "the transform draws"))
+        return self.transform.prepare(x, seed)
+
+    def _solve(
+        self, dynamics: Dynamics, state: State, args: tuple[Any, ...],
+        generator: torch.Generator | None, *, inverse: bool,
+    ) -> State:  # fmt: skip
+        if torch.compiler.is_compiling() and isinstance(dynamics, Map) and not dynamics.random:
+            return _through(dynamics, state, args, inverse=inverse)
+        span = self.t0, self.dynamics.horizon
+        t0, t1 = reversed(span) if inverse else span
+        return self.solver.solve(dynamics, state, t0, t1, args=args, generator=generator).y1
 
     def _noise(
-        self,
-        sample_shape: tuple[int, ...],
-        generator: torch.Generator | None,
+        self, sample_shape: Sequence[int], args: tuple[Any, ...], generator: torch.Generator | None,
         seed: int | Tensor | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, tuple[Any, ...], tuple[int, ...]]:  # fmt: skip
+        """Draws of the base, the conditions of each, and the shape that both are to have."""
+        batch = (*sample_shape, *conditions(args))
+        count = math.prod(batch)
         if seed is None:
-            if generator is None:
-                raise TypeError("sampling needs its randomness: generator=... or seed=...")
-            seed = _random.draw_seed(generator)
-        return self.base.sample(math.prod(sample_shape), seed)
+            seed = _random.draw_seed(_given(generator, "sampling draws"))
+        return self.base.sample(count, seed), spread(args, count), batch
 
 
-def bits_per_dim(log_prob: Tensor, dims: int, levels: int) -> Tensor:
+def _given(generator: torch.Generator | None, what: str) -> torch.Generator:
+    if generator is None:
+        raise TypeError(f"{what}, and needs its randomness: generator=... (or seed=... of samples)")
+    return generator
+
+
+def _through(
+    map_: Map, state: State, args: tuple[Any, ...] = (), *, inverse: bool = False
+) -> State:
+    """All steps of a map, one after the other."""
+    order = range(len(map_))
+    for k in reversed(order) if inverse else order:
+        state, _ = (map_.unstep if inverse else map_.step)(k, state, *args)
+    return state
+
+
+def bits_per_dim(log_prob: Tensor, dims: int, levels: int = 1) -> Tensor:
     """Bits a dimension of data of ``levels`` integer values, dequantised by uniform noise.
 
     For x = (v + u) / levels, v in 0 .. levels - 1 and u uniform on [0, 1):
@@ -183,7 +225,7 @@ def bits_per_dim(log_prob: Tensor, dims: int, levels: int) -> Tensor:
     Args:
         log_prob: of x, in nats.
         dims: components of one sample.
-        levels: number of values.
+        levels: number of values; 1 where x is v + u, as of a flow whose transform dequantises.
 
     Source: Theis et al. 2016, arXiv 1511.01844.
     """

@@ -11,7 +11,7 @@ ROOT = Path(flowsde.__file__).parent
 FLOORS = [
     {"_scalar", "_random", "_once", "nn", "series"},
     {"_state", "errors"},
-    {"_increment"},
+    {"_increment", "_batch"},
     {"paths"},
     {"dynamics", "stepping", "solution"},
     {"transforms", "integrators"},
@@ -23,12 +23,12 @@ FLOORS = [
     {"_tape", "_graft", "_graph"},
     {"_backsolve", "_retrace", "_leap"},
     {"adjoint", "executor"},
-    {"solve"},
+    {"solve", "bases"},
     {"steady"},
     {"flow"},
     {"objectives"},
     {"models"},
-    {"training"},
+    {"training", "interop"},
     {"__init__"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

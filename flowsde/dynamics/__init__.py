@@ -8,8 +8,8 @@ from .denoiser import (
     NoisePrediction,
     Prediction,
     Score,
-    VPrediction,
     Velocity,
+    VPrediction,
 )  # fmt: skip
 from .differential import CDE, ODE, SDE
 from .discrete import Chain, Composed, Inverse, Map

@@ -3,6 +3,7 @@
 from .autoregressive import Autoregressive
 from .cnf import cnf, planar_cnf
 from .coupling import Coupling, checkerboard, half
+from .data import Dequantize, Logit, Standardize, Whiten
 from .elementwise import Additive, Affine, Elementwise, FromTorch, RationalQuadraticSpline
 from .flow_matching import StochasticInterpolant, reflow, straightness
 from .latent_sde import LatentSDE
@@ -17,10 +18,11 @@ from .score import score_mlp, score_unet
 from .sde_gan import LipSwish, PathDiscriminator, PathGenerator
 
 __all__ = [
-    "ActNorm", "Additive", "Affine", "Autoregressive", "Coupling", "Elementwise", "ExactLogDet",
-    "Factored", "FromTorch", "InvertibleResidual", "LatentSDE", "LipSwish", "LogDet", "Mixing",
-    "NeuralCDE", "NeuralODE", "PathDiscriminator", "PathGenerator", "Permutation", "Planar",
-    "RationalQuadraticSpline", "RouletteLogDet", "Squeeze", "StochasticInterpolant", "Sylvester",
-    "checkerboard", "cnf", "glow", "half", "maf", "multiscale", "nice", "nsf", "planar_cnf",
-    "realnvp", "reflow", "score_mlp", "score_unet", "straightness",
+    "ActNorm", "Additive", "Affine", "Autoregressive", "Coupling", "Dequantize", "Elementwise",
+    "ExactLogDet", "Factored", "FromTorch", "InvertibleResidual", "LatentSDE", "LipSwish", "LogDet",
+    "Logit", "Mixing", "NeuralCDE", "NeuralODE", "PathDiscriminator", "PathGenerator",
+    "Permutation", "Planar", "RationalQuadraticSpline", "RouletteLogDet", "Squeeze", "Standardize",
+    "StochasticInterpolant", "Sylvester", "Whiten", "checkerboard", "cnf", "glow", "half", "maf",
+    "multiscale", "nice", "nsf", "planar_cnf", "realnvp", "reflow", "score_mlp", "score_unet",
+    "straightness",
 ]  # fmt: skip

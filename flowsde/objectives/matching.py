@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from .. import _random
 from .._state import check_like
+from ..bases import Base
 from ..dynamics.base import Dynamics
-from ..flow import Base
 from ..paths.couplings import Coupling, Independent
 from ..paths.interpolant import Interpolant
 from .score_matching import TimeLaw, UniformTime

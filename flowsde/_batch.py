@@ -1,0 +1,59 @@
+"""Batches of samples, and the conditions that come with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._state import leaves, tree_map
+
+__all__ = ["conditions", "rows", "spread"]
+
+
+def conditions(args: tuple[Any, ...]) -> tuple[int, ...]:
+    """The batch shape of conditions: ``(batch,)``, or ``()`` where no tensor has rows.
+
+    Raises:
+        ValueError: where they have different numbers of rows, other than one.
+    """
+    sizes = {len(x) for x in leaves(args) if isinstance(x, Tensor) and x.ndim}
+    several = sizes - {1}
+    if len(several) > 1:
+        raise ValueError(f"conditions have a row each, of one number; got {sorted(sizes)} rows")
+    return (several.pop() if several else 1,) if sizes else ()
+
+
+def rows(
+    x: Tensor, event: torch.Size, args: tuple[Any, ...]
+) -> tuple[Tensor, tuple[Any, ...], torch.Size]:
+    """x as ``(count, *event)``, args with as many rows, and the batch shape that x had with them.
+
+    Raises:
+        ValueError: where x does not end with the event's shape, or conditions do not fit.
+    """
+    split = x.ndim - len(event)
+    if split < 0 or x.shape[split:] != event:
+        raise ValueError(f"x ends with the event's shape {tuple(event)}; got {tuple(x.shape)}")
+    given = conditions(args)
+    try:
+        batch = torch.broadcast_shapes(x.shape[:split], given)  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        raise ValueError(
+            f"x of shape {tuple(x.shape)} does not broadcast with {given[0]} conditions: give one, "
+            f"or (..., {given[0]}, *event_shape)"
+        ) from None
+    flat = x.expand(*batch, *event).reshape(-1, *event)
+    return flat, spread(args, len(flat)), batch
+
+
+def spread(args: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+    """Conditions repeated to as many rows."""
+
+    def repeat(x: Any) -> Any:
+        if not isinstance(x, Tensor) or x.ndim == 0 or len(x) == count:
+            return x
+        return x.expand(count // len(x), *x.shape).flatten(0, 1)
+
+    return tree_map(repeat, args)

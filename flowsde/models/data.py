@@ -1,0 +1,193 @@
+"""From data as it comes to where a flow starts: maps for ``Flow(..., transform=)``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .. import _random
+from .._state import State
+from ..dynamics.discrete import Map
+
+__all__ = ["Dequantize", "Logit", "Standardize", "Whiten"]
+
+
+class _Single(Map):
+    """A map of one step."""
+
+    def __len__(self) -> int:
+        return 1
+
+
+class Standardize(_Single):
+    """y = (x - mean) / std, component by component; not learned.
+
+    The identity until ``start`` sees data, or ``Standardize.of(data)``: then what leaves it has
+    mean 0 and variance 1 over the data.
+
+    Args:
+        shape: of one sample.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, shape: int | tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("std", torch.ones(shape))
+
+    @classmethod
+    def of(cls, data: Tensor) -> Self:
+        """That of data ``(n, ...)``, in its dtype.
+
+        Raises:
+            ValueError: on components that are constant.
+        """
+        made = cls(tuple(data.shape[1:])).to(data)
+        made.start(data)
+        return made
+
+    @torch.no_grad()
+    def start(self, y: Tensor, *args: Any) -> Tensor:
+        std = y.std(0)
+        if not bool((std > 0).all()):
+            raise ValueError("a component is constant over the data: leave it out")
+        self.mean.copy_(y.mean(0))
+        self.std.copy_(std)
+        return self.step(0, y)[0]
+
+    def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        return (y - self.mean) / self.std, -self._volume(y)
+
+    def unstep(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        return y * self.std + self.mean, self._volume(y)
+
+    def _volume(self, y: Tensor) -> Tensor:
+        return self.std.log().sum().expand(len(y))
+
+
+class Whiten(_Single):
+    """y = L^-1 (x - mean) of vectors, with L L^T the covariance; not learned.
+
+    The identity until ``start`` sees data, or ``Whiten.of(data)``: a flow over it starts at the
+    normal law of full covariance.
+
+    Args:
+        dim: components of a sample.
+    """
+
+    mean: Tensor
+    factor: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("factor", torch.eye(dim))
+
+    @classmethod
+    def of(cls, data: Tensor) -> Self:
+        """That of data ``(n, dim)``, in its dtype.
+
+        Raises:
+            torch.linalg.LinAlgError: on components that depend on each other: leave some out.
+        """
+        made = cls(data.shape[1]).to(data)
+        made.start(data)
+        return made
+
+    @torch.no_grad()
+    def start(self, y: Tensor, *args: Any) -> Tensor:
+        self.factor.copy_(torch.linalg.cholesky(torch.cov(y.double().T)))
+        self.mean.copy_(y.mean(0))
+        return self.step(0, y)[0]
+
+    def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        z = torch.linalg.solve_triangular(self.factor, (y - self.mean).mT, upper=False).mT
+        return z, -self._volume(y)
+
+    def unstep(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        return y @ self.factor.mT + self.mean, self._volume(y)
+
+    def _volume(self, y: Tensor) -> Tensor:
+        return self.factor.diagonal().log().sum().expand(len(y))
+
+
+class Logit(_Single):
+    """y = logit(margin + (1 - 2 margin) x) of x in [0, 1].
+
+    Args:
+        margin: in [0, 1/2), by which finite y stand for 0 and 1.
+
+    Source: Dinh et al. 2017, arXiv 1605.08803; Papamakarios et al. 2017, arXiv 1705.07057.
+    """
+
+    def __init__(self, margin: float = 0.05) -> None:
+        super().__init__()
+        if not 0.0 <= margin < 0.5:
+            raise ValueError(f"margin lies in [0, 1/2); got {margin}")
+        self.margin = margin
+
+    def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        z = torch.logit(self.margin + (1.0 - 2.0 * self.margin) * y)
+        return z, self._volume(z)
+
+    def unstep(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        return (y.sigmoid() - self.margin) / (1.0 - 2.0 * self.margin), -self._volume(y)
+
+    def _volume(self, z: Tensor) -> Tensor:
+        """log |dz/dx| = log(1 - 2 margin) - log sigmoid(z) - log sigmoid(-z), summed."""
+        slope = functional.softplus(z) + functional.softplus(-z) + math.log1p(-2.0 * self.margin)
+        return slope.flatten(1).sum(-1)
+
+
+class Dequantize(_Single):
+    """y = (v + u) / levels of whole numbers v in 0 .. levels - 1, u uniform on (0, 1).
+
+    A flow then gives the log-density of v + u, of which the mean over u is at most the
+    log-probability of v: ``bits_per_dim(log_prob, dims)`` as it stands. u is drawn once a solve,
+    from its generator, and kept from 1 by as much as makes v exact on the way back. There v needs
+    no draw; it has no derivative, so that ``rsample`` is refused.
+
+    Args:
+        levels: number of values.
+
+    Source: Theis et al. 2016, arXiv 1511.01844.
+    """
+
+    random = True
+
+    def __init__(self, levels: int) -> None:
+        super().__init__()
+        if levels < 2:
+            raise ValueError(f"levels is the number of values, at least 2; got {levels}")
+        self.levels = levels
+        self._u: Tensor | None = None
+
+    def prepare(self, y0: State, seed: int | None) -> Dequantize:
+        assert seed is not None
+        key = _random.keys(seed, len(y0), y0.device, _random.EXTRA)
+        steps = torch.zeros(1, dtype=torch.int64, device=y0.device)
+        u = _random.uniform(key, steps, y0[0].numel()).reshape(y0.shape).to(y0.dtype)
+        made = Dequantize(self.levels)
+        made._u = u.clamp(max=1.0 - 2.0 * self.levels * torch.finfo(y0.dtype).eps)
+        return made
+
+    def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        if self._u is None:
+            raise TypeError("Dequantize draws once a solve: prepare it, as solve and Flow do")
+        return (y + self._u) / self.levels, -self._volume(y)
+
+    def unstep(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        if y.requires_grad:
+            raise TypeError(
+                "whole numbers have no derivative: use sample(), or a Flow without Dequantize"
+            )
+        return (y * self.levels).floor().clamp(0, self.levels - 1), self._volume(y)
+
+    def _volume(self, y: Tensor) -> Tensor:
+        return y.new_full((len(y),), y[0].numel() * math.log(self.levels))
