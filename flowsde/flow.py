@@ -16,7 +16,7 @@ from .bases import Base
 from .dynamics.base import Dynamics
 from .dynamics.discrete import Map
 from .solve import Solver
-from .transforms.density import Divergence, Exact, log_density
+from .transforms.density import Divergence, log_density
 
 __all__ = ["Flow", "bits_per_dim"]
 
@@ -37,7 +37,7 @@ class Flow(nn.Module):
         transform: a map from the data to where the dynamics starts, such as
             ``models.Standardize.of(data)``; densities are those of the data.
         t0: where data stands; a little above 0 for a diffusion whose score blows up there.
-        divergence: ``Exact()`` by default, ``Hutchinson(n)`` for many dimensions (its draws come
+        divergence: as of ``log_density``; ``Hutchinson(n)`` for many dimensions (its draws come
             from ``generator``).
 
     Quacks like ``torch.distributions``: ``log_prob``, ``sample``, ``rsample``, ``event_shape``;
@@ -66,7 +66,7 @@ class Flow(nn.Module):
         self.base, self.dynamics, self.transform, self.t0 = base, dynamics, transform, t0
         self.solver = solver or Solver()
         # in a tuple, so that the parameters stand once in a state_dict
-        self._density = (log_density(dynamics, divergence or Exact()),)
+        self._density = (log_density(dynamics, divergence),)
 
     @property
     def event_shape(self) -> torch.Size:
@@ -90,9 +90,7 @@ class Flow(nn.Module):
             ValueError: where x does not end with the event's shape, or conditions do not fit.
         """
         flat, args, batch = rows(x, self.event_shape, args)
-        state = flat, flat.new_zeros(len(flat))
-        if self.transform is not None:
-            state = _through(log_density(self._prepared(flat, generator)), state)
+        state = self.enter(flat, generator)
         z, change = self._solve(self.density, state, args, generator, inverse=False)
         return (self.base.log_prob(z) - change).reshape(batch)
 
@@ -169,6 +167,13 @@ class Flow(nn.Module):
             flat = self._prepared(flat, generator).start(flat)
         if isinstance(self.dynamics, Map):
             self.dynamics.start(flat, *args)
+
+    def enter(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """(y, l) at t0, of data ``(batch, *event_shape)``: what the density is solved from."""
+        state = x, x.new_zeros(len(x))
+        if self.transform is None:
+            return state
+        return _through(log_density(self._prepared(x, generator)), state)
 
     def _prepared(self, x: Tensor, generator: torch.Generator | None) -> Map:
         """The transform with its draws."""

@@ -15,7 +15,7 @@ from .._state import tree_map
 from ..dynamics.base import Dynamics
 from ..flow import Flow
 from ..solve import Solver
-from ..transforms.density import Divergence, Exact, log_density
+from ..transforms.density import Divergence, log_density
 
 __all__ = ["FlowDistribution", "FlowTransform"]
 
@@ -107,7 +107,7 @@ class FlowTransform(Transform):
         t0, t1: floats; the dynamics' horizon is the end by default.
         event_dim: dimensions of one sample.
         solver: how it is integrated; by default as ``solve`` would.
-        divergence: by which the determinant of continuous dynamics is had, ``Exact()`` by default.
+        divergence: by which the determinant of continuous dynamics is had, as of ``log_density``.
         generator: for dynamics and divergences that draw.
     """
 
@@ -127,7 +127,7 @@ class FlowTransform(Transform):
         super().__init__()
         self.span = t0, dynamics.horizon if t1 is None else t1
         self.dynamics, self.args, self.generator = dynamics, args, generator
-        self.density = log_density(dynamics, divergence or Exact())
+        self.density = log_density(dynamics, divergence)
         self.solver = solver or Solver()
         self.domain = self.codomain = _real(event_dim)
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._batch import rows
 from ..flow import Flow
 from ..transforms import regularize
 
@@ -41,15 +42,18 @@ class MaximumLikelihood(nn.Module):
             return
         if not isinstance(flow, Flow):
             raise TypeError(f"penalties are those of a Flow; got {type(flow).__name__}")
-        self.costly = regularize(flow.density, kinetic=kinetic > 0, jacobian=jacobian > 0)
+        # in a tuple: the parameters are the flow's already
+        self._costly = (regularize(flow.density, kinetic=kinetic > 0, jacobian=jacobian > 0),)
 
     def forward(self, x: Tensor, *args: Any, generator: torch.Generator) -> Tensor:
         if not self.weights:
             return -self.flow.log_prob(x, *args, generator=generator).mean()  # type: ignore[operator]
-        flow, start = self.flow, self.costly.enter((x, x.new_zeros(len(x))))
+        flow, (costly,) = self.flow, self._costly
         assert isinstance(flow, Flow)
+        x, args, _ = rows(x, flow.event_shape, args)
+        start = costly.enter(flow.enter(x, generator))
         (z, change), *costs = flow.solver.solve(
-            self.costly, start, flow.t0, flow.dynamics.horizon, args=args, generator=generator
+            costly, start, flow.t0, flow.dynamics.horizon, args=args, generator=generator
         ).y1
         loss = change - flow.base.log_prob(z)
         for weight, cost in zip(self.weights, costs, strict=True):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from .._scalar import Scalar, expand
 from .._state import check_like
+from ..bases import Normal
 from ..dynamics.denoiser import Denoiser, Point, Prediction
-from ..flow import Normal
 from ..paths.schedule import Schedule
 
 __all__ = [
