@@ -290,7 +290,7 @@ def test_penalties_refuse() -> None:
     with pytest.raises(TypeError, match="drift"):
         fs.regularize(sde)
     with pytest.raises(TypeError, match="drift"):
-        fs.regularize(models.coupling_stack(2, 1, 4, generator=torch.Generator("cpu")))
+        fs.regularize(models.realnvp(2, 1, 4, generator=torch.Generator("cpu")))
     with pytest.raises(ValueError, match="both"):
         fs.regularize(models.cnf(2), kinetic=False, jacobian=False)
     with pytest.raises(TypeError, match="has its divergence"):
