@@ -168,7 +168,7 @@ def slopes(name: str, adjoint: fs.Adjoint, integrator: Any) -> list[Tensor]:
     start: Any = (x, torch.zeros(4))
     start = made.enter(start) if isinstance(made, fs.transforms.Regularized) else start
     end = fs.solve(
-        made, start, integrator=integrator, stepping=fs.Adaptive(1e-6, 1e-6), adjoint=adjoint,
+        made, start, integrator=integrator, stepping=fs.Adaptive(1e-5, 1e-5), adjoint=adjoint,
         generator=generator(),
     ).y1  # fmt: skip
     loss = sum(leaf.sin().sum() for leaf in torch.utils._pytree.tree_leaves(end))
@@ -190,7 +190,7 @@ def test_every_adjoint_gives_the_likelihoods_gradient(name: str) -> None:
         assert torch.allclose(a, b, rtol=1e-7, atol=1e-9)
     if name != "hutch++":  # which holds its sketch constant, and so is no field's derivative
         for a, b in zip(direct, slopes(name, fs.Backsolve(), Dopri5()), strict=True):
-            assert torch.allclose(a, b, rtol=1e-3, atol=1e-4)
+            assert torch.allclose(a, b, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("density", [True, False])
@@ -336,15 +336,15 @@ def test_penalties_refuse() -> None:
 
 
 def test_likelihood_is_trained_with_its_penalties() -> None:
-    flow = fs.Flow(fs.Normal(2), vectors("cnf", 2), TIGHT, divergence=fs.Exact())
+    flow = fs.Flow(fs.Normal(2), vectors("cnf", 2), FEW, divergence=fs.Exact())
     x = torch.randn(5, 2)
     dense = fs.regularize(flow.density)
-    _, k, j = TIGHT.solve(dense, dense.enter((x, torch.zeros(5)))).y1
+    _, k, j = FEW.solve(dense, dense.enter((x, torch.zeros(5)))).y1
     for kinetic, jacobian in ((0.1, 0.0), (0.0, 0.2), (0.1, 0.2), (0.0, 0.0)):
         objective = objectives.MaximumLikelihood(flow, kinetic, jacobian)
         loss = objective(x, generator=generator())
         truth = (kinetic * k + jacobian * j - flow.log_prob(x)).mean()
-        assert torch.allclose(loss, truth, atol=1e-7)
+        assert torch.allclose(loss, truth, atol=1e-12)
         assert len(list(objective.parameters())) == len(list(flow.parameters()))
     with pytest.raises(ValueError, match=">= 0"):
         objectives.MaximumLikelihood(flow, -1.0)
@@ -410,7 +410,7 @@ def test_layers_augment_images_by_channels_and_save() -> None:
     solution = layer.solve(x, save_at=torch.tensor([0.0, 0.5]))
     assert solution.ys.shape == (2, 3, 2, 3, 4)
     assert torch.equal(solution.ys[0, :, :1], x)
-    assert float(solution.ys[0, :, 1:].abs().max()) == 0.0
+    assert not bool(solution.ys[0, :, 1:].any())
     plain = models.NeuralODE(vectors("cnf", 3))
     assert torch.equal(plain.enter(x[:, 0, :, 0]), x[:, 0, :, 0])
     with pytest.raises(ValueError, match="extra"):
