@@ -168,7 +168,7 @@ def slopes(name: str, adjoint: fs.Adjoint, integrator: Any) -> list[Tensor]:
     start: Any = (x, torch.zeros(4))
     start = made.enter(start) if isinstance(made, fs.transforms.Regularized) else start
     end = fs.solve(
-        made, start, integrator=integrator, stepping=fs.Adaptive(1e-6, 1e-6), adjoint=adjoint,
+        made, start, integrator=integrator, stepping=fs.Adaptive(1e-5, 1e-5), adjoint=adjoint,
         generator=generator(),
     ).y1  # fmt: skip
     loss = sum(leaf.sin().sum() for leaf in torch.utils._pytree.tree_leaves(end))
@@ -190,7 +190,7 @@ def test_every_adjoint_gives_the_likelihoods_gradient(name: str) -> None:
         assert torch.allclose(a, b, rtol=1e-7, atol=1e-9)
     if name != "hutch++":  # which holds its sketch constant, and so is no field's derivative
         for a, b in zip(direct, slopes(name, fs.Backsolve(), Dopri5()), strict=True):
-            assert torch.allclose(a, b, rtol=1e-3, atol=1e-4)
+            assert torch.allclose(a, b, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("density", [True, False])
@@ -226,21 +226,25 @@ def test_learned_ends_refuse() -> None:
 
 
 def test_penalties_of_a_linear_field_are_closed_forms() -> None:
-    """dy/dt = A y: k is the integral of |A e^(At) y0|^2, j is |A|_F^2 (t1 - t0)."""
+    """dy/dt = A y: k is the integral of |A e^(At) y0|^2, r that of |A^3 e^(At) y0|^2, and j is
+    |A|_F^2 (t1 - t0).
+    """
     matrix, x = 0.5 * torch.randn(3, 3), torch.randn(4, 3)
     made = fs.ODE(lambda t, y: y @ matrix.T)
-    dense = fs.regularize(fs.log_density(made, fs.Exact()))
-    (y, change), k, j = TIGHT.solve(dense, dense.enter((x, torch.zeros(4))), 0.2, 1.5).y1
+    dense = fs.regularize(fs.log_density(made, fs.Exact()), taylor=3)
+    (y, change), k, j, r = TIGHT.solve(dense, dense.enter((x, torch.zeros(4))), 0.2, 1.5).y1
     nodes = torch.linspace(0.0, 1.3, 401)
     ways = torch.linalg.matrix_exp(nodes[:, None, None] * matrix) @ x.T
     speeds = (matrix @ ways).square().sum(1)
+    jerks = (matrix @ matrix @ matrix @ ways).square().sum(1)
     weights = torch.ones(401).index_fill(0, torch.arange(1, 400, 2), 4.0)
     weights = weights.index_fill(0, torch.arange(2, 400, 2), 2.0) * (1.3 / 400 / 3)
     assert torch.allclose(k, weights @ speeds, atol=1e-7)
+    assert torch.allclose(r, weights @ jerks, atol=1e-7)
     assert torch.allclose(j, 1.3 * matrix.square().sum().expand(4), atol=1e-7)
     assert torch.allclose(change, -1.3 * matrix.trace().expand(4), atol=1e-7)
     assert torch.allclose(y, ways[-1].T, atol=1e-7)
-    back = TIGHT.solve(dense, ((y, change), k, j), 1.5, 0.2).y1
+    back = TIGHT.solve(dense, ((y, change), k, j, r), 1.5, 0.2).y1
     assert all(torch.allclose(c, torch.zeros(4), atol=1e-7) for c in back[1:])
 
 
@@ -262,6 +266,33 @@ def test_penalties_stand_alone_too() -> None:
     assert torch.allclose(j, j2, atol=1e-12)
     assert j4.shape == (4,)
     assert bool((j4 > 0).all())
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_taylor_penalty_sees_time_and_has_gradients(shared: bool) -> None:
+    """d^2y/dt^2 by differences along the solution, and the gradient of its square by those."""
+    made, x = vectors("cnf", 2), torch.randn(4, 2)
+    dense = fs.regularize(made, kinetic=False, jacobian=False, taylor=2)
+    t = torch.tensor(0.4) if shared else torch.linspace(0.2, 0.8, 4)
+    h = 1e-4
+
+    def change(sign: float) -> Tensor:
+        near = TIGHT.solve(made, x, t, t + sign * h).y1
+        return made(t + sign * h, near)
+
+    bend = (change(1.0) - change(-1.0)) / (2 * h)
+    found = dense(t, dense.enter(x))[1]
+    assert torch.allclose(found, bend.square().sum(-1), rtol=1e-5)
+    weight = next(made.parameters())
+    (slope,) = torch.autograd.grad(found.sum(), weight)
+    way = torch.randn_like(weight)
+    ends = []
+    for sign in (1.0, -1.0):
+        with torch.no_grad():
+            weight.add_(way, alpha=sign * h)
+            ends.append(dense(t, dense.enter(x))[1].sum())
+            weight.sub_(way, alpha=sign * h)
+    assert float((slope * way).sum()) == pytest.approx(float(ends[0] - ends[1]) / (2 * h), rel=1e-5)
 
 
 @pytest.mark.parametrize("penalties", [False, True])
@@ -291,8 +322,12 @@ def test_penalties_refuse() -> None:
         fs.regularize(sde)
     with pytest.raises(TypeError, match="drift"):
         fs.regularize(models.realnvp(2, 1, 4, generator=torch.Generator("cpu")))
-    with pytest.raises(ValueError, match="both"):
+    with pytest.raises(ValueError, match="several"):
         fs.regularize(models.cnf(2), kinetic=False, jacobian=False)
+    with pytest.raises(ValueError, match=">= 2"):
+        fs.regularize(models.cnf(2), taylor=1)
+    with pytest.raises(TypeError, match="enter"):
+        fs.solve(fs.regularize(models.cnf(2), jacobian=False), torch.ones(3, 2))
     with pytest.raises(TypeError, match="has its divergence"):
         fs.regularize(fs.log_density(models.cnf(2)), divergence=fs.Exact())
     pair = fs.regularize(fs.ODE(lambda t, y: y))
@@ -301,15 +336,15 @@ def test_penalties_refuse() -> None:
 
 
 def test_likelihood_is_trained_with_its_penalties() -> None:
-    flow = fs.Flow(fs.Normal(2), vectors("cnf", 2), TIGHT, divergence=fs.Exact())
+    flow = fs.Flow(fs.Normal(2), vectors("cnf", 2), FEW, divergence=fs.Exact())
     x = torch.randn(5, 2)
     dense = fs.regularize(flow.density)
-    _, k, j = TIGHT.solve(dense, dense.enter((x, torch.zeros(5)))).y1
+    _, k, j = FEW.solve(dense, dense.enter((x, torch.zeros(5)))).y1
     for kinetic, jacobian in ((0.1, 0.0), (0.0, 0.2), (0.1, 0.2), (0.0, 0.0)):
         objective = objectives.MaximumLikelihood(flow, kinetic, jacobian)
         loss = objective(x, generator=generator())
         truth = (kinetic * k + jacobian * j - flow.log_prob(x)).mean()
-        assert torch.allclose(loss, truth, atol=1e-7)
+        assert torch.allclose(loss, truth, atol=1e-12)
         assert len(list(objective.parameters())) == len(list(flow.parameters()))
     with pytest.raises(ValueError, match=">= 0"):
         objectives.MaximumLikelihood(flow, -1.0)
@@ -375,7 +410,7 @@ def test_layers_augment_images_by_channels_and_save() -> None:
     solution = layer.solve(x, save_at=torch.tensor([0.0, 0.5]))
     assert solution.ys.shape == (2, 3, 2, 3, 4)
     assert torch.equal(solution.ys[0, :, :1], x)
-    assert float(solution.ys[0, :, 1:].abs().max()) == 0.0
+    assert not bool(solution.ys[0, :, 1:].any())
     plain = models.NeuralODE(vectors("cnf", 3))
     assert torch.equal(plain.enter(x[:, 0, :, 0]), x[:, 0, :, 0])
     with pytest.raises(ValueError, match="extra"):

@@ -28,8 +28,8 @@ class Products(NamedTuple):
 
     Attributes:
         value: f(y), ``(batch, ...)``.
-        probes: w_i, ``(n, batch, ...)``; each sample has its own, and it is in the mean that they
-            make up the identity.
+        probes: w_i, ``(n, batch, ...)``, each sample's own; drawn ones make up the identity in the
+            mean.
         rows: w_i^T J, shaped as the probes.
     """
 
@@ -87,7 +87,8 @@ class Divergence(ABC):
         """w_i, ``(n, batch, ...)``, constants all; out is f(y), with its graph."""
 
 
-_CACHED = 2**16  # numbers of a batched pass: of more, a cache does not hold what comes of them
+# Numbers in one batched pass on a CPU: of more, its cache does not hold what comes of them.
+_CACHED = 2**16
 
 
 def _pull(out: Tensor, y: Tensor, probes: Tensor, graph: bool) -> Tensor:
