@@ -275,7 +275,7 @@ def parse(arguments: Sequence[str] | None) -> Any:
     made.add_argument("--table", nargs="+", choices=TABLES, default=list(TABLES))
     made.add_argument("--toys", nargs="+", choices=TOYS, default=list(TOYS))
     made.add_argument("--steps", type=int, default=3000, help="of flow matching, for reflow")
-    made.add_argument("--likelihood-steps", type=int, default=1000, help="of maximum likelihood")
+    made.add_argument("--likelihood-steps", type=int, default=300, help="of maximum likelihood")
     made.add_argument("--width", type=int, default=64)
     options = reporting.options(made, arguments)
     options.samples, options.tests = 50_000, 4000
