@@ -205,7 +205,7 @@ def train(
 def race(name: str, seed: int, options: Any) -> dict[str, Curve]:
     """Maximum likelihood for its steps; then matching up to its end, or for as long at the most."""
     data, parts = Data.of(name, seed, options), 2 if options.small else 20
-    how = Recipe(256, 5e-3, options.likelihood_steps // parts)
+    how = Recipe(256, 1e-2, options.likelihood_steps // parts)
     ode = network(seed, options)
     slow = objectives.MaximumLikelihood(fs.Flow(base(options), ode))
     first = train(slow, ode, how, data, seed, options, lambda curve: len(curve.nats) == parts)
