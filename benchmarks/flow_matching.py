@@ -78,7 +78,7 @@ class Data:
 def match(ode: fs.ODE, data: Tensor | tuple[Tensor, Tensor], seed: int, options: Any) -> fs.Flow:
     objective = objectives.FlowMatching(ode, paired=isinstance(data, tuple))
     training.fit(
-        objective, data, steps=options.steps, batch_size=512, seed=seed, lr=3e-3,
+        objective, data, steps=options.steps, batch_size=1024, seed=seed, lr=1e-2,
         description=f"flow matching, seed {seed}",
     )  # fmt: skip
     return fs.Flow(base(options), ode)
