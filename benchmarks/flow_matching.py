@@ -78,7 +78,7 @@ class Data:
 def match(ode: fs.ODE, data: Tensor | tuple[Tensor, Tensor], seed: int, options: Any) -> fs.Flow:
     objective = objectives.FlowMatching(ode, paired=isinstance(data, tuple))
     training.fit(
-        objective, data, steps=options.steps, batch_size=512, seed=seed, lr=3e-3,
+        objective, data, steps=options.steps, batch_size=1024, seed=seed, lr=1e-2,
         description=f"flow matching, seed {seed}",
     )  # fmt: skip
     return fs.Flow(base(options), ode)
@@ -205,7 +205,7 @@ def train(
 def race(name: str, seed: int, options: Any) -> dict[str, Curve]:
     """Maximum likelihood for its steps; then matching up to its end, or for as long at the most."""
     data, parts = Data.of(name, seed, options), 2 if options.small else 20
-    how = Recipe(256, 5e-3, options.likelihood_steps // parts)
+    how = Recipe(256, 1e-2, options.likelihood_steps // parts)
     ode = network(seed, options)
     slow = objectives.MaximumLikelihood(fs.Flow(base(options), ode))
     first = train(slow, ode, how, data, seed, options, lambda curve: len(curve.nats) == parts)
@@ -275,7 +275,7 @@ def parse(arguments: Sequence[str] | None) -> Any:
     made.add_argument("--table", nargs="+", choices=TABLES, default=list(TABLES))
     made.add_argument("--toys", nargs="+", choices=TOYS, default=list(TOYS))
     made.add_argument("--steps", type=int, default=3000, help="of flow matching, for reflow")
-    made.add_argument("--likelihood-steps", type=int, default=1000, help="of maximum likelihood")
+    made.add_argument("--likelihood-steps", type=int, default=300, help="of maximum likelihood")
     made.add_argument("--width", type=int, default=64)
     options = reporting.options(made, arguments)
     options.samples, options.tests = 50_000, 4000

@@ -41,12 +41,13 @@ class Run:
 
     seed: int
     steps: int
+    batch: int
     samples: int
     out: Path
 
     def fit(self, objective: objectives.FlowMatching, data: Any, name: str) -> None:
         training.fit(
-            objective, data, steps=self.steps, batch_size=256, seed=self.seed, lr=3e-3,
+            objective, data, steps=self.steps, batch_size=self.batch, seed=self.seed, lr=3e-3,
             checkpoint=self.out / f"{name}.pt", description=name,
         )  # fmt: skip
 
@@ -145,11 +146,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/flow_matching"))
     parser.add_argument("--small", action="store_true", help="a smoke run of seconds")
     options = parser.parse_args()
-    steps = 20 if options.small else options.steps
-    samples, tests, seed = (
-        (500, 200, options.seed) if options.small else (20_000, 2000, options.seed)
-    )
-    run = Run(seed, steps, samples, options.out / f"seed{seed}-steps{steps}")
+    steps, batch = (8, 32) if options.small else (options.steps, 256)
+    samples, tests = (500, 200) if options.small else (20_000, 2000)
+    seed = options.seed
+    run = Run(seed, steps, batch, samples, options.out / f"seed{seed}-steps{steps}")
     run.out.mkdir(parents=True, exist_ok=True)
 
     start = time.perf_counter()
