@@ -196,7 +196,9 @@ def ragged() -> tuple[list[Series], Batch]:
     return series, collate(series)
 
 
-@pytest.mark.parametrize("rule", [Linear, HermiteCubic, Rectilinear], ids=lambda r: r.__name__)
+@pytest.mark.parametrize(
+    "rule", [Linear, HermiteCubic, NaturalCubic, Rectilinear], ids=lambda r: r.__name__
+)
 def test_a_series_among_longer_ones_is_as_it_is_alone(rule: Any) -> None:
     series, batch = ragged()
 
