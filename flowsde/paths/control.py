@@ -257,10 +257,10 @@ class _Observed:
         """The pieces between the observed values, cut at the times t of all rows."""
         rank = self.rank[:-1]
         since = (t[:-1] - self.t.gather(0, rank)).to(pieces.dtype)
-        wide = rank.unsqueeze(1).expand_as(pieces)
-        x, *slope = _recentred(pieces.gather(0, wide).unbind(1), since)
+        x, *slope = pieces.gather(0, rank.unsqueeze(1).expand_as(pieces)).unbind(1)
         moves = rank < self.rank[-1:]
-        return torch.stack([x, *(torch.where(moves, c, 0.0) for c in slope)], 1)
+        own = x, *(torch.where(moves, c, 0.0) for c in slope)
+        return torch.stack(_recentred(own, since), 1)
 
 
 def _value(c: Sequence[Tensor], s: Tensor) -> Tensor:
