@@ -73,11 +73,8 @@ class Piecewise(Path, nn.Module):
         """Whether nothing is made of later values, where samples end early, and the pieces."""
         if not bool(x.detach().sum().isnan()):
             rate = t.diff(dim=0).reciprocal().to(x.dtype)
-            return (
-                not self.ahead,
-                t[:0],
-                torch.stack(list(self._coefficients(x, x.diff(dim=0) * rate, rate)), 1),
-            )
+            made = self._coefficients(x, x.diff(dim=0) * rate, rate)
+            return not self.ahead, t.detach()[:0], torch.stack(list(made), 1)
         own = _Observed.of(t, x)
         made = self._coefficients(own.x, own.x.diff(dim=0) * own.rate, own.rate)
         ends = t.expand_as(own.ended)[own.ended].detach()
