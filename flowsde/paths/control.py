@@ -32,7 +32,7 @@ class Piecewise(Path, nn.Module):
     Args:
         times: ``(n,)``, or ``(batch, n)`` of each sample's own; increasing, at least two.
         values: ``(batch, n, channels)``. Put time among the channels for a neural CDE. Gradients
-            reach the values and the times.
+            reach the values and the times, by ``Direct()`` and ``Checkpointed()``.
 
     Attributes:
         pieces: the coefficients, ``(n - 1, k + 1, batch, channels)``.
