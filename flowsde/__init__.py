@@ -4,7 +4,7 @@
     sol = fs.solve(fs.ODE(f), y0, 0.0, 1.0)
 
 Catalogues stay in their modules: ``flowsde.integrators``, ``flowsde.paths``, ``flowsde.models``,
-``flowsde.objectives``, ``flowsde.nn``, ``flowsde.training``.
+``flowsde.objectives``, ``flowsde.nn``, ``flowsde.training``, ``flowsde.series``.
 """
 
 from .adjoint import Adjoint, Backsolve, Checkpointed, Direct, Reversible

@@ -26,12 +26,13 @@ class Piecewise(Path, nn.Module):
     and the last piece go on.
 
     A value that is not a number was not observed: each channel goes through its own observed
-    values. Before the first of them and after the last one it stands still, at 0 where it has none.
+    values, those before the first and after the last one counting as equal to it; at 0 where it has
+    none. After the last row with any value a sample's path stands still.
 
     Args:
         times: ``(n,)``, or ``(batch, n)`` of each sample's own; increasing, at least two.
         values: ``(batch, n, channels)``. Put time among the channels for a neural CDE. Gradients
-            reach the values and the times.
+            reach the values and the times, by ``Direct()`` and ``Checkpointed()``.
 
     Attributes:
         pieces: the coefficients, ``(n - 1, k + 1, batch, channels)``.
@@ -44,14 +45,15 @@ class Piecewise(Path, nn.Module):
     times: Tensor
     pieces: Tensor
     _inner: Tensor
+    _ends: Tensor
 
     def __init__(self, times: Tensor, values: Tensor) -> None:
         super().__init__()
         times = _checked(times, values)
         x = values.transpose(0, 1).contiguous()  # time first: a piece is one block of memory
         t = (times.T if times.ndim == 2 else times[:, None]).unsqueeze(-1)
-        known, pieces = self._through(t, x)
-        self.causal = known and not self.ahead
+        self.causal, ends, pieces = self._through(t, x)
+        self.register_buffer("_ends", torch.unique(ends), persistent=False)
         self.register_buffer("times", times)
         self.register_buffer("pieces", pieces)
         inner = times.detach()[..., 1:-1].contiguous()
@@ -67,14 +69,17 @@ class Piecewise(Path, nn.Module):
                 values ends before: its rates and secants after that are 0.
         """
 
-    def _through(self, t: Tensor, x: Tensor) -> tuple[bool, Tensor]:
-        """Whether nothing was filled in from later values, and the pieces."""
+    def _through(self, t: Tensor, x: Tensor) -> tuple[bool, Tensor, Tensor]:
+        """Whether nothing is made of later values, where samples end early, and the pieces."""
         if not bool(x.detach().sum().isnan()):
             rate = t.diff(dim=0).reciprocal().to(x.dtype)
-            return True, torch.stack(list(self._coefficients(x, x.diff(dim=0) * rate, rate)), 1)
+            made = self._coefficients(x, x.diff(dim=0) * rate, rate)
+            return not self.ahead, t.detach()[:0], torch.stack(list(made), 1)
         own = _Observed.of(t, x)
         made = self._coefficients(own.x, own.x.diff(dim=0) * own.rate, own.rate)
-        return own.causal, own.spread(t, torch.stack(list(made), 1))
+        ends = t.expand_as(own.ended)[own.ended].detach()
+        pieces = own.spread(t, torch.stack(list(made), 1))
+        return own.causal and not self.ahead, ends, pieces
 
     @property
     def knots(self) -> Tensor:
@@ -213,6 +218,7 @@ class _Observed:
         t, x: times and values, ``(n, batch, channels)``; 0 after a channel's last.
         rate: one over the gaps between them; 0 after a channel's last.
         rank: of the last value at or before each row.
+        ended: rows at which a sample ends before the others, ``(n, batch, 1)``.
         causal: whether nothing was filled in from later values.
     """
 
@@ -220,6 +226,7 @@ class _Observed:
     x: Tensor
     rate: Tensor
     rank: Tensor
+    ended: Tensor
     causal: bool
 
     @classmethod
@@ -231,23 +238,26 @@ class _Observed:
         last = torch.where(seen, row, -1).cummax(0).values
         filled = x.gather(0, torch.where(last < 0, first, last))
         x = torch.where(total > 0, filled, 0.0)
-        gap = ~seen & (count > 0) & (count < total)
-        rank = (~gap).cumsum(0) - 1
-        slot = torch.where(gap, n, rank)  # what is left out goes to a row of its own
+        end = last[-1:].amax(2, keepdim=True).clamp(min=0)  # of each sample
+        kept = (seen | (count == 0) | (count == total)) & (row <= end)
+        rank = kept.cumsum(0) - 1
+        slot = torch.where(kept, rank, n)  # what is left out goes to a row of its own
         t, x = (
             v.new_zeros(n + 1, *x.shape[1:]).scatter(0, slot, v.expand_as(x))[:-1] for v in (t, x)
         )
         inside = row[1:] <= rank[-1:]
         rate = torch.where(inside, t.diff(dim=0), torch.inf).reciprocal().to(x.dtype)
         causal = not bool((~seen & (count < total)).any())
-        return cls(t, x, rate, rank, causal)
+        return cls(t, x, rate, rank, (row == end) & (row < n - 1), causal)
 
     def spread(self, t: Tensor, pieces: Tensor) -> Tensor:
         """The pieces between the observed values, cut at the times t of all rows."""
         rank = self.rank[:-1]
         since = (t[:-1] - self.t.gather(0, rank)).to(pieces.dtype)
-        wide = rank.unsqueeze(1).expand_as(pieces)
-        return torch.stack(_recentred(pieces.gather(0, wide).unbind(1), since), 1)
+        x, *slope = pieces.gather(0, rank.unsqueeze(1).expand_as(pieces)).unbind(1)
+        moves = rank < self.rank[-1:]
+        own = x, *(torch.where(moves, c, 0.0) for c in slope)
+        return torch.stack(_recentred(own, since), 1)
 
 
 def _value(c: Sequence[Tensor], s: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ __all__ = ["Cubic", "HermiteCubic", "Monotone", "NaturalCubic"]
 
 
 class Cubic(Piecewise):
-    """Cubic pieces that meet with one slope d_i at t_i: dX/dt never jumps.
+    """Cubic pieces that meet with one slope d_i at t_i: dX/dt jumps only where a sample ends early.
 
     With m the slope of the chord over a piece of length h, from slope d to slope e,
 
@@ -25,7 +25,7 @@ class Cubic(Piecewise):
 
     @property
     def jumps(self) -> Tensor:
-        return self.knots[:0]
+        return self._ends
 
     def _coefficients(self, x: Tensor, secant: Tensor, rate: Tensor) -> Sequence[Tensor]:
         slopes = self._slopes(secant, rate)
