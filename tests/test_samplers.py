@@ -227,6 +227,16 @@ def test_steps_onto_no_noise_and_from_no_signal(method: Any) -> None:
     assert float((y - truth).abs().mean()) < 0.1
 
 
+@pytest.mark.parametrize("method", [ExponentialEuler(), SEEDS(2), DPMSolverPPSingle(3)], ids=str)
+def test_the_last_step_of_a_reverse_sde_leaves_no_noise(method: Any) -> None:
+    """Onto sigma = 0 it goes to the denoiser's own mean, whatever is predicted."""
+    schedule, x, t = FlowMatching(), torch.randn(5, 2), 0.2
+    denoiser = MIXTURE.denoiser(schedule)
+    sde = fs.LinearSDE(schedule).reverse_sde(denoiser)
+    y = run(sde, x, method, torch.tensor([t, 0.0]), path=fs.Brownian(0))
+    assert torch.allclose(y, denoiser(torch.tensor(t), x), atol=1e-13)
+
+
 def test_inversion_goes_there_and_back() -> None:
     """DDIM from data to noise and back errs to first order, DPM-Solver-3 to third."""
     schedule, x = VP(), MIXTURE.sample(8, 0)
