@@ -363,21 +363,20 @@ def test_annealing_recovers_weights_that_plain_langevin_does_not() -> None:
 
 @torch.no_grad()
 def test_adaptive_steps_of_the_reverse_sde() -> None:
-    """Jolicoeur-Martineau et al. 2021: the improved Euler step beside Euler's, on each sample's
-    own steps. Fewer steps at a coarser tolerance, and the samples' law.
+    """Jolicoeur-Martineau et al. 2021: the improved Euler step beside Euler's, on chosen steps.
+    More of them for less tolerance, and the law of the samples, to four standard errors.
     """
-    schedule, x = VP(), torch.randn(120, 2)
-    sde = fs.LinearSDE(schedule).reverse_sde(MIXTURE.denoiser(schedule))
-    attempts = []
-    for tolerance in (0.2, 0.05):
+    schedule, x = VP(), torch.randn(200, 2)
+    sde, counts = fs.LinearSDE(schedule).reverse_sde(MIXTURE.denoiser(schedule)), []
+    for tolerance in (0.3, 0.1):
         sol = fs.solve(
             sde, x, 1.0, 1e-2, integrator=StochasticHeun(), path=fs.Brownian(0),
-            stepping=fs.Adaptive(tolerance, 0.01, per_sample=True),
+            stepping=fs.Adaptive(tolerance, 0.05),
         )  # fmt: skip
-        attempts.append(float(sol.stats.accepted.double().mean()))
-    assert attempts[0] < attempts[1] < 300
+        counts.append(sol.stats.accepted)
+    assert 1.3 * counts[0] < counts[1] < 100
     share = float((sol.y1[:, 0] < -0.25).double().mean())
-    assert abs(share - 0.3) < 4.0 * math.sqrt(0.21 / 120)
+    assert abs(share - 0.3) < 4.0 * math.sqrt(0.21 / len(x))
 
 
 # --- refusals -------------------------------------------------------------------------------------

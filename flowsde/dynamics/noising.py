@@ -19,6 +19,8 @@ __all__ = ["AnnealedLangevin", "LinearSDE", "Reverse", "as_denoiser"]
 class _NoisedSplit(SemiLinear):
     """What both forms of a noised state's equation share: the clock is lambda."""
 
+    noising = True
+
     def __init__(self, denoiser: Denoiser, eta: float) -> None:
         self._denoiser, self._schedule, self._eta2 = denoiser, denoiser.schedule, eta * eta
 
@@ -93,7 +95,7 @@ class _NoiseSplit(_NoisedSplit):
     def weights(self, t0: Scalar, t1: Scalar) -> tuple[Scalar, Scalar]:
         (alpha0, sigma0), (alpha1, sigma1) = self._schedule(t0), self._schedule(t1)
         growth = alpha1 / alpha0
-        gain = where(sigma1 == 0, 1.0 + self._eta2, 1.0)
+        gain = where(sigma1 == 0, 1.0 + self._eta2, 1.0 + 0.0 * sigma1)
         return growth, (sigma0 * growth - sigma1) / gain
 
     def deviation(self, t0: Scalar, t1: Scalar) -> Scalar | None:
