@@ -82,7 +82,7 @@ def reference(schedule: fs.Schedule) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(
     ("method", "order"),
     [
-        (DDIM(), 1), (DPMSolver(1), 1), (DPMSolver(2), 2), (DPMSolver(3), 3),
+        (DDIM(), 1), (DPMSolver(2), 2), (DPMSolver(3), 3),
         (DPMSolverPPSingle(2), 2), (DPMSolverPPSingle(3), 3), (DPMSolverPP(2), 2),
         (DPMSolverPP(3, start=1), 2), (DPMSolverPP(3, start=2), 3), (DEIS(2), 2),
         (DEIS(3, start=3), 3), (ExponentialAdams(2, dual=True), 2), (EDMHeun(), 2),
@@ -95,7 +95,7 @@ def test_order(method: Integrator, order: int, grid: Any) -> None:
     """Uniform in lambda and Karras's grid. The published start costs 3M, and UniPC-3, an order."""
     schedule = EDM(20.0)
     (x, truth), (t0, t1) = reference(schedule), SPANS[schedule]
-    counts, errors = [160, 320] if order == 4 else [80, 160], []
+    counts, errors = [160, 320] if order == 4 else [48, 96], []
     for n in counts:
         y = run(flow(schedule), x, method, grid(schedule, t0, t1, n))
         errors.append(float((y - truth).square().mean().sqrt()))
@@ -150,7 +150,7 @@ def variance(dynamics: Any, method: Integrator, times: Tensor, kinds: int, first
 @pytest.mark.parametrize(
     ("method", "kinds", "order"),
     [
-        (ExponentialEuler(), 1, 1), (DPMSolverPP(2), 1, 2), (DPMSolverPP(3), 1, 2),
+        (ExponentialEuler(), 1, 1), (DPMSolverPP(2), 1, 2),
         (SEEDS(1), 1, 1), (SEEDS(2), 2, 2), (SEEDS(3), 3, 2), (DDIM(1.0), 1, 1),
         (DPMSolverPPSingle(2), 2, 2), (EDMHeun(gamma=0.5), 1, 2),
     ],
@@ -167,7 +167,7 @@ def test_weak_order_by_exact_moments(method: Integrator, kinds: int, order: int)
     def denoiser(t: Tensor, x: Tensor) -> Tensor:
         return schedule.alpha(t) * std**2 / law(t) * x
 
-    process, counts, errors = fs.LinearSDE(schedule), [60, 120], []
+    process, counts, errors = fs.LinearSDE(schedule), [40, 80], []
     for n in counts:
         own = isinstance(method, (DDIM, EDMHeun))
         dynamics = process.probability_flow(denoiser) if own else process.reverse_sde(denoiser)
@@ -238,10 +238,10 @@ def test_the_last_step_of_a_reverse_sde_leaves_no_noise(method: Any) -> None:
 
 
 def test_inversion_goes_there_and_back() -> None:
-    """DDIM from data to noise and back errs to first order, DPM-Solver-3 to third."""
+    """DDIM from data to noise and back errs to first order, DPM-Solver-2 to second."""
     schedule, x = VP(), MIXTURE.sample(8, 0)
-    for method, order in ((DDIM(), 1), (DPMSolver(3), 3)):
-        counts, errors = [40, 80], []
+    for method, order in ((DDIM(), 1), (DPMSolver(2), 2)):
+        counts, errors = [20, 40], []
         for n in counts:
             times = uniform_lambda(schedule, 0.01, 0.9, n)
             noise = run(flow(schedule), x, method, times)
@@ -346,11 +346,11 @@ def test_annealed_langevin_is_ncsns() -> None:
 @torch.no_grad()
 def test_annealing_recovers_weights_that_plain_langevin_does_not() -> None:
     """NCSN's toy: .8 and .2 at +-5. To .03 and four standard errors."""
-    mixture, count = Mixture(torch.tensor([0.8, 0.2]), torch.tensor([[5.0], [-5.0]]), 1.0), 1500
-    schedule, x = EDM(25.0), 16.0 * torch.rand(1500, 1) - 8.0
+    mixture, count = Mixture(torch.tensor([0.8, 0.2]), torch.tensor([[5.0], [-5.0]]), 1.0), 1000
+    schedule, x = EDM(25.0), 16.0 * torch.rand(1000, 1) - 8.0
     process, denoiser = fs.LinearSDE(schedule), mixture.denoiser(schedule)
     levels, weights = torch.logspace(math.log10(20.0), 0.0, 10), []
-    for times, steps in ((levels, 40), (levels[-1:], 400)):
+    for times, steps in ((levels, 25), (levels[-1:], 250)):
         y = fs.solve(
             process.annealed_langevin(denoiser, times, steps, 0.1), x, integrator=EulerMaruyama(),
             stepping=fs.Fixed(dt=1.0), path=fs.Brownian(0),
