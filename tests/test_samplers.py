@@ -339,6 +339,8 @@ def test_annealed_langevin_is_ncsns() -> None:
         dynamics, x, integrator=EulerMaruyama(), stepping=fs.Fixed(dt=1.0), path=path
     ).y1  # fmt: skip
     assert torch.allclose(y, hand, atol=1e-12)
+    drift = dynamics(torch.zeros(5, dtype=torch.float32), x.float())
+    assert torch.allclose(drift, dynamics(torch.tensor(0.0), x).float())
     with pytest.raises(ValueError, match="levels of shape"):
         fs.LinearSDE(schedule).annealed_langevin(denoiser, torch.ones(2, 2))
 

@@ -253,7 +253,7 @@ class AnnealedLangevin(Dynamics):
     def _level(self, k: Tensor) -> Tensor:
         """The time of the schedule that step k is at."""
         index = (k / self.steps).floor().long().clamp(0, len(self.levels) - 1)
-        return self.levels[index]
+        return self.levels[index].to(k.dtype)
 
     def _size(self, t: Tensor) -> Tensor:
         sigma = torch.as_tensor(self.denoiser.schedule.sigma(t))
