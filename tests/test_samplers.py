@@ -82,7 +82,7 @@ def reference(schedule: fs.Schedule) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(
     ("method", "order"),
     [
-        (DDIM(), 1), (DPMSolver(1), 1), (DPMSolver(2), 2), (DPMSolver(3), 3),
+        (DDIM(), 1), (DPMSolver(2), 2), (DPMSolver(3), 3),
         (DPMSolverPPSingle(2), 2), (DPMSolverPPSingle(3), 3), (DPMSolverPP(2), 2),
         (DPMSolverPP(3, start=1), 2), (DPMSolverPP(3, start=2), 3), (DEIS(2), 2),
         (DEIS(3, start=3), 3), (ExponentialAdams(2, dual=True), 2), (EDMHeun(), 2),
@@ -95,7 +95,7 @@ def test_order(method: Integrator, order: int, grid: Any) -> None:
     """Uniform in lambda and Karras's grid. The published start costs 3M, and UniPC-3, an order."""
     schedule = EDM(20.0)
     (x, truth), (t0, t1) = reference(schedule), SPANS[schedule]
-    counts, errors = [160, 320] if order == 4 else [80, 160], []
+    counts, errors = [160, 320] if order == 4 else [48, 96], []
     for n in counts:
         y = run(flow(schedule), x, method, grid(schedule, t0, t1, n))
         errors.append(float((y - truth).square().mean().sqrt()))
@@ -150,7 +150,7 @@ def variance(dynamics: Any, method: Integrator, times: Tensor, kinds: int, first
 @pytest.mark.parametrize(
     ("method", "kinds", "order"),
     [
-        (ExponentialEuler(), 1, 1), (DPMSolverPP(2), 1, 2), (DPMSolverPP(3), 1, 2),
+        (ExponentialEuler(), 1, 1), (DPMSolverPP(2), 1, 2),
         (SEEDS(1), 1, 1), (SEEDS(2), 2, 2), (SEEDS(3), 3, 2), (DDIM(1.0), 1, 1),
         (DPMSolverPPSingle(2), 2, 2), (EDMHeun(gamma=0.5), 1, 2),
     ],
@@ -167,7 +167,7 @@ def test_weak_order_by_exact_moments(method: Integrator, kinds: int, order: int)
     def denoiser(t: Tensor, x: Tensor) -> Tensor:
         return schedule.alpha(t) * std**2 / law(t) * x
 
-    process, counts, errors = fs.LinearSDE(schedule), [60, 120], []
+    process, counts, errors = fs.LinearSDE(schedule), [40, 80], []
     for n in counts:
         own = isinstance(method, (DDIM, EDMHeun))
         dynamics = process.probability_flow(denoiser) if own else process.reverse_sde(denoiser)
@@ -227,11 +227,21 @@ def test_steps_onto_no_noise_and_from_no_signal(method: Any) -> None:
     assert float((y - truth).abs().mean()) < 0.1
 
 
+@pytest.mark.parametrize("method", [ExponentialEuler(), SEEDS(2), DPMSolverPPSingle(3)], ids=str)
+def test_the_last_step_of_a_reverse_sde_leaves_no_noise(method: Any) -> None:
+    """Onto sigma = 0 it goes to the denoiser's own mean, whatever is predicted."""
+    schedule, x, t = FlowMatching(), torch.randn(5, 2), 0.2
+    denoiser = MIXTURE.denoiser(schedule)
+    sde = fs.LinearSDE(schedule).reverse_sde(denoiser)
+    y = run(sde, x, method, torch.tensor([t, 0.0]), path=fs.Brownian(0))
+    assert torch.allclose(y, denoiser(torch.tensor(t), x), atol=1e-13)
+
+
 def test_inversion_goes_there_and_back() -> None:
-    """DDIM from data to noise and back errs to first order, DPM-Solver-3 to third."""
+    """DDIM from data to noise and back errs to first order, DPM-Solver-2 to second."""
     schedule, x = VP(), MIXTURE.sample(8, 0)
-    for method, order in ((DDIM(), 1), (DPMSolver(3), 3)):
-        counts, errors = [40, 80], []
+    for method, order in ((DDIM(), 1), (DPMSolver(2), 2)):
+        counts, errors = [20, 40], []
         for n in counts:
             times = uniform_lambda(schedule, 0.01, 0.9, n)
             noise = run(flow(schedule), x, method, times)
@@ -329,6 +339,8 @@ def test_annealed_langevin_is_ncsns() -> None:
         dynamics, x, integrator=EulerMaruyama(), stepping=fs.Fixed(dt=1.0), path=path
     ).y1  # fmt: skip
     assert torch.allclose(y, hand, atol=1e-12)
+    drift = dynamics(torch.zeros(5, dtype=torch.float32), x.float())
+    assert torch.allclose(drift, dynamics(torch.tensor(0.0), x).float())
     with pytest.raises(ValueError, match="levels of shape"):
         fs.LinearSDE(schedule).annealed_langevin(denoiser, torch.ones(2, 2))
 
@@ -336,11 +348,11 @@ def test_annealed_langevin_is_ncsns() -> None:
 @torch.no_grad()
 def test_annealing_recovers_weights_that_plain_langevin_does_not() -> None:
     """NCSN's toy: .8 and .2 at +-5. To .03 and four standard errors."""
-    mixture, count = Mixture(torch.tensor([0.8, 0.2]), torch.tensor([[5.0], [-5.0]]), 1.0), 1500
-    schedule, x = EDM(25.0), 16.0 * torch.rand(1500, 1) - 8.0
+    mixture, count = Mixture(torch.tensor([0.8, 0.2]), torch.tensor([[5.0], [-5.0]]), 1.0), 1000
+    schedule, x = EDM(25.0), 16.0 * torch.rand(1000, 1) - 8.0
     process, denoiser = fs.LinearSDE(schedule), mixture.denoiser(schedule)
     levels, weights = torch.logspace(math.log10(20.0), 0.0, 10), []
-    for times, steps in ((levels, 40), (levels[-1:], 400)):
+    for times, steps in ((levels, 25), (levels[-1:], 250)):
         y = fs.solve(
             process.annealed_langevin(denoiser, times, steps, 0.1), x, integrator=EulerMaruyama(),
             stepping=fs.Fixed(dt=1.0), path=fs.Brownian(0),
@@ -353,21 +365,20 @@ def test_annealing_recovers_weights_that_plain_langevin_does_not() -> None:
 
 @torch.no_grad()
 def test_adaptive_steps_of_the_reverse_sde() -> None:
-    """Jolicoeur-Martineau et al. 2021: the improved Euler step beside Euler's, on each sample's
-    own steps. Fewer steps at a coarser tolerance, and the samples' law.
+    """Jolicoeur-Martineau et al. 2021: the improved Euler step beside Euler's, on chosen steps.
+    More of them for less tolerance, and the law of the samples, to four standard errors.
     """
-    schedule, x = VP(), torch.randn(120, 2)
-    sde = fs.LinearSDE(schedule).reverse_sde(MIXTURE.denoiser(schedule))
-    attempts = []
-    for tolerance in (0.2, 0.05):
+    schedule, x = VP(), torch.randn(200, 2)
+    sde, counts = fs.LinearSDE(schedule).reverse_sde(MIXTURE.denoiser(schedule)), []
+    for tolerance in (0.3, 0.1):
         sol = fs.solve(
             sde, x, 1.0, 1e-2, integrator=StochasticHeun(), path=fs.Brownian(0),
-            stepping=fs.Adaptive(tolerance, 0.01, per_sample=True),
+            stepping=fs.Adaptive(tolerance, 0.05),
         )  # fmt: skip
-        attempts.append(float(sol.stats.accepted.double().mean()))
-    assert attempts[0] < attempts[1] < 300
+        counts.append(sol.stats.accepted)
+    assert 1.3 * counts[0] < counts[1] < 100
     share = float((sol.y1[:, 0] < -0.25).double().mean())
-    assert abs(share - 0.3) < 4.0 * math.sqrt(0.21 / 120)
+    assert abs(share - 0.3) < 4.0 * math.sqrt(0.21 / len(x))
 
 
 # --- refusals -------------------------------------------------------------------------------------

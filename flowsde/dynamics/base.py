@@ -72,6 +72,7 @@ class SemiLinear(ABC):
     """
 
     rate: Scalar
+    noising: bool = False  # whether x is a noised state and nothing else
     factored: bool = False  # whether its noise is g dW with the dynamics' g, deviations for g = 1
 
     @property

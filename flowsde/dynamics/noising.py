@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._scalar import Scalar, exp, expand, expm1, sqrt
+from .._scalar import Scalar, exp, expand, expm1, sqrt, where
 from ..paths.schedule import Schedule
 from .base import Dynamics, Noise, SemiLinear
 from .denoiser import Data, Denoiser, Point
@@ -18,6 +18,8 @@ __all__ = ["AnnealedLangevin", "LinearSDE", "Reverse", "as_denoiser"]
 
 class _NoisedSplit(SemiLinear):
     """What both forms of a noised state's equation share: the clock is lambda."""
+
+    noising = True
 
     def __init__(self, denoiser: Denoiser, eta: float) -> None:
         self._denoiser, self._schedule, self._eta2 = denoiser, denoiser.schedule, eta * eta
@@ -78,7 +80,8 @@ class _NoiseSplit(_NoisedSplit):
 
     In x:
         x1 = alpha1/alpha0 x0 + (1 + eta^2) (sigma1 - sigma0 alpha1/alpha0) eps_hat
-    which is finite where sigma1 = 0. Where alpha0 = 0 noise says nothing about data.
+    which is finite where sigma1 = 0: there eta is taken as 0, so that x1 = alpha1 x0_hat and no
+    noise is left over. Where alpha0 = 0 noise says nothing about data.
     """
 
     rate = 1.0
@@ -92,14 +95,16 @@ class _NoiseSplit(_NoisedSplit):
     def weights(self, t0: Scalar, t1: Scalar) -> tuple[Scalar, Scalar]:
         (alpha0, sigma0), (alpha1, sigma1) = self._schedule(t0), self._schedule(t1)
         growth = alpha1 / alpha0
-        return growth, sigma0 * growth - sigma1
+        gain = where(sigma1 == 0, 1.0 + self._eta2, 1.0 + 0.0 * sigma1)
+        return growth, (sigma0 * growth - sigma1) / gain
 
     def deviation(self, t0: Scalar, t1: Scalar) -> Scalar | None:
         if not self._eta2:
             return None
         (alpha0, sigma0), (alpha1, sigma1) = self._schedule(t0), self._schedule(t1)
-        grown = sigma0 * (alpha1 / alpha0)  # sigma1 sqrt(expm1(2 h)), finite where sigma1 = 0
-        return sqrt(self._eta2 * (grown - sigma1) * (grown + sigma1))
+        grown = sigma0 * (alpha1 / alpha0)
+        square = self._eta2 * (grown - sigma1) * (grown + sigma1)  # sigma1^2 eta^2 expm1(2 h)
+        return where(sigma1 == 0, 0.0, sqrt(square))
 
 
 class LinearSDE(Dynamics):
@@ -248,7 +253,7 @@ class AnnealedLangevin(Dynamics):
     def _level(self, k: Tensor) -> Tensor:
         """The time of the schedule that step k is at."""
         index = (k / self.steps).floor().long().clamp(0, len(self.levels) - 1)
-        return self.levels[index]
+        return self.levels[index].to(k.dtype)
 
     def _size(self, t: Tensor) -> Tensor:
         sigma = torch.as_tensor(self.denoiser.schedule.sigma(t))

@@ -38,9 +38,9 @@ __all__ = [
 
 
 def check_noised(method: Integrator, dynamics: Dynamics) -> None:
-    """Raises TypeError, with the cure, where x is not a noised state, or has noise already."""
+    """Raises TypeError, with the cure, where x is not a noised state."""
     name, split = type(method).__name__, dynamics.split()
-    if split is None or split.dual is split:
+    if split is None or not split.noising:
         raise TypeError(
             f"{name} adds noise to a noised state, which {type(dynamics).__name__} has not: use "
             f"LinearSDE(schedule).probability_flow(denoiser), or {name} without noise"
@@ -319,12 +319,12 @@ class EDMHeun(Singlestep):
         if dw is not None:
             split, (z,) = self.form(field), self._normals(field, t0, t1, y, dw)
             clock = split.clock(t0)
-            sigma, more = exp(-clock), math.log1p(self.gamma)
+            sigma = exp(-clock)
             churned = (self.low <= sigma) & (sigma <= self.high)
+            more = where(churned, math.log1p(self.gamma), 0.0 * clock)
             start = where(churned, split.time(clock - more), t0)
-            a, _ = split.weights(t0, start)
-            added = self.swell * split.scale(start) * sqrt(-expm1(where(churned, -2.0 * more, 0.0)))
-            y, t0 = split.add(tree_map(lambda x: split.fit(a, x) * x, y), added, z), start
+            added = self.swell * split.scale(start) * sqrt(-expm1(-2.0 * more))
+            y, t0 = split.add(split.decay(t0, start, y), added, z), start
         return super().step(field, t0, t1, y, None, carry)
 
 
