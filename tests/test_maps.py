@@ -149,6 +149,18 @@ def test_maps_invert_in_single_precision(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MAPS)
+def test_maps_invert_under_autocast(name: str) -> None:
+    """Networks may be coarse: the state is not, and neither is what undoes a step."""
+    made, shape = shaken(name)
+    made, x = made.float(), torch.randn(20, *shape).float()
+    with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16):
+        y, ladj = through(made, x)
+        back, inverse = through(made, y, back=True)
+    assert y.dtype == ladj.dtype == back.dtype == inverse.dtype == torch.float32
+    assert float((back - x).abs().max()) <= 1e-3 * (1.0 + float(x.abs().max()))
+
+
+@pytest.mark.parametrize("name", MAPS)
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=3)
 def test_log_determinants(name: str, seed: int) -> None:
@@ -158,13 +170,11 @@ def test_log_determinants(name: str, seed: int) -> None:
     for back in (False, True):
         x = through(made, x)[0].detach() if back else x
         ladj = through(made, x, back=back)[1].detach()
-        for i in range(2):
-            jacobian = torch.autograd.functional.jacobian(
-                lambda v: through(made, v[None], back=back)[0].flatten(),
-                x[i],
-            )
-            truth = torch.linalg.slogdet(jacobian.reshape(x[i].numel(), -1))[1]
-            assert float(ladj[i]) == pytest.approx(float(truth), abs=1e-8)
+        jacobian = torch.autograd.functional.jacobian(
+            lambda v: through(made, v[None], back=back)[0].flatten(), x[1]
+        )
+        truth = torch.linalg.slogdet(jacobian.reshape(x[1].numel(), -1))[1]
+        assert float(ladj[1]) == pytest.approx(float(truth), abs=1e-8)
 
 
 @pytest.mark.parametrize("name", MAPS)
@@ -504,8 +514,8 @@ def test_the_roulette_is_unbiased() -> None:
         return torch.cat((ladj.detach()[None], grad))
 
     exact, loose = drawn(models.ExactLogDet()), models.RouletteLogDet(1, 0.75)
-    found = torch.stack([drawn(loose.prepare(seed)) for seed in range(150)])
-    error = found.std(0) / 150**0.5
+    found = torch.stack([drawn(loose.prepare(seed)) for seed in range(100)])
+    error = found.std(0) / 100**0.5
     assert float(error[0]) < 0.05 * float(exact[0].abs())
     assert bool(((found.mean(0) - exact).abs() < 5.0 * error).all())
 
@@ -524,7 +534,8 @@ def test_the_roulette_turns_by_the_solves_generator() -> None:
 
 @pytest.mark.parametrize(
     "bad", [lambda: models.RouletteLogDet(-1), lambda: models.RouletteLogDet(2, 1.0),
-            lambda: models.Sylvester(3, 4), lambda: LipschitzMLP([2, 2], 0.0)],
+            lambda: models.Sylvester(3, 4), lambda: MaskedMLP(9, 1, 7),
+            lambda: LipschitzMLP([2, 2], 0.0)],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(bad: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match="got"):

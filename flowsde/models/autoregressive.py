@@ -42,7 +42,7 @@ class Autoregressive(Map):
         return 1
 
     def _params(self, x: Tensor, args: tuple[Any, ...]) -> Tensor:
-        out = self.net(torch.cat((x, *args), -1) if args else x)
+        out = self.net(torch.cat((x, *args), -1) if args else x).to(x.dtype)
         return torch.unflatten(out, 1, (self.law.count, self.dim))
 
     def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..dynamics.discrete import Map
+from .mixing import exactly
 
 __all__ = ["Planar", "Sylvester"]
 
@@ -63,13 +65,15 @@ class Planar(Map):
         return self.push + (product - raw) / square * w, product
 
     def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-        u, product = self._law()
-        h = torch.tanh(y @ self.weight + self.bias)
+        with exactly(y):
+            u, product = self._law()
+            h = torch.tanh(y @ self.weight + self.bias)
         return y + h[:, None] * u, torch.log1p(product * (1.0 - h * h))
 
     def unstep(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-        u, product = self._law()
-        v = _root(product, torch.ones_like(product), self.bias, y @ self.weight)
+        with exactly(y):
+            u, product = self._law()
+            v = _root(product, torch.ones_like(product), self.bias, y @ self.weight)
         h = torch.tanh(v + self.bias)
         return y - h[:, None] * u, -torch.log1p(product * (1.0 - h * h))
 
@@ -110,13 +114,19 @@ class Sylvester(Map):
         return raw.triu(1) + ((1.0 - _LEAST) * raw.diagonal().tanh()).diag()
 
     def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-        q, r, s = self._law()
-        h = torch.tanh(y @ q @ s.mT + self.bias)
-        return y + h @ (q @ r).mT, self._ladj(r, s, h)
+        with exactly(y):
+            q, r, s = self._law()
+            h = torch.tanh(y @ q @ s.mT + self.bias)
+            return y + h @ (q @ r).mT, self._ladj(r, s, h)
 
     def unstep(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-        q, r, s = self._law()
-        targets = (y @ q).unbind(-1)
+        with exactly(y):
+            q, r, s = self._law()
+            h = self._solve(r, s, (y @ q).unbind(-1))
+            return y - h @ (q @ r).mT, -self._ladj(r, s, h)
+
+    def _solve(self, r: Tensor, s: Tensor, targets: Sequence[Tensor]) -> Tensor:
+        """h = tanh(S v + b) at the v with v + R h = target: by substitution from the last."""
         v: list[Tensor] = []  # of the columns from i + 1 on
         h: list[Tensor] = []
         for i in reversed(range(len(r))):
@@ -126,8 +136,7 @@ class Sylvester(Map):
                 target = target - r[i, i + 1 + j] * h[j]
             v.insert(0, _root(r[i, i], s[i, i], shift, target))
             h.insert(0, torch.tanh(s[i, i] * v[0] + shift))
-        bent = torch.stack(h, -1)
-        return y - bent @ (q @ r).mT, -self._ladj(r, s, bent)
+        return torch.stack(h, -1)
 
     @staticmethod
     def _ladj(r: Tensor, s: Tensor, h: Tensor) -> Tensor:

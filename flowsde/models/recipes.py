@@ -136,9 +136,10 @@ def glow(
     Source: Kingma and Dhariwal 2018, "Glow", arXiv 1807.03039.
     """
     channels, *sides = shape
-    if len(sides) != 2 or any(side % 2**levels for side in sides):
+    if len(sides) != 2 or levels < 1 or any(side % 2**levels for side in sides):
         raise ValueError(
-            f"shape is (channels, height, width), sides multiples of {2**levels}; got {shape}"
+            f"shape is (channels, height, width), sides multiples of {2**levels}; got {shape}, "
+            f"{levels} levels"
         )
 
     def network(inputs: int, outputs: int) -> nn.Module:

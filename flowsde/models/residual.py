@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .. import _random
 from .._once import once
 from ..dynamics.discrete import Map
+from .mixing import exactly
 
 __all__ = ["ExactLogDet", "InvertibleResidual", "LogDet", "RouletteLogDet"]
 
@@ -136,17 +137,19 @@ class InvertibleResidual(Map):
         return y + self.net(y, *args)
 
     def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-        g, ladj = self._bent(y, args)
+        with exactly(y):
+            g, ladj = self._bent(y, args)
         return y + g, ladj
 
     def unstep(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         def g(x: Tensor) -> Tensor:
             return self.net(x, *args)
 
-        with torch.no_grad():
-            x = _settle(g, y.detach())
-        x = _FixedPoint.apply(y - x - g(x), x, g)  # type: ignore[no-untyped-call]
-        return x, -self._bent(x, args)[1]
+        with exactly(y):
+            with torch.no_grad():
+                x = _settle(g, y.detach())
+            x = _FixedPoint.apply(y - x - g(x), x, g)  # type: ignore[no-untyped-call]
+            return x, -self._bent(x, args)[1]
 
     def _bent(self, x: Tensor, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
         """g(x) and log det(I + dg/dx)."""

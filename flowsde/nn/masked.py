@@ -37,6 +37,9 @@ class MaskedMLP(nn.Sequential):
         width, depth: of the hidden layers.
         condition: size of a further input, after x, that every output sees.
 
+    Raises:
+        ValueError: on layers too narrow to hand on every component.
+
     Source: Germain et al. 2015, "MADE", arXiv 1502.03509.
     """
 
@@ -45,7 +48,10 @@ class MaskedMLP(nn.Sequential):
     ) -> None:
         # a unit of degree m sees x_0 .. x_m; of degree -1 what is given beside x, alone
         least = -1 if condition or dim == 1 else 0
-        hidden = torch.arange(width) % (dim - 1 - least) + least
+        span = dim - 1 - least
+        if width < span:
+            raise ValueError(f"width is {span} or more, one unit a component; got {width}")
+        hidden = torch.arange(width) % span + least
         inputs = torch.cat((torch.arange(dim), torch.full((condition,), -1)))
         outputs = torch.arange(dim).repeat(count) - 1
         layers: list[nn.Module] = []
