@@ -19,6 +19,7 @@ pytest.importorskip("matplotlib")
 
 from benchmarks import (
     adjoints,
+    flows,
     heterogeneous,
     overhead,
     peers,
@@ -157,6 +158,21 @@ def test_sde_gradients(tmp_path: Path) -> None:
     for name in ("flowsde StochasticHeun, Backsolve", "torchsde heun, sdeint_adjoint"):
         assert 1e-3 < errors[name]["4"] < errors[name]["1"]
     assert (tmp_path / "sde_gradients.png").stat().st_size > 0
+
+
+def test_flows(tmp_path: Path) -> None:
+    """As many parameters in each; and ours dispatches the fewest operations a step."""
+    flows.main(["--small", "--peers", "zuko", "--out", str(tmp_path)])
+    (scores,) = record(tmp_path, "flows_likelihood")["found"].values()
+    assert {"flowsde nsf", "flowsde cnf, flow matching", "zuko NSF", "zuko CNF"} == set(scores)
+    for row in scores.values():
+        assert row["parameters"] == pytest.approx(4000, rel=0.1)
+        assert row["steps"][0] >= flows.TURNS
+    steps = record(tmp_path, "flows_steps")["found"]
+    for row in steps.values():
+        assert row["flowsde"]["parameters"] == row["zuko"]["parameters"]
+        assert row["flowsde"]["operations"] < row["zuko"]["operations"]
+    assert (tmp_path / "flows_likelihood.png").stat().st_size > 0
 
 
 def test_an_executor_gets_a_row() -> None:

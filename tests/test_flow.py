@@ -17,7 +17,7 @@ from torch import distributions as td
 import flowsde as fs
 from flowsde import bases, interop, models, objectives
 from flowsde.integrators import Tsit5
-from flowsde.models import Dequantize, Logit, Standardize
+from flowsde.models import Dequantize, Logit, Standardize, Whiten
 
 from .systems import DEVICE, generator
 
@@ -34,7 +34,7 @@ def shaken(dynamics: fs.Dynamics, std: float, seed: int = 0) -> Any:
 
 
 def stack(dim: int = 2, condition: int = 0, depth: int = 3) -> fs.Composed:
-    made = models.coupling_stack(
+    made = models.realnvp(
         dim, depth, 8, generator=torch.Generator("cpu").manual_seed(1), condition=condition
     )
     return shaken(made, 0.3)
@@ -274,13 +274,14 @@ def transform(name: str) -> fs.Map:
     data = torch.rand(50, 2, generator=generator(5))
     return {
         "standardize": lambda: Standardize.of(3.0 * data + 1.0),
+        "whiten": lambda: Whiten.of(3.0 * data @ torch.tensor([[1.0, 0.5], [0.0, 0.7]])),
         "logit": lambda: Logit(0.05),
         "both": lambda: fs.Composed([Logit(0.01), Standardize.of(Logit(0.01).step(0, data)[0])]),
     }[name]()
 
 
 @given(
-    name=st.sampled_from(["standardize", "logit", "both"]), batch=st.integers(1, 4),
+    name=st.sampled_from(["standardize", "whiten", "logit", "both"]), batch=st.integers(1, 4),
     seed=st.integers(0, 100),
 )  # fmt: skip
 def test_transforms_change_variables(name: str, batch: int, seed: int) -> None:
@@ -295,13 +296,13 @@ def test_transforms_change_variables(name: str, batch: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["standardize", "logit", "both"])
+@pytest.mark.parametrize("name", ["whiten", "logit", "both"])
 def test_densities_of_data_integrate_to_one(kind: str, name: str) -> None:
     made = flow(kind, transform=transform(name))
     c = torch.tensor([[0.2, -0.4]])
     edges = torch.linspace(-16.0, 16.0, 161)
     middles = 0.5 * (edges[1:] + edges[:-1])
-    if name != "standardize":  # cells that get small where the support ends, beyond the margin
+    if name != "whiten":  # cells that get small where the support ends, beyond the margin
         beyond = 0.05 / 0.9 if name == "logit" else 0.01 / 0.98
         edges, middles = ((1 + 2 * beyond) * x.sigmoid() - beyond for x in (edges, middles))
     with torch.no_grad():
@@ -319,6 +320,16 @@ def test_standardize_is_that_of_the_data() -> None:
     assert torch.allclose(y.var(0), torch.ones(3, 2))
     with pytest.raises(ValueError, match="constant"):
         Standardize.of(torch.ones(5, 2))
+
+
+def test_whiten_leaves_no_covariance() -> None:
+    """So that a flow over it starts at the normal law of the data's covariance."""
+    data = torch.rand(200, 3, generator=generator()) @ torch.randn(3, 3, generator=generator(1))
+    made = fs.Flow(fs.Normal(3), Standardize(3), transform=Whiten.of(data))
+    law = td.MultivariateNormal(data.mean(0), torch.cov(data.T))
+    assert torch.allclose(made.log_prob(data), law.log_prob(data))
+    y, _ = Whiten.of(data).step(0, data)
+    assert torch.allclose(torch.cov(y.T), torch.eye(3), atol=1e-12)
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256])

@@ -13,7 +13,7 @@ from .. import _random
 from .._state import State
 from ..dynamics.discrete import Map
 
-__all__ = ["Dequantize", "Logit", "Standardize"]
+__all__ = ["Dequantize", "Logit", "Standardize", "Whiten"]
 
 
 class _Single(Map):
@@ -69,7 +69,54 @@ class Standardize(_Single):
         return y * self.std + self.mean, self._volume(y)
 
     def _volume(self, y: Tensor) -> Tensor:
-        return self.std.log().sum().to(y.dtype).expand(len(y))
+        return self.std.log().sum().expand(len(y))
+
+
+class Whiten(_Single):
+    """y = L^-1 (x - mean) of vectors, with L L^T the covariance; not learned.
+
+    The identity until ``start`` sees data, or ``Whiten.of(data)``: a flow over it starts at the
+    normal law of full covariance.
+
+    Args:
+        dim: components of a sample.
+    """
+
+    mean: Tensor
+    factor: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("factor", torch.eye(dim))
+
+    @classmethod
+    def of(cls, data: Tensor) -> Self:
+        """That of data ``(n, dim)``, in its dtype.
+
+        Raises:
+            torch.linalg.LinAlgError: on components that depend on each other: leave some out.
+        """
+        made = cls(data.shape[1]).to(data)
+        made.start(data)
+        return made
+
+    @torch.no_grad()
+    def start(self, y: Tensor, *args: Any) -> Tensor:
+        """Takes mean and covariance from data ``(n, dim)``; returns them whitened."""
+        self.factor.copy_(torch.linalg.cholesky(torch.cov(y.double().T)))
+        self.mean.copy_(y.mean(0))
+        return self.step(0, y)[0]
+
+    def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        z = torch.linalg.solve_triangular(self.factor, (y - self.mean).mT, upper=False).mT
+        return z, -self._volume(y)
+
+    def unstep(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        return y @ self.factor.mT + self.mean, self._volume(y)
+
+    def _volume(self, y: Tensor) -> Tensor:
+        return self.factor.diagonal().log().sum().expand(len(y))
 
 
 class Logit(_Single):
