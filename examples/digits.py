@@ -207,7 +207,7 @@ def flows(data: Digits, train: Trainer) -> dict[str, Whitened]:
     device = data.mean.device
     torch.manual_seed(train.seed)
     halves = torch.Generator().manual_seed(train.seed)
-    stack = models.coupling_stack(DIM, 8, 128, generator=halves, dropout=0.3)
+    stack = models.realnvp(DIM, 8, 128, generator=halves, dropout=0.3)
     ode = models.cnf(DIM, 128, 3)
     coupling = Whitened(fs.Flow(fs.Normal(DIM), stack).to(device), data.spread)
     tolerance = fs.Solver(Tsit5(), fs.Adaptive(1e-4, 1e-4))

@@ -92,10 +92,7 @@ class Flow(nn.Module):
         flat, args, batch = rows(x, self.event_shape, args)
         state = flat, flat.new_zeros(len(flat))
         if self.transform is not None:
-            seed = None
-            if self.transform.random:
-                seed = _random.draw_seed(_given(generator, "the transform draws"))
-            state = _through(log_density(self.transform.prepare(flat, seed)), state)
+            state = _through(log_density(self._prepared(flat, generator)), state)
         z, change = self._solve(self.density, state, args, generator, inverse=False)
         return (self.base.log_prob(z) - change).reshape(batch)
 
@@ -160,6 +157,26 @@ class Flow(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """``rsample_and_log_prob`` without gradients."""
         return self.rsample_and_log_prob(sample_shape, *args, generator=generator, seed=seed)
+
+    def start(self, x: Tensor, *args: Any, generator: torch.Generator | None = None) -> None:
+        """Sets what data set before training, such as ``Standardize`` and ``ActNorm``.
+
+        Args:
+            x, args, generator: a batch, as ``log_prob`` takes it.
+        """
+        flat, args, _ = rows(x, self.event_shape, args)
+        if self.transform is not None:
+            flat = self._prepared(flat, generator).start(flat)
+        if isinstance(self.dynamics, Map):
+            self.dynamics.start(flat, *args)
+
+    def _prepared(self, x: Tensor, generator: torch.Generator | None) -> Map:
+        """The transform with its draws."""
+        assert self.transform is not None
+        seed = None
+        if self.transform.random:
+            seed = _random.draw_seed(_given(generator, "the transform draws"))
+        return self.transform.prepare(x, seed)
 
     def _solve(
         self, dynamics: Dynamics, state: State, args: tuple[Any, ...],

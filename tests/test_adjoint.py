@@ -27,7 +27,7 @@ from flowsde.integrators import (
     Tsit5,
 )  # fmt: skip
 from flowsde.integrators.base import Engine
-from flowsde.models import coupling_stack
+from flowsde.models import realnvp
 
 from .systems import catalogue, suited
 
@@ -230,7 +230,7 @@ def test_closures_and_encoders_keep_their_gradients() -> None:
 
 
 def test_checkpointed_on_maps_sdes_and_samplers() -> None:
-    stack = coupling_stack(4, 6, 8, generator=torch.Generator("cpu").manual_seed(0))
+    stack = realnvp(4, 6, 8, generator=torch.Generator("cpu").manual_seed(0))
     for p in stack.parameters():
         nn.init.normal_(p, std=0.3)
     net = Net(4)

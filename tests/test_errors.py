@@ -32,7 +32,7 @@ from flowsde.integrators.base import Engine
 from flowsde.integrators.exponential import Exponential
 from flowsde.integrators.stochastic import Stochastic
 from flowsde.integrators.symplectic import Symplectic
-from flowsde.models import coupling_stack
+from flowsde.models import realnvp
 from flowsde.paths import VP, Cosine, FlowMatching, karras, uniform_lambda
 
 from .systems import admits, catalogue, generator, suited
@@ -198,7 +198,7 @@ def fits_noise(method: Integrator, dynamics: fs.SDE) -> bool:
 
 
 def stack() -> fs.Map:
-    return coupling_stack(2, 2, 4, generator=torch.Generator("cpu").manual_seed(0))
+    return realnvp(2, 2, 4, generator=torch.Generator("cpu").manual_seed(0))
 
 
 @pytest.mark.parametrize("method", catalogue(integrators, Integrator), ids=str)

@@ -16,7 +16,7 @@ import flowsde as fs
 from flowsde import integrators
 from flowsde._scalar import to_float
 from flowsde.integrators import RK4, DPMSolverPP, EulerMaruyama, ExplicitRK, Heun, Tsit5
-from flowsde.models import coupling_stack
+from flowsde.models import realnvp
 
 from .systems import catalogue
 
@@ -444,7 +444,7 @@ def test_what_cannot_be_watched_is_refused() -> None:
         fs.solve(sde, y0, integrator=EulerMaruyama(), stepping=fs.Fixed(steps=3),
                  path=fs.Brownian(0), events=event)  # fmt: skip
     with pytest.raises(TypeError, match="smooth"):
-        fs.solve(coupling_stack(2, 2, 4, generator=torch.Generator("cpu")), y0, events=event)
+        fs.solve(realnvp(2, 2, 4, generator=torch.Generator("cpu")), y0, events=event)
 
 
 def test_multistep_methods_start_again_after_an_update() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch import distributions as td
 
 import flowsde as fs
-from flowsde import bases, interop, models, objectives
+from flowsde import _random, bases, interop, models, objectives
 from flowsde.integrators import Tsit5
 from flowsde.models import Dequantize, Logit, Standardize, Whiten
 
@@ -270,6 +270,9 @@ def test_bases_refuse_what_they_cannot_draw() -> None:
 # --- transforms of data ---------------------------------------------------------------------------
 
 
+TRANSFORMS = ("standardize", "whiten", "logit", "both")
+
+
 def transform(name: str) -> fs.Map:
     data = torch.rand(50, 2, generator=generator(5))
     return {
@@ -281,7 +284,7 @@ def transform(name: str) -> fs.Map:
 
 
 @given(
-    name=st.sampled_from(["standardize", "whiten", "logit", "both"]), batch=st.integers(1, 4),
+    name=st.sampled_from(TRANSFORMS), batch=st.integers(1, 4),
     seed=st.integers(0, 100),
 )  # fmt: skip
 def test_transforms_change_variables(name: str, batch: int, seed: int) -> None:
@@ -313,6 +316,11 @@ def test_densities_of_data_integrate_to_one(kind: str, name: str) -> None:
     assert float(mass) == pytest.approx(1.0, abs=5e-3)
 
 
+def test_every_transform_is_tested() -> None:
+    known = {name.lower() for name in models.data.__all__}
+    assert known == {*TRANSFORMS, "dequantize"} - {"both"}
+
+
 def test_standardize_is_that_of_the_data() -> None:
     data = 4.0 * torch.rand(200, 3, 2, generator=generator()) - 1.0
     y, _ = Standardize.of(data).step(0, data)
@@ -320,6 +328,24 @@ def test_standardize_is_that_of_the_data() -> None:
     assert torch.allclose(y.var(0), torch.ones(3, 2))
     with pytest.raises(ValueError, match="constant"):
         Standardize.of(torch.ones(5, 2))
+
+
+@pytest.mark.parametrize("dim", [1, 3])
+def test_a_flow_starts_from_data(dim: int) -> None:
+    """Layer after layer, each sees what the ones before it make of the data, draws included."""
+    values = torch.randint(16, (500, dim), generator=generator()).double()
+    made = fs.Flow(
+        fs.Normal(dim), fs.Composed([models.ActNorm(dim)]),
+        transform=fs.Composed([Dequantize(16), Logit(0.01), Standardize(dim)]),
+    )  # fmt: skip
+    made.start(values, generator=generator(1))
+    assert made.transform is not None
+    y = made.transform.prepare(values, _random.draw_seed(generator(1)))
+    for layer in (*((y, k) for k in range(3)), (made.dynamics, 0)):
+        values, _ = layer[0].step(layer[1], values)
+    assert torch.allclose(values.mean(0), torch.zeros(dim), atol=1e-12)
+    assert torch.allclose(values.var(0), torch.ones(dim))
+    assert not torch.equal(made.transform.layers[2].std, torch.ones(dim))
 
 
 def test_whiten_leaves_no_covariance() -> None:

@@ -12,12 +12,12 @@ from .denoiser import (
     VPrediction,
 )  # fmt: skip
 from .differential import CDE, ODE, SDE
-from .discrete import Chain, Composed, Map
+from .discrete import Chain, Composed, Inverse, Map
 from .langevin import Langevin, UnderdampedLangevin
 from .noising import LinearSDE
 
 __all__ = [
     "CDE", "ODE", "SDE", "Chain", "Composed", "Data", "Denoiser", "Dynamics", "EDMPrediction",
-    "Kinetic", "Langevin", "LinearSDE", "Map", "Noise", "NoisePrediction", "Prediction", "Score",
-    "SemiLinear", "UnderdampedLangevin", "VPrediction", "Velocity",
+    "Inverse", "Kinetic", "Langevin", "LinearSDE", "Map", "Noise", "NoisePrediction", "Prediction",
+    "Score", "SemiLinear", "UnderdampedLangevin", "VPrediction", "Velocity",
 ]  # fmt: skip

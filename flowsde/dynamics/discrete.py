@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .._state import State
 from .base import Dynamics
 
-__all__ = ["Chain", "Composed", "Map"]
+__all__ = ["Chain", "Composed", "Inverse", "Map"]
 
 
 class Chain(Dynamics):
@@ -45,6 +45,15 @@ class Map(Chain):
     def unstep(self, k: int, y: State, *args: Any) -> tuple[State, Tensor]:
         """y_k from y_{k+1}, and the log-determinant of that inverse, ``(batch,)``."""
 
+    @torch.no_grad()
+    def start(self, y: State, *args: Any) -> State:
+        """Sets what data should set before training (``ActNorm``) from one batch of it.
+
+        Returns:
+            What the map makes of the batch.
+        """
+        return _run(self, y, args, inverse=False)[0]
+
 
 class Composed(Map):
     """Layers one after the other; step k is layer k.
@@ -56,24 +65,72 @@ class Composed(Map):
     def __init__(self, layers: Iterable[Map]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
+        self.random = any(layer.random for layer in self._maps())
 
     def __len__(self) -> int:
         return len(self.layers)
 
+    def _maps(self) -> list[Map]:
+        return list(self.layers)  # type: ignore[arg-type]
+
     def step(self, k: int, y: State, *args: Any) -> tuple[State, Tensor]:
-        return self._run(self.layers[k], y, args, inverse=False)
+        return _run(self.layers[k], y, args, inverse=False)
 
     def unstep(self, k: int, y: State, *args: Any) -> tuple[State, Tensor]:
-        return self._run(self.layers[k], y, args, inverse=True)
+        return _run(self.layers[k], y, args, inverse=True)
 
-    @staticmethod
-    def _run(
-        layer: nn.Module, y: State, args: tuple[Any, ...], *, inverse: bool
-    ) -> tuple[State, Tensor]:
-        assert isinstance(layer, Map)
-        order = range(len(layer))
-        ladjs = []
-        for i in reversed(order) if inverse else order:
-            y, ladj = (layer.unstep if inverse else layer.step)(i, y, *args)
-            ladjs.append(ladj)
-        return y, torch.stack(ladjs).sum(0)
+    def start(self, y: State, *args: Any) -> State:
+        for layer in self._maps():
+            y = layer.start(y, *args)
+        return y
+
+    def prepare(self, y0: State, seed: int | None) -> Composed:
+        """Each layer with a seed of its own."""
+        if not self.random or seed is None:
+            return self
+        layers = self._maps()
+        return Composed(layer.prepare(y0, _fork(seed, i)) for i, layer in enumerate(layers))
+
+
+class Inverse(Map):
+    """A map taken backwards: its step k undoes the last step but k.
+
+    Args:
+        map: such as a masked autoregressive one, whose inverse samples in one pass.
+    """
+
+    def __init__(self, map: Map) -> None:
+        super().__init__()
+        self.map = map
+        self.random = map.random
+
+    def __len__(self) -> int:
+        return len(self.map)
+
+    def step(self, k: int, y: State, *args: Any) -> tuple[State, Tensor]:
+        return self.map.unstep(len(self) - 1 - k, y, *args)
+
+    def unstep(self, k: int, y: State, *args: Any) -> tuple[State, Tensor]:
+        return self.map.step(len(self) - 1 - k, y, *args)
+
+    def prepare(self, y0: State, seed: int | None) -> Inverse:
+        return Inverse(self.map.prepare(y0, seed)) if self.random else self
+
+
+def _run(
+    layer: nn.Module, y: State, args: tuple[Any, ...], *, inverse: bool
+) -> tuple[State, Tensor]:
+    """All steps of a map."""
+    assert isinstance(layer, Map)
+    order = range(len(layer))
+    total: Tensor | None = None
+    for i in reversed(order) if inverse else order:
+        y, ladj = (layer.unstep if inverse else layer.step)(i, y, *args)
+        total = ladj if total is None else total + ladj
+    assert total is not None, "a map has a step or more"
+    return y, total
+
+
+def _fork(seed: int, index: int) -> int:
+    """The seed of a part, however deep parts are nested: a step of a congruential generator."""
+    return (seed * 6364136223846793005 + 2 * index + 1) % 2**63

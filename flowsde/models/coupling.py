@@ -1,109 +1,158 @@
-"""RealNVP: a stack of affine couplings is a Map."""
+"""Couplings: one part of a sample moves by a law that the other part gives."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..dynamics.discrete import Composed, Map
-from ..nn import MLP
+from ..dynamics.discrete import Map
+from .elementwise import Elementwise
 
-__all__ = ["AffineCoupling", "coupling_stack"]
+__all__ = ["Coupling", "checkerboard", "half"]
 
 
-class AffineCoupling(Map):
-    """y_a = x_a, y_b = exp(s(x_a)) x_b + m(x_a), with log-determinant sum s.
+def half(shape: int | Sequence[int]) -> Tensor:
+    """A mask of this shape, True in the first half of the first axis: channels, of an image."""
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    mask = torch.zeros(shape, dtype=torch.bool)
+    mask[: shape[0] // 2] = True
+    return mask
+
+
+def checkerboard(shape: int | Sequence[int]) -> Tensor:
+    """A mask of this shape, True at every other place; the same in all channels of an image."""
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    parity = torch.zeros((), dtype=torch.int64)
+    for size in shape if len(shape) == 1 else shape[1:]:
+        parity = parity[..., None] + torch.arange(size)
+    return (parity % 2 == 0).expand(shape).clone()
+
+
+class Coupling(Map):
+    """y_a = x_a, y_b = law(x_b; network(x_a)).
 
     Args:
-        mask: ``(dim,)`` booleans, True for the components a that stay.
-        width, depth: of the network that gives s and m.
-        condition: size of a further input ``(batch, condition)``, 0 for none.
-        bound: of ``|s|``.
-        dropout: on the hidden layers.
+        mask: booleans shaped as one sample, True for the components a that stay. One that tells
+            apart whole rows of the first axis (components of a vector, channels of an image) splits
+            the sample there, without a gather where all of a is on one side. Of any other mask the
+            network sees, and answers for, the whole sample, with zeros at b.
+        law: an ``Elementwise``.
+        network: makes, from its numbers of inputs and of outputs along the first axis, the module
+            that gives the law's numbers; with zeros at first, the coupling starts as the identity.
+        condition: size of a further input of the network, given as ``args``: ``(batch,
+            condition)``, or ``(batch, condition, *space)``; 0 for none.
+
+    Raises:
+        ValueError: on a mask that is not boolean, or has one value only.
 
     Source: Dinh et al. 2017, "Density estimation using Real NVP", arXiv 1605.08803.
     """
 
-    kept: Tensor
-    moved: Tensor
-    places: Tensor
-
     def __init__(
         self,
         mask: Tensor,
-        width: int = 64,
-        depth: int = 2,
+        law: Elementwise,
+        network: Callable[[int, int], nn.Module],
         condition: int = 0,
-        bound: float = 2.0,
-        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if mask.dtype != torch.bool or mask.ndim != 1 or mask.all() or not mask.any():
-            raise ValueError("mask is a 1-d boolean tensor with both values in it")
-        kept, moved = mask.nonzero()[:, 0], (~mask).nonzero()[:, 0]
-        sizes = [len(kept) + condition, *[width] * depth, 2 * len(moved)]
-        self.net = MLP(sizes, lambda: nn.Sequential(nn.SiLU(), nn.Dropout(dropout)))
-        self.bound, device = bound, next(self.net.parameters()).device
-        self.register_buffer("kept", kept.to(device))
-        self.register_buffer("moved", moved.to(device))
-        self.register_buffer("places", torch.cat((kept, moved)).argsort().to(device))
-        last = self.net[-1]
-        nn.init.zeros_(last.weight)  # type: ignore[arg-type]
-        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        if mask.dtype != torch.bool or mask.ndim < 1 or mask.all() or not mask.any():
+            raise ValueError("mask is a boolean tensor, shaped as one sample, with both values")
+        rows = mask.flatten(1)[:, 0] if mask.ndim > 1 else mask
+        whole = bool((mask == rows.reshape(-1, *(1,) * (mask.ndim - 1))).all())
+        self.law, self.sides = law, _Rows(rows) if whole else _Blend(mask)
+        self.net = network(self.sides.seen + condition, law.count * self.sides.moved)
+        self.sides.to(torch.get_default_device())
 
     def __len__(self) -> int:
         return 1
 
-    def _law(self, a: Tensor, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-        """s and m."""
-        raw, shift = self.net(torch.cat((a, *args), dim=-1)).chunk(2, dim=-1)
-        return self.bound * torch.tanh(raw / self.bound), shift
-
-    def _halves(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        return y[:, self.kept], y[:, self.moved]
-
-    def _join(self, a: Tensor, b: Tensor) -> Tensor:
-        return torch.cat((a, b), dim=-1)[:, self.places]
+    def _params(self, a: Tensor, args: tuple[Any, ...]) -> Tensor:
+        seen = [a, *(beside(x, a) for x in args)]
+        out: Tensor = self.net(torch.cat(seen, 1) if args else a)
+        return torch.unflatten(out, 1, (self.law.count, self.sides.moved))
 
     def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-        a, b = self._halves(y)
-        log_scale, shift = self._law(a, args)
-        return self._join(a, log_scale.exp() * b + shift), log_scale.sum(-1)
+        a, b = self.sides.apart(y)
+        return self.sides.together(a, *self.law.forward(b, self._params(a, args)))
 
     def unstep(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-        a, b = self._halves(y)
-        log_scale, shift = self._law(a, args)
-        return self._join(a, (b - shift) * (-log_scale).exp()), -log_scale.sum(-1)
+        a, b = self.sides.apart(y)
+        return self.sides.together(a, *self.law.inverse(b, self._params(a, args)))
 
 
-def coupling_stack(
-    dim: int,
-    depth: int = 8,
-    width: int = 64,
-    *,
-    generator: torch.Generator,
-    condition: int = 0,
-    dropout: float = 0.0,
-) -> Composed:
-    """Couplings over random halves, each followed by one over the other half; identity at first.
+def beside(condition: Tensor, x: Tensor) -> Tensor:
+    """``(batch, n)`` spread over the space of an image x; what has x's rank is left as it is."""
+    if condition.ndim == x.ndim:
+        return condition
+    space = x.shape[2:]
+    return condition.reshape(*condition.shape, *(1,) * len(space)).expand(-1, -1, *space)
 
-    Args:
-        dim: components of a sample, at least 2.
-        depth: number of couplings.
-        width: of their networks.
-        generator: for the halves.
-        condition: size of a further input, given as ``args``.
-        dropout: in the networks.
+
+class _Sides(nn.Module, ABC):
+    """How a sample comes apart into a, which stays, and b, which moves.
+
+    Attributes:
+        seen, moved: rows of a and of b along the first axis of a sample.
     """
-    layers = []
-    for i in range(depth):
-        if i % 2 == 0:
-            mask = torch.zeros(dim, dtype=torch.bool, device=generator.device)
-            order = torch.randperm(dim, generator=generator, device=generator.device)
-            mask[order[: dim // 2]] = True
-        layers.append(
-            AffineCoupling(mask if i % 2 == 0 else ~mask, width, 2, condition, dropout=dropout)
-        )
-    return Composed(layers)
+
+    seen: int
+    moved: int
+
+    @abstractmethod
+    def apart(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """a and b."""
+
+    @abstractmethod
+    def together(self, a: Tensor, b: Tensor, ladj: Tensor) -> tuple[Tensor, Tensor]:
+        """The sample, and the log-determinant ``(batch,)`` from that of each number of b."""
+
+
+class _Rows(_Sides):
+    """Whole rows of the first axis."""
+
+    order: Tensor | None
+    places: Tensor
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__()
+        self.seen, self.moved = int(rows.sum()), int((~rows).sum())
+        self.first = bool(rows[0])  # whether a comes first
+        order = (rows != self.first).int().argsort(stable=True)
+        sorted_ = bool((order.diff() == 1).all())
+        self.register_buffer("order", None if sorted_ else order)
+        self.register_buffer("places", None if sorted_ else order.argsort())
+
+    def apart(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        y = y if self.order is None else y.index_select(1, self.order)
+        if self.first:
+            a, b = torch.split(y, [self.seen, self.moved], 1)
+        else:
+            b, a = torch.split(y, [self.moved, self.seen], 1)
+        return a, b
+
+    def together(self, a: Tensor, b: Tensor, ladj: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch.cat((a, b) if self.first else (b, a), 1)
+        return y if self.order is None else y.index_select(1, self.places), ladj.flatten(1).sum(-1)
+
+
+class _Blend(_Sides):
+    """Places of any pattern: a is the sample with zeros at b, b the whole sample."""
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.seen = self.moved = len(mask)
+        self.register_buffer("mask", mask)
+
+    def apart(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.where(self.mask, y, 0.0), y
+
+    def together(self, a: Tensor, b: Tensor, ladj: Tensor) -> tuple[Tensor, Tensor]:
+        moved = torch.where(self.mask, 0.0, ladj)
+        return torch.where(self.mask, a, b), moved.flatten(1).sum(-1)

@@ -54,7 +54,6 @@ class Standardize(_Single):
 
     @torch.no_grad()
     def start(self, y: Tensor, *args: Any) -> Tensor:
-        """Takes mean and std from data ``(n, *shape)``; returns them standardised."""
         std = y.std(0)
         if not bool((std > 0).all()):
             raise ValueError("a component is constant over the data: leave it out")
@@ -103,7 +102,6 @@ class Whiten(_Single):
 
     @torch.no_grad()
     def start(self, y: Tensor, *args: Any) -> Tensor:
-        """Takes mean and covariance from data ``(n, dim)``; returns them whitened."""
         self.factor.copy_(torch.linalg.cholesky(torch.cov(y.double().T)))
         self.mean.copy_(y.mean(0))
         return self.step(0, y)[0]

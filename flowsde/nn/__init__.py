@@ -1,7 +1,8 @@
 """Networks for the fields: small, plain, and at home with 0-d and ``(batch,)`` times."""
 
+from .convolution import ConvNet
 from .embedding import FourierTime
 from .mlp import MLP, ConcatSquash, TimeMLP
 from .unet import UNet
 
-__all__ = ["MLP", "ConcatSquash", "FourierTime", "TimeMLP", "UNet"]
+__all__ = ["MLP", "ConcatSquash", "ConvNet", "FourierTime", "TimeMLP", "UNet"]
