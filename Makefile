@@ -25,6 +25,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.sde_overhead
 	$(BIN)/python -m benchmarks.sde_gradients
 	$(BIN)/python -m benchmarks.adaptive_sde
+	$(BIN)/python -m benchmarks.flows
 
 docs: $(STAMP)
 	$(BIN)/python -m pip install -q -c constraints.txt "pdoc>=15"

@@ -188,9 +188,10 @@ def tabular(run: Run) -> dict[str, Any]:
         x = x[torch.randperm(len(x), generator=generator(run.seed))][:, kept]
         train, test = x[: 4 * len(x) // 5], x[4 * len(x) // 5 :]
         torch.manual_seed(run.seed)
-        stack = models.realnvp(len(kept), 4, 32, generator=generator(run.seed), dropout=0.2)
+        stack = models.realnvp(len(kept), 4, 32, generator=generator(run.seed), dropout=0.3)
         flow = fs.Flow(fs.Normal(len(kept)), stack, transform=models.Whiten.of(train))
-        run.fit(name, objectives.MaximumLikelihood(flow), train, 600, weight_decay=0.1)
+        run.fit(name, objectives.MaximumLikelihood(flow), train, 400, batch_size=64,
+                lr=5e-4, weight_decay=1.0)  # fmt: skip
         found[name] = {"RealNVP": held_out(flow, test), "Gaussian": gaussian(train, test)}
         say(name, found[name])
     return found
