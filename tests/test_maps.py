@@ -28,7 +28,7 @@ from flowsde.models import (
     checkerboard,
     half,
 )  # fmt: skip
-from flowsde.nn import MLP, ConvNet
+from flowsde.nn import MLP, ConvNet, LipschitzMLP, MaskedMLP
 from flowsde.nn.zeroed import zeroed
 
 from .systems import generator
@@ -60,17 +60,27 @@ IMAGE = (2, 4, 4)
 MAPS: dict[str, tuple[Callable[[], fs.Map], tuple[int, ...]]] = {
     "ActNorm": (lambda: models.ActNorm(3), (3,)),
     "ActNorm of channels": (lambda: models.ActNorm(2), IMAGE),
+    "Autoregressive": (
+        lambda: models.Autoregressive(4, RationalQuadraticSpline(), 12), (4,)
+    ),
+    "Autoregressive of one": (lambda: models.Autoregressive(1, Affine(), 3), (1,)),
     "Coupling of an image": (lambda: Coupling(half(IMAGE), Affine(), conv), IMAGE),
     "Coupling on a checkerboard": (
         lambda: Coupling(checkerboard(IMAGE), RationalQuadraticSpline(), conv), IMAGE,
     ),
     "Factored": (lambda: models.Factored(Coupling(half(2), Additive(), dense)), (4,)),
     "Inverse": (lambda: Inverse(models.realnvp(3, 3, 8, generator=draws())), (3,)),
+    "InvertibleResidual": (
+        lambda: models.InvertibleResidual(LipschitzMLP([3, 8, 8, 3])), (3,)
+    ),
     "Mixing": (lambda: models.Mixing(4, generator=draws()), (4,)),
     "Mixing of channels": (lambda: models.Mixing(2, generator=draws()), IMAGE),
     "Permutation": (lambda: models.Permutation(torch.tensor([2, 0, 1])), (3,)),
+    "Planar": (lambda: models.Planar(3), (3,)),
     "Squeeze": (models.Squeeze, IMAGE),
+    "Sylvester": (lambda: models.Sylvester(4, 3), (4,)),
     "glow": (lambda: models.glow((1, 4, 4), 1, 2, 8, generator=draws()), (1, 4, 4)),
+    "maf": (lambda: models.maf(4, 2, 8), (4,)),
     "nice": (lambda: models.nice(5, 3, 8, generator=draws()), (5,)),
     "nsf": (lambda: models.nsf(3, 2, 8, generator=draws()), (3,)),
     "realnvp": (lambda: models.realnvp(5, 3, 8, generator=draws()), (5,)),
@@ -139,6 +149,18 @@ def test_maps_invert_in_single_precision(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MAPS)
+def test_maps_invert_under_autocast(name: str) -> None:
+    """Networks may be coarse: the state is not, and neither is what undoes a step."""
+    made, shape = shaken(name)
+    made, x = made.float(), torch.randn(20, *shape).float()
+    with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16):
+        y, ladj = through(made, x)
+        back, inverse = through(made, y, back=True)
+    assert y.dtype == ladj.dtype == back.dtype == inverse.dtype == torch.float32
+    assert float((back - x).abs().max()) <= 1e-3 * (1.0 + float(x.abs().max()))
+
+
+@pytest.mark.parametrize("name", MAPS)
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=3)
 def test_log_determinants(name: str, seed: int) -> None:
@@ -148,13 +170,11 @@ def test_log_determinants(name: str, seed: int) -> None:
     for back in (False, True):
         x = through(made, x)[0].detach() if back else x
         ladj = through(made, x, back=back)[1].detach()
-        for i in range(2):
-            jacobian = torch.autograd.functional.jacobian(
-                lambda v: through(made, v[None], back=back)[0].flatten(),
-                x[i],
-            )
-            truth = torch.linalg.slogdet(jacobian.reshape(x[i].numel(), -1))[1]
-            assert float(ladj[i]) == pytest.approx(float(truth), abs=1e-8)
+        jacobian = torch.autograd.functional.jacobian(
+            lambda v: through(made, v[None], back=back)[0].flatten(), x[1]
+        )
+        truth = torch.linalg.slogdet(jacobian.reshape(x[1].numel(), -1))[1]
+        assert float(ladj[1]) == pytest.approx(float(truth), abs=1e-8)
 
 
 @pytest.mark.parametrize("name", MAPS)
@@ -212,10 +232,20 @@ def test_maps_travel(name: str) -> None:
         assert there.is_meta
 
 
-@pytest.mark.parametrize("name", ["nice", "realnvp", "nsf"])
+PLANE: dict[str, Callable[[], fs.Map]] = {
+    "nice": lambda: models.nice(2, 4, 16, generator=draws()),
+    "realnvp": lambda: models.realnvp(2, 4, 16, generator=draws()),
+    "nsf": lambda: models.nsf(2, 4, 16, generator=draws()),
+    "maf": lambda: models.maf(2, 2, 16),
+    "planar": lambda: fs.Composed(models.Planar(2) for _ in range(6)),
+    "residual": lambda: models.InvertibleResidual(LipschitzMLP([2, 8, 2])),
+}
+
+
+@pytest.mark.parametrize("name", PLANE)
 def test_densities_integrate_to_one(name: str) -> None:
-    made = getattr(models, name)(2, 4, 16, generator=draws())
     torch.manual_seed(1)
+    made = PLANE[name]()
     for p in made.parameters():
         nn.init.normal_(p, std=0.2)
     flow = fs.Flow(fs.Normal(2), made)
@@ -384,3 +414,128 @@ def test_inverse_flips_the_steps() -> None:
     y = fs.solve(Inverse(made), x).y1
     assert torch.equal(y, fs.solve(made, x, len(made), 0).y1)
     assert torch.allclose(fs.solve(made, y).y1, x)
+
+
+# --- autoregressive, of low rank, residual --------------------------------------------------------
+
+
+@pytest.mark.parametrize("condition", [0, 2])
+@pytest.mark.parametrize("dim", [1, 2, 5])
+def test_masked_networks_see_what_came_before(dim: int, condition: int) -> None:
+    made = MaskedMLP(dim, 3, 11, 2, condition)
+    for p in made.parameters():
+        nn.init.normal_(p)
+    jacobian = torch.autograd.functional.jacobian(made, torch.randn(dim + condition))
+    seen = jacobian.reshape(3, dim, -1).abs().sum(0) > 0
+    earlier = torch.arange(dim) < torch.arange(dim)[:, None]
+    assert torch.equal(seen[:, :dim], earlier)
+    assert bool(seen[:, dim:].all())
+
+
+def test_autoregressive_maps_and_residuals_take_conditions() -> None:
+    x, u = torch.randn(3, 4), torch.randn(3, 2)
+    for made in (models.Autoregressive(4, Affine(), 16, condition=2),
+                 models.InvertibleResidual(LipschitzMLP([6, 8, 4]))):  # fmt: skip
+        for p in made.parameters():
+            nn.init.normal_(p, std=0.3)
+        y, ladj = through(made, x, u)
+        assert not torch.allclose(y, through(made, x, u + 1.0)[0])
+        back, inverse = through(made, y, u, back=True)
+        assert torch.allclose(back, x)
+        assert torch.allclose(inverse, -ladj)
+
+
+@pytest.mark.parametrize("size", [1.0, 30.0])
+def test_maps_of_low_rank_invert_where_they_nearly_fold(size: float) -> None:
+    """Whatever the parameters, near points and far: slopes stay above 1e-3."""
+    for make in (lambda: models.Planar(3), lambda: models.Sylvester(3, 2)):
+        made = make()
+        for p in made.parameters():
+            nn.init.normal_(p, std=size)
+        for scale in (1e-3, 1.0, 1e6):
+            x = scale * torch.randn(50, 3)
+            y, ladj = through(made, x)
+            back, inverse = through(made, y, back=True)
+            error = (back - x).abs().amax().detach() / (scale + size)
+            assert float(error) < 1e-9
+            assert bool(torch.isfinite(ladj).all())
+            assert torch.allclose(inverse, -ladj, atol=1e-6 * size)
+
+
+def test_the_root_of_a_planar_map_is_twice_differentiable() -> None:
+    made, _ = shaken("Planar", std=0.7)
+    x = torch.randn(2, 3, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda v: through(made, v, back=True)[0], x)
+
+
+def test_lipschitz_networks_do_not_stretch() -> None:
+    made = LipschitzMLP([4, 16, 16, 4], bound=0.7)
+    for p in made.parameters():
+        nn.init.normal_(p, std=2.0)
+    jacobian = torch.autograd.functional.jacobian(lambda x: made(x).sum(0), torch.randn(200, 4))
+    assert float(torch.linalg.matrix_norm(jacobian.transpose(0, 1), 2).max()) <= 0.7 + 1e-12
+
+
+def test_what_stretches_does_not_settle_in_silence() -> None:
+    made = models.InvertibleResidual(nn.Linear(2, 2))
+    nn.init.normal_(made.net.weight, std=3.0)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="below one"):
+        made.unstep(0, torch.randn(3, 2))
+
+
+def test_a_residuals_inverse_has_first_derivatives_only() -> None:
+    made, _ = shaken("InvertibleResidual")
+    y = torch.randn(2, 3, requires_grad=True)
+    (first,) = torch.autograd.grad(made.unstep(0, y)[0].sum(), y, create_graph=True)
+    with pytest.raises(RuntimeError, match="first derivatives"):
+        first.sum().backward()
+
+
+def residuals(log_det: models.LogDet) -> fs.Composed:
+    torch.manual_seed(0)
+    made = fs.Composed(
+        models.InvertibleResidual(LipschitzMLP([3, 8, 3], 0.8), log_det) for _ in range(2)
+    )
+    for p in made.parameters():
+        nn.init.normal_(p, std=0.6)
+    return made
+
+
+def test_the_roulette_is_unbiased() -> None:
+    """Log-determinants and their gradients, within five standard errors."""
+    net, x = LipschitzMLP([3, 8, 3], 0.8), torch.randn(1, 3).expand(32, 3).clone().requires_grad_()
+    for p in net.parameters():
+        nn.init.normal_(p, std=0.6)
+    g, bias = net(x), net.layers[0].bias
+
+    def drawn(log_det: models.LogDet) -> Tensor:
+        ladj = log_det(g, x, True).mean()
+        grad = torch.autograd.grad(ladj, bias, retain_graph=True)[0]  # type: ignore[arg-type]
+        return torch.cat((ladj.detach()[None], grad))
+
+    exact, loose = drawn(models.ExactLogDet()), models.RouletteLogDet(1, 0.75)
+    found = torch.stack([drawn(loose.prepare(seed)) for seed in range(100)])
+    error = found.std(0) / 100**0.5
+    assert float(error[0]) < 0.05 * float(exact[0].abs())
+    assert bool(((found.mean(0) - exact).abs() < 5.0 * error).all())
+
+
+def test_the_roulette_turns_by_the_solves_generator() -> None:
+    flow, x = fs.Flow(fs.Normal(3), residuals(models.RouletteLogDet())), torch.randn(4, 3)
+    one, two, three = (flow.log_prob(x, generator=generator(s)) for s in (0, 0, 1))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, three)
+    assert torch.allclose(flow.log_prob(x[:2], generator=generator(0)), one[:2])
+    with pytest.raises(TypeError, match="generator"):
+        flow.log_prob(x)
+    blocks = residuals(models.RouletteLogDet()).prepare(x, 3).layers
+    assert blocks[0].log_det != blocks[1].log_det  # each block its own draws
+
+
+@pytest.mark.parametrize(
+    "bad", [lambda: models.RouletteLogDet(-1), lambda: models.RouletteLogDet(2, 1.0),
+            lambda: models.Sylvester(3, 4), lambda: MaskedMLP(9, 1, 7), lambda: LipschitzMLP([2, 2], 0.0)],
+)  # fmt: skip
+def test_what_cannot_be_is_refused(bad: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match="got"):
+        bad()

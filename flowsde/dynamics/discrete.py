@@ -96,7 +96,8 @@ class Inverse(Map):
     """A map taken backwards: its step k undoes the last step but k.
 
     Args:
-        map: such as a masked autoregressive one, whose inverse samples in one pass.
+        map: such as a masked autoregressive one, whose inverse samples in one pass; ``start`` sets
+            nothing in it.
     """
 
     def __init__(self, map: Map) -> None:

@@ -73,7 +73,7 @@ class Coupling(Map):
 
     def _params(self, a: Tensor, args: tuple[Any, ...]) -> Tensor:
         seen = [a, *(beside(x, a) for x in args)]
-        out: Tensor = self.net(torch.cat(seen, 1) if args else a)
+        out = self.net(torch.cat(seen, 1) if args else a).to(a.dtype)  # under autocast it is not
         return torch.unflatten(out, 1, (self.law.count, self.sides.moved))
 
     def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ Rows are the components of a vector, the channels of an image.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +20,11 @@ __all__ = ["ActNorm", "Mixing", "Permutation"]
 def _spread(ladj: Tensor, y: Tensor) -> Tensor:
     """The log-determinant ``(batch,)`` of a map of rows, 0-d, that acts at every place."""
     return (ladj * y[0, 0].numel()).expand(len(y))
+
+
+def exactly(y: Tensor) -> AbstractContextManager[Any]:
+    """No autocast: what multiplies the state, and has to be undone, is of its precision."""
+    return nullcontext() if y.is_meta else torch.autocast(y.device.type, enabled=False)
 
 
 class Permutation(Map):
@@ -129,8 +135,9 @@ class Mixing(Map):
 
     def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         lower, upper = self._factors()
-        weight = (upper @ lower).index_select(1, self.order)
-        mixed = functional.linear(y.movedim(1, -1), weight.mT).movedim(-1, 1)
+        with exactly(y):
+            weight = (upper @ lower).index_select(1, self.order)
+            mixed = functional.linear(y.movedim(1, -1), weight.mT).movedim(-1, 1)
         return mixed, _spread(self.log_scale.sum(), y)
 
     def unstep(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:

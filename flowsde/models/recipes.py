@@ -10,12 +10,13 @@ from torch import nn
 from ..dynamics.discrete import Composed, Map
 from ..nn import MLP, ConvNet
 from ..nn.zeroed import zeroed
+from .autoregressive import Autoregressive
 from .coupling import Coupling, half
 from .elementwise import Additive, Affine, Elementwise, RationalQuadraticSpline
 from .mixing import ActNorm, Mixing, Permutation
 from .multiscale import multiscale
 
-__all__ = ["glow", "nice", "nsf", "realnvp"]
+__all__ = ["glow", "maf", "nice", "nsf", "realnvp"]
 
 Network = Callable[[int, int], nn.Module]
 
@@ -87,6 +88,27 @@ def nsf(
     return Composed(layers)
 
 
+def maf(dim: int, depth: int = 5, width: int = 64, *, condition: int = 0) -> Composed:
+    """Affine autoregressive maps, the order of the components reversed after each.
+
+    Densities in one pass of each network, samples in ``dim`` passes.
+
+    Args:
+        dim, width, condition: as of ``nice``.
+        depth: number of maps.
+
+    Source: Papamakarios et al. 2017, arXiv 1705.07057.
+    """
+    return Composed(
+        layer
+        for _ in range(depth)
+        for layer in (
+            Autoregressive(dim, Affine(), width, condition=condition),
+            Permutation(torch.arange(dim).flip(0)),
+        )
+    )
+
+
 def glow(
     shape: Sequence[int],
     depth: int = 8,
@@ -114,9 +136,10 @@ def glow(
     Source: Kingma and Dhariwal 2018, "Glow", arXiv 1807.03039.
     """
     channels, *sides = shape
-    if len(sides) != 2 or any(side % 2**levels for side in sides):
+    if len(sides) != 2 or levels < 1 or any(side % 2**levels for side in sides):
         raise ValueError(
-            f"shape is (channels, height, width), sides multiples of {2**levels}; got {shape}"
+            f"shape is (channels, height, width), sides multiples of {2**levels}; got {shape}, "
+            f"{levels} levels"
         )
 
     def network(inputs: int, outputs: int) -> nn.Module:

@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..dynamics.differential import CDE, SDE
 from ..integrators.explicit import Midpoint
 from ..integrators.stochastic import StochasticHeun
 from ..nn import MLP
+from ..nn.lipschitz import LipSwish
 from ..paths.control import Linear
 from ..solve import Solver
 from ..stepping import Fixed, Grid
 
 __all__ = ["LipSwish", "PathDiscriminator", "PathGenerator"]
-
-
-class LipSwish(nn.Module):
-    """0.909 x sigmoid(x), whose slope is at most one.
-
-    Source: Chen et al. 2019, arXiv 1906.02735.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 0.909 * functional.silu(x)
 
 
 class PathGenerator(nn.Module):

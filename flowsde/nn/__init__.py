@@ -2,7 +2,18 @@
 
 from .convolution import ConvNet
 from .embedding import FourierTime
+from .lipschitz import LipschitzMLP
+from .masked import MaskedMLP
 from .mlp import MLP, ConcatSquash, TimeMLP
 from .unet import UNet
 
-__all__ = ["MLP", "ConcatSquash", "ConvNet", "FourierTime", "TimeMLP", "UNet"]
+__all__ = [
+    "MLP",
+    "ConcatSquash",
+    "ConvNet",
+    "FourierTime",
+    "LipschitzMLP",
+    "MaskedMLP",
+    "TimeMLP",
+    "UNet",
+]
