@@ -19,6 +19,7 @@ pytest.importorskip("matplotlib")
 
 from benchmarks import (
     adjoints,
+    flow_matching,
     flows,
     heterogeneous,
     overhead,
@@ -173,6 +174,17 @@ def test_flows(tmp_path: Path) -> None:
         assert row["flowsde"]["parameters"] == row["zuko"]["parameters"]
         assert row["flowsde"]["operations"] < row["zuko"]["operations"]
     assert (tmp_path / "flows_likelihood.png").stat().st_size > 0
+
+
+def test_flow_matching(tmp_path: Path) -> None:
+    flow_matching.main(["--small", "--out", str(tmp_path)])
+    (of,) = record(tmp_path, "flow_matching-rectified")["toys"].values()
+    assert of["straightness"]["after"][0] < of["straightness"]["before"][0]
+    assert set(of["distance"]["after"]) == {str(n) for n in flow_matching.STEPS}
+    (of,) = record(tmp_path, "flow_matching-likelihood")["toys"].values()
+    assert of["part"][0] > 0.0
+    for name in ("rectified", "likelihood"):
+        assert (tmp_path / f"flow_matching-{name}.png").stat().st_size > 0
 
 
 def test_an_executor_gets_a_row() -> None:

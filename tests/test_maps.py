@@ -534,7 +534,8 @@ def test_the_roulette_turns_by_the_solves_generator() -> None:
 
 @pytest.mark.parametrize(
     "bad", [lambda: models.RouletteLogDet(-1), lambda: models.RouletteLogDet(2, 1.0),
-            lambda: models.Sylvester(3, 4), lambda: MaskedMLP(9, 1, 7), lambda: LipschitzMLP([2, 2], 0.0)],
+            lambda: models.Sylvester(3, 4), lambda: MaskedMLP(9, 1, 7),
+            lambda: LipschitzMLP([2, 2], 0.0)],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(bad: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match="got"):

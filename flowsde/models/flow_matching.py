@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import _random
 from .._scalar import Scalar, expand
+from .._state import check_like
 from ..dynamics.base import Dynamics, Noise
 from ..dynamics.differential import ODE
 from ..flow import Flow
@@ -65,7 +66,8 @@ class StochasticInterpolant(Dynamics):
         if not self.eta:
             return drift
         rate = 0.5 * (self.eta * self.interpolant.bridge) ** 2 / self.interpolant.gamma(t)
-        return drift + expand(rate, y) * self.denoiser(t, y, *args)
+        noise = check_like(self.denoiser(t, y, *args), y, "the denoiser")
+        return drift + expand(rate, y) * noise
 
     def diffusion(self, t: Tensor, y: Tensor, *args: Any) -> Scalar | None:
         return self.eta * self.interpolant.bridge if self.eta else None

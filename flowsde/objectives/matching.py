@@ -47,7 +47,7 @@ class FlowMatching(nn.Module):
         paired: whether batches bring their own x1, ``objective(x0, x1, *args, generator=)``.
 
     Raises:
-        TypeError: on dynamics that take no batched time.
+        TypeError: on dynamics that take no batched time, or a bare schedule.
         ValueError: on a denoiser without a bridge, or a source beside pairs.
 
     Source: Lipman et al. 2023, arXiv 2210.02747; Liu et al. 2023, arXiv 2209.03003; Albergo, Boffi
@@ -70,13 +70,16 @@ class FlowMatching(nn.Module):
         super().__init__()
         if not dynamics.batched_time:
             raise TypeError("flow matching draws a time a sample: ODE(f, batched_time=True)")
-        self.dynamics, self.interpolant = dynamics, interpolant or Interpolant()
-        if denoiser is not None and not self.interpolant.bridge:
+        interpolant = interpolant or Interpolant()
+        if not isinstance(interpolant, Interpolant):
+            raise TypeError(f"a schedule has an interpolant: Interpolant({interpolant})")
+        self.dynamics, self.interpolant = dynamics, interpolant
+        if denoiser is not None and not interpolant.bridge:
             raise ValueError("without a bridge there is no z to tell: Interpolant(bridge=s)")
         if paired and source is not None:
             raise ValueError("pairs bring their x1: leave out source, or paired=True")
         self.coupling, self.denoiser, self.paired = coupling or Independent(), denoiser, paired
-        horizon = self.interpolant.horizon
+        horizon = interpolant.horizon
         self.times = times or UniformTime(_MARGIN * horizon, (1.0 - _MARGIN) * horizon)
         self.base = source if isinstance(source, Base) else None
         samples = source if isinstance(source, Tensor) else None
