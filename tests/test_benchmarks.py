@@ -162,7 +162,7 @@ def test_sde_gradients(tmp_path: Path) -> None:
 
 
 def test_flows(tmp_path: Path) -> None:
-    """As many parameters in each; and ours dispatches the fewest operations a step."""
+    """As many parameters in each; and ours dispatches fewer operations a step than zuko."""
     flows.main(["--small", "--peers", "zuko", "--out", str(tmp_path)])
     (scores,) = record(tmp_path, "flows_likelihood")["found"].values()
     assert {"flowsde nsf", "flowsde cnf, flow matching", "zuko NSF", "zuko CNF"} == set(scores)
