@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 import flowsde as fs
 from flowsde import models, objectives
-from flowsde.nn import MLP
 
 __all__ = ["FLOW_PEERS", "LIBRARIES", "Density", "Library", "parameters", "sized"]
 
@@ -96,20 +95,10 @@ class Flowsde(Library):
     name = "flowsde"
 
     def couplings(self, dim: int, spline: bool) -> Density:
-        draws = torch.Generator().manual_seed(0)
-        if not spline:
-            return self._density(models.realnvp(dim, LAYERS, WIDTH, generator=draws), dim)
-        law, mask = models.RationalQuadraticSpline(BINS, TAIL), models.half(dim)
-        return self._density(
-            fs.Composed(
-                models.Coupling(mask if i % 2 else ~mask, law, self._net) for i in range(LAYERS)
-            ),
-            dim,
-        )
-
-    @staticmethod
-    def _net(inputs: int, outputs: int) -> nn.Module:
-        return MLP([inputs, WIDTH, WIDTH, outputs])
+        law = models.RationalQuadraticSpline(BINS, TAIL) if spline else models.Affine()
+        mask = models.half(dim)
+        layers = [models.Coupling(mask if i % 2 else ~mask, law, Net) for i in range(LAYERS)]
+        return self._density(fs.Composed(layers), dim)
 
     @staticmethod
     def _density(dynamics: fs.Dynamics, dim: int, **more: Any) -> Density:

@@ -31,7 +31,6 @@ from .flow_peers import FLOW_PEERS, LIBRARIES, Density, Library, parameters, siz
 from .peers import installed
 from .timing import alternate, clock, ratio
 
-TURNS = 20  # parts of a budget, that a slow minute may strike all
 DIM, BATCH = 64, 512  # of the steps that are timed
 Sampler = Callable[[int, torch.Generator], Tensor]
 
@@ -97,9 +96,9 @@ def likelihood(name: str, libraries: Sequence[Library], options: Any) -> dict[st
                 torch.manual_seed(seed)
                 flow = sized(make, options.parameters)
                 trainees[f"{library.name} {kind}"] = Trainee(flow, options.budget, seed)
-        for _ in range(TURNS):
+        for _ in range(options.parts):
             for trainee in trainees.values():
-                trainee.train(train, whiten, options.budget / TURNS)
+                trainee.train(train, whiten, options.budget / options.parts)
         for kind, trainee in trainees.items():
             row = scores.setdefault(
                 kind, {"parameters": parameters(trainee.flow), "scores": [], "steps": []}
@@ -214,6 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--held", type=int, default=10_000, help="samples held out")
     parser.add_argument("--sets", nargs="*", choices=[*TOYS, "patches"], default=[*TOYS, "patches"])
     options = reporting.options(parser, arguments)
+    options.parts = 2 if options.small else 20  # of a budget, so that a slow minute strikes all
     if options.small:
         options.budget, options.parameters, options.seeds = 0.05, 4_000, 1
         options.held, options.sets = 200, options.sets[:1]

@@ -16,12 +16,12 @@ from torch import distributions as td
 
 import flowsde as fs
 from flowsde import _random, bases, interop, models, objectives
-from flowsde.integrators import Tsit5
+from flowsde.integrators import Dopri8
 from flowsde.models import Dequantize, Logit, Standardize, Whiten
 
 from .systems import DEVICE, generator
 
-STEPS = fs.Solver(Tsit5(), fs.Fixed(steps=12))
+STEPS = fs.Solver(Dopri8(), fs.Fixed(steps=3))
 CPU = torch.Generator("cpu").manual_seed(0)
 
 
@@ -80,7 +80,7 @@ def test_samples_know_their_density(kind: str, shape: tuple[int, ...]) -> None:
         assert density.requires_grad == (draw == made.rsample_and_log_prob)
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(rows=st.integers(1, 4), samples=st.integers(1, 3), kind=st.sampled_from(KINDS))
 def test_each_sample_has_its_own_condition(rows: int, samples: int, kind: str) -> None:
     """A row alone gives what it gives among others; one condition serves any x."""
@@ -303,7 +303,7 @@ def test_transforms_change_variables(name: str, batch: int, seed: int) -> None:
 def test_densities_of_data_integrate_to_one(kind: str, name: str) -> None:
     made = flow(kind, transform=transform(name))
     c = torch.tensor([[0.2, -0.4]])
-    edges = torch.linspace(-16.0, 16.0, 161)
+    edges = torch.linspace(-16.0, 16.0, 161 if kind == "map" else 81)
     middles = 0.5 * (edges[1:] + edges[:-1])
     if name != "whiten":  # cells that get small where the support ends, beyond the margin
         beyond = 0.05 / 0.9 if name == "logit" else 0.01 / 0.98
