@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import flowsde as fs
-from flowsde.integrators import RK4, Midpoint, ReversibleRK
+from flowsde.integrators import RK4, Dopri8, Midpoint, ReversibleRK
 from flowsde.models import NeuralCDE
 from flowsde.paths import HermiteCubic, Linear, LogSignature, NaturalCubic, Piecewise, Rectilinear
 from flowsde.series import Batch, Series, collate
 
 from .test_control import EVERY, data
 
-TIGHT = fs.Solver(stepping=fs.Adaptive(1e-9, 1e-10))
+TIGHT = fs.Solver(Dopri8(), fs.Adaptive(1e-9, 1e-10))
 
 
 def timed(t: Tensor, x: Tensor) -> Tensor:
@@ -28,9 +28,9 @@ def timed(t: Tensor, x: Tensor) -> Tensor:
 
 def on_knots(path: Piecewise, substeps: int = 4) -> fs.Grid:
     """Steps that end on the knots."""
-    part = torch.arange(substeps) / substeps
-    inner = path.knots[:-1, None] + path.knots.diff()[:, None] * part
-    return fs.Grid(torch.cat((inner.flatten(), path.knots[-1:])))
+    t = path.times.T  # time first, where each sample has its own
+    parts = [t[:-1] + t.diff(dim=0) * i / substeps for i in range(substeps)]
+    return fs.Grid(torch.cat((torch.stack(parts, 1).flatten(0, 1), t[-1:])))
 
 
 def model(channels: int, **more: Any) -> NeuralCDE:
@@ -52,7 +52,7 @@ def test_commuting_linear_fields_see_the_increment_alone(name: str) -> None:
     cde = fs.CDE(lambda t, y: torch.einsum("ijc,bj->bic", powers, y), path)
     t0, t1 = path.knots[[0, -1]].unbind()
     stepping = fs.Adaptive(1e-8, 1e-9, step_at=path.knots, jump_at=path.jumps)
-    found = fs.solve(cde, y0, t0, t1, stepping=stepping).y1
+    found = fs.solve(cde, y0, t0, t1, integrator=Dopri8(), stepping=stepping).y1
     move = torch.einsum("ijc,bc->bij", powers, path.evaluate(t1) - path.evaluate(t0))
     expected = torch.einsum("bij,bj->bi", torch.linalg.matrix_exp(move), y0)
     assert torch.allclose(found, expected, atol=1e-7)
@@ -137,11 +137,13 @@ def test_torchcde_solves_the_same_equation() -> None:
 def test_the_clock_is_not_felt(more: dict[str, Any]) -> None:
     """Own times, shared times and the numbers of the rows name the same path."""
     times, x = data(n=5)
-    values, net = timed(times, x), model(3, solver=TIGHT, **more)
-    steps = fs.Adaptive(1e-9, 1e-10, per_sample=True)
-    own = model(3, solver=fs.Solver(stepping=steps), **more)(Linear(times, values))
-    assert torch.allclose(net(Linear(torch.arange(5.0), values)), own, atol=1e-6)
-    assert torch.allclose(net(Linear(times[0], values)), own, atol=1e-6)
+    found = []
+    for named in (times, times[0], torch.arange(5.0)):
+        path = Linear(named, timed(times, x))
+        net = model(3, solver=fs.Solver(Midpoint(), on_knots(path)), **more)
+        found.append(net(path))
+    assert torch.allclose(found[0], found[1])
+    assert torch.allclose(found[0], found[2])
 
 
 def test_a_matrix_of_low_rank_is_one() -> None:
@@ -268,7 +270,9 @@ def test_knots_spare_evaluations() -> None:
         ends, y0 = path.knots[[0, -1]].unbind(), torch.zeros(3, 4)
         cde = fs.CDE(net.field, path, products=True)
         told = {"step_at": path.knots, "jump_at": path.jumps}
-        fine = fs.solve(cde, y0, *ends, stepping=fs.Adaptive(1e-7, 1e-8, **told)).y1
+        fine = fs.solve(
+            cde, y0, *ends, integrator=Dopri8(), stepping=fs.Adaptive(1e-7, 1e-8, **told)
+        ).y1
         for keywords in ({}, told):
             sol = fs.solve(cde, y0, *ends, stepping=fs.Adaptive(1e-4, 1e-6, **keywords))
             counts.append(sol.stats.evaluations)
