@@ -185,7 +185,7 @@ def diffusion(data: Digits, train: Trainer) -> dict[str, fs.Denoiser]:
     train("score", objectives.DenoisingScoreMatching(samples, law), STEPS, lr=2e-3, ema=0.995)
     tuned.load_state_dict(samples.state_dict())
     uniform = objectives.UniformLambda(SCHEDULE, T0, 4.0)
-    bound = objectives.DenoisingScoreMatching(tuned, uniform, objectives.likelihood_weight)
+    bound = objectives.DenoisingScoreMatching(tuned, uniform, objectives.noise_weight)
     train("likelihood", bound, 800, lr=3e-4, ema=0.99, weight_decay=0.05)
     return {"diffusion, EDM weighting": samples, "diffusion, likelihood weighting": tuned}
 

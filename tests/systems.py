@@ -30,8 +30,9 @@ from flowsde.paths import (
 DEVICE = torch.device(os.environ.get("FLOWSDE_TEST_DEVICE", "cpu"))
 SCHEDULES = (VP(), VE(sigma_max=20.0), Cosine(), FlowMatching(), EDM(sigma_max=20.0))
 EVERY_SCHEDULE = (
-    *SCHEDULES, SubVP(), Trigonometric(), Discrete.cosine(8, beta_max=0.9),
-    Discrete((0.9, 0.4, 0.0)), LearnedSchedule(width=8).double().requires_grad_(False).to(DEVICE),
+    *SCHEDULES, SubVP(), Trigonometric(), Discrete.linear(),
+    Discrete.from_alphas_cumprod(Trigonometric().alpha(torch.arange(1, 201) / 200).square()),
+    LearnedSchedule(width=8).double().requires_grad_(False).to(DEVICE),
 )  # fmt: skip
 
 
@@ -132,3 +133,18 @@ class Mixture:
         rows = torch.multinomial(self.weights, count, replacement=True, generator=draws)
         noise = torch.randn(count, self.means.shape[1], generator=draws)
         return self.means[rows] + self.std * noise
+
+
+class Noised(fs.Base):
+    """The law of a mixture that has been noised, as the base of a flow."""
+
+    def __init__(self, mixture: Mixture, alpha: float, sigma: float) -> None:
+        super().__init__()
+        self.mixture, self.alpha, self.sigma = mixture, alpha, sigma
+        self.event_shape = mixture.means.shape[1:]
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self.mixture.log_prob(x, self.alpha, self.sigma)
+
+    def sample(self, count: int, seed: int | Tensor) -> Tensor:
+        raise NotImplementedError("only densities are asked for")

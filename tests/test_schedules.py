@@ -91,11 +91,11 @@ def test_ends_in_both_types(schedule: Schedule) -> None:
             tensor, number = getattr(schedule, name)(torch.tensor(t)), getattr(schedule, name)(t)
             assert not math.isnan(number), (name, t)
             assert float(tensor) == pytest.approx(number, rel=1e-12, abs=1e-15)
-    kind = type(schedule)
-    if kind not in (paths.VE, LearnedSchedule):
+    if not isinstance(schedule, (paths.VE, LearnedSchedule)):
         assert schedule(0.0) == (1.0, 0.0)
         assert schedule.half_log_snr(0.0) == math.inf
-    if kind in (Cosine, Trigonometric, paths.FlowMatching) or schedule == Discrete((0.9, 0.4, 0.0)):
+    table = getattr(schedule, "alphas_cumprod", (1.0,))
+    if isinstance(schedule, (Cosine, Trigonometric, paths.FlowMatching)) or table[-1] == 0.0:
         assert schedule(1.0) == (0.0, 1.0)
         assert schedule.half_log_snr(1.0) == -math.inf
         assert schedule.diffusion(1.0) == math.inf
@@ -142,11 +142,31 @@ def test_tables_are_those_of_diffusers() -> None:
         assert torch.allclose(read.step(times), torch.arange(100.0))
 
 
+@pytest.mark.parametrize("schedule", [paths.VP(), Cosine()], ids=ids)
+def test_tables_are_joined_smoothly(schedule: Schedule) -> None:
+    """Between its entries a table follows the schedule that it was read from."""
+    t, worst = torch.linspace(0.1, 0.9, 997), []
+    for steps in (20, 40, 80):
+        knots = (torch.arange(steps) + 1.0) / steps
+        table = Discrete.from_alphas_cumprod(torch.as_tensor(schedule.alpha(knots)).square())
+        errors = [
+            (getattr(table, name)(t) - getattr(schedule, name)(t)).abs().max()
+            for name in ("alpha", "sigma", "dalpha", "dsigma")
+        ]
+        worst.append((float(max(errors[:2])), float(max(errors[2:]))))
+    assert worst[0][0] > 6.0 * worst[1][0] > 36.0 * worst[2][0]
+    assert worst[0][1] > 3.0 * worst[1][1] > 9.0 * worst[2][1]
+    assert worst[2][0] < 1e-5
+
+
 def test_a_table_of_the_circle_is_the_circle() -> None:
-    whole, t = Trigonometric(), torch.linspace(0.0, 1.0, 57)
-    table = Discrete.from_alphas_cumprod(whole.alpha((torch.arange(5) + 1.0) / 5).square())
+    """The square of its angle is quadratic, which the interpolation keeps."""
+    t, knots = torch.linspace(0.05, 1.0, 58), torch.arange(1, 21) / 20
+    table = Discrete.from_alphas_cumprod(torch.as_tensor(Trigonometric().alpha(knots)).square())
     for name in ("alpha", "sigma", "dalpha", "dsigma"):
-        assert torch.allclose(getattr(table, name)(t), getattr(whole, name)(t), atol=1e-12)
+        assert torch.allclose(
+            getattr(table, name)(t), getattr(Trigonometric(), name)(t), rtol=0, atol=1e-12
+        )
     assert table == Discrete(table.alphas_cumprod)
     assert table != Discrete.linear(5)
 

@@ -17,16 +17,13 @@ from torch import Tensor, nn
 
 import flowsde as fs
 from flowsde import models, objectives, training
-from flowsde.dynamics import EDMPrediction, NoisePrediction, VPrediction
+from flowsde.dynamics import EDMPrediction, VPrediction
 from flowsde.nn import UNet
 from flowsde.objectives import (
     DenoisingScoreMatching,
     FlowMatching,
     LogNormal,
     MaximumLikelihood,
-    UniformLambda,
-    UniformTime,
-    likelihood_weight,
 )  # fmt: skip
 from flowsde.paths import EDM, VP
 
@@ -37,59 +34,6 @@ def accelerator() -> Any:
     from accelerate import Accelerator
 
     return Accelerator(cpu=DEVICE.type == "cpu")
-
-
-class Linear(nn.Module):
-    """x0 = w x for a few times at once: enough for a Gaussian at one noise level."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.zeros(()))
-
-    def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        return self.w * x
-
-
-@pytest.mark.parametrize("weight", [None, likelihood_weight])
-def test_denoising_score_matching_recovers_a_gaussian(weight: Any) -> None:
-    """At one time the best linear predictor of eps for data N(0, 4) is known."""
-    schedule, t = VP(), 0.4
-    network = Linear()
-    denoiser = fs.Denoiser(network, schedule, NoisePrediction())
-    objective = DenoisingScoreMatching(denoiser, UniformTime(t, t), weight)
-    data = 2.0 * torch.randn(200_000, 1, generator=generator())
-    loss = [objective(data, generator=generator(1))]
-    (g0,) = torch.autograd.grad(loss[0], [network.w])
-    with torch.no_grad():
-        network.w.fill_(1.0)
-    (g1,) = torch.autograd.grad(objective(data, generator=generator(1)), [network.w])
-    best = float(g0 / (g0 - g1))  # the loss is quadratic in w
-    alpha, sigma = schedule(t)
-    assert best == pytest.approx(sigma / (4 * alpha**2 + sigma**2), rel=0.02)
-
-
-def test_likelihood_weighting_is_the_error_of_the_noise() -> None:
-    schedule, x = EDM(20.0), torch.randn(64, 3)
-    for prediction in (NoisePrediction(), VPrediction(), EDMPrediction(0.7)):
-        denoiser = fs.Denoiser(Linear(), schedule, prediction)
-        law = UniformLambda(schedule, 0.1, 5.0)
-        loss = DenoisingScoreMatching(denoiser, law, likelihood_weight)(x, generator=generator(3))
-        draws = generator(3)
-        t = law.sample(64, x, draws)
-        eps = torch.randn(x.shape, generator=draws)
-        error = denoiser.noise(t, x + t[:, None] * eps) - eps
-        assert torch.allclose(loss, error.square().mean())
-
-
-def test_time_laws_are_stratified() -> None:
-    like = torch.zeros(1)
-    laws = (UniformTime(0.2, 0.9), UniformLambda(VP(), 0.01, 0.9), LogNormal(EDM(), -1.0, 1.5))
-    for law in laws:
-        t = law.sample(1000, like, generator())
-        edges = law.quantile(torch.linspace(0.0, 1.0, 1001)[1:-1])
-        counts = torch.bucketize(t, edges).bincount(minlength=1000)
-        assert bool((counts == 1).all())
-        assert not bool((t.diff() > 0).all())
 
 
 def test_flow_matching_of_a_shifted_gaussian_has_its_closed_form() -> None:

@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 
 from .. import _random
-from .._scalar import Scalar
-from .schedule import Circular, Cosine
+from .._scalar import Scalar, atan, exp, sin, sqrt
+from .schedule import Cosine, Schedule, ratio
 
 __all__ = ["Discrete"]
 
 
 @dataclass(frozen=True, repr=False)
-class Discrete(Circular):
+class Discrete(Schedule):
     """A table of alpha^2 for T steps, as DDPMs are trained with: step i stands at t = (i + 1) / T.
 
-    Data stands at t = 0. From one entry to the next (alpha, sigma) goes along the unit circle at
-    constant speed: both ends are reached, with no signal in the last step, too. The speed jumps
-    at the entries, which Runge-Kutta methods in t feel; steps in lambda or sigma / alpha do not.
+    With alpha = cos a, sigma = sin a the square of the angle a is interpolated, from data at t = 0
+    on, by a rational quadratic spline: it rises as the table does, has a continuous rate and an
+    inverse in closed form, and reaches both ends, whether the last step keeps signal or not.
 
     Args:
         alphas_cumprod: alpha^2 of each step, falling, below 1; the last may be 0.
@@ -34,7 +34,7 @@ class Discrete(Circular):
     Raises:
         ValueError: on any other table.
 
-    Source: Ho et al. 2020, arXiv 2006.11239.
+    Source: Ho et al. 2020, arXiv 2006.11239; Gregory and Delbourgo 1982.
     """
 
     alphas_cumprod: tuple[float, ...]
@@ -90,10 +90,18 @@ class Discrete(Circular):
         return (1.0, *self.alphas_cumprod)
 
     @cached_property
-    def _table(self) -> tuple[list[float], list[float]]:
-        """The angles at 0, 1 / T, ..., 1, and what they lack to pi / 2."""
+    def _table(self) -> tuple[list[float], list[float], list[float]]:
+        """At 0, 1 / T, ..., 1: a^2, what it lacks to (pi / 2)^2, and its rate for a step."""
         parts = [(math.sqrt(1.0 - a), math.sqrt(a)) for a in self._from_data]
-        return [math.atan2(s, a) for s, a in parts], [math.atan2(a, s) for s, a in parts]
+        square = [math.atan2(s, a) ** 2 for s, a in parts]
+        lacking = [math.atan2(a, s) * (math.pi - math.atan2(a, s)) for s, a in parts]
+        gaps = [b - a for a, b in itertools.pairwise(square)]
+        inner = [0.5 * (a + b) for a, b in itertools.pairwise(gaps)]
+        ends = ((gaps[0], gaps[:2][-1]), (gaps[-1], gaps[-2:][0]))
+        first, last = (
+            max(1.5 * a - 0.5 * b, 1e-3 * a) for a, b in ends
+        )  # for rates at 0: not 0 / 0
+        return square, lacking, [first, *inner, last]
 
     @cached_property
     def _copies(self) -> dict[torch.device, Tensor]:
@@ -109,26 +117,68 @@ class Discrete(Circular):
             )
         return self._copies[like.device]
 
-    def _angles(self, t: Scalar) -> tuple[Scalar, Scalar, Scalar]:
-        rows, steps = self._rows(t), len(self.alphas_cumprod)
+    def _angle(self, t: Scalar) -> tuple[Any, Any, Any]:
+        """a, pi / 2 - a and the rate of a^2."""
+        (square, lacking, rates), steps = self._rows(t), len(self.alphas_cumprod)
         i: Any
         if isinstance(t, Tensor):
-            place: Any = t.to(rows.dtype) * steps
+            place: Any = t.to(square.dtype) * steps
             i = place.detach().long().clamp(0, steps - 1)
         else:
             place = t * steps
             i = min(max(int(place), 0), steps - 1)
-        (angle, rise), (rest, fall) = ((row[i], row[i + 1] - row[i]) for row in rows)
-        part = place - i
-        found = angle + part * rise, rest + part * fall, steps * rise
-        return tuple(v.to(t.dtype) for v in found) if isinstance(t, Tensor) else found
+        x, gap, r0, r1 = place - i, square[i + 1] - square[i], rates[i], rates[i + 1]
+        y = 1.0 - x
+        z = x * y
+        below = gap + (r0 + r1 - 2.0 * gap) * z
+        angle = sqrt(square[i] + gap * (gap * x * x + r0 * z) / below)
+        left = (lacking[i + 1] + gap * (gap * y * y + r1 * z) / below) / (0.5 * math.pi + angle)
+        slope = (gap / below) ** 2 * (r1 * x * x + 2.0 * gap * z + r0 * y * y) * steps
+        found = angle, left, slope
+        return tuple(v.to(t.dtype) for v in found) if isinstance(t, Tensor) else found  # type: ignore[return-value]
 
-    def _turned(self, angle: Scalar) -> Scalar:
-        row, steps = self._rows(angle)[0], len(self.alphas_cumprod)
+    def alpha(self, t: Scalar) -> Scalar:
+        return sin(self._angle(t)[1])
+
+    def sigma(self, t: Scalar) -> Scalar:
+        return sin(self._angle(t)[0])
+
+    def dalpha(self, t: Scalar) -> Scalar:
+        angle, _, slope = self._angle(t)
+        return -0.5 * slope * _sinc(angle)
+
+    def dsigma(self, t: Scalar) -> Scalar:
+        angle, left, slope = self._angle(t)
+        return ratio(0.5 * slope * sin(left), angle)
+
+    def diffusion(self, t: Scalar) -> Scalar:
+        angle, left, slope = self._angle(t)
+        return sqrt(ratio(slope * _sinc(angle), sin(left)))
+
+    def time(self, lam: Scalar) -> Scalar:
+        wanted: Any = atan(exp(-lam))
+        (square, _, rates), steps = self._rows(lam), len(self.alphas_cumprod)
         i: Any
-        if isinstance(angle, Tensor):
-            wide = angle.to(row.dtype)
-            i = torch.bucketize(wide.detach(), row, right=True).clamp(1, steps) - 1
-            return ((i + (wide - row[i]) / (row[i + 1] - row[i])) / steps).to(angle.dtype)
-        i = min(max(bisect_right(row, angle), 1), steps) - 1
-        return (i + (angle - row[i]) / (row[i + 1] - row[i])) / steps
+        if isinstance(wanted, Tensor):
+            wanted = wanted.to(square.dtype) ** 2
+            i = torch.bucketize(wanted.detach(), square, right=True).clamp(1, steps) - 1
+        else:
+            wanted = wanted**2
+            i = min(max(bisect_right(square, wanted), 1), steps) - 1
+        gap, r0, r1 = square[i + 1] - square[i], rates[i], rates[i + 1]
+        part = (wanted - square[i]) / gap
+        linear = r0 - part * (r0 + r1 - 2.0 * gap)
+        root = sqrt(linear * linear + 4.0 * (gap - linear) * part * gap)
+        t = (i + 2.0 * part * gap / (linear + root)) / steps
+        return t.to(lam.dtype) if isinstance(lam, Tensor) else t
+
+
+def _sinc(angle: Scalar) -> Scalar:
+    """sin(a) / a, 1 at 0."""
+    return (
+        torch.sinc(angle / math.pi)
+        if isinstance(angle, Tensor)
+        else sin(angle) / angle
+        if angle
+        else 1.0
+    )

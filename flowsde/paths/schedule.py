@@ -16,7 +16,7 @@ from torch import Tensor
 from .._scalar import Scalar, asin, asinh, atan, cos, exp, expm1, log, sin, sqrt
 
 __all__ = [
-    "EDM", "VE", "VP", "Circular", "Cosine", "FlowMatching", "Schedule", "SubVP", "Trigonometric",
+    "EDM", "VE", "VP", "Cosine", "FlowMatching", "Schedule", "SubVP", "Trigonometric",
 ]  # fmt: skip
 
 
@@ -51,7 +51,7 @@ class Schedule(ABC):
     def diffusion(self, t: Scalar) -> Scalar:
         """g(t) of the noising SDE, g^2 = 2 sigma (sigma' - sigma alpha' / alpha)."""
         alpha, sigma = self(t)
-        return sqrt(2.0 * sigma * (self.dsigma(t) - sigma * _ratio(self.dalpha(t), alpha)))
+        return sqrt(2.0 * sigma * (self.dsigma(t) - sigma * ratio(self.dalpha(t), alpha)))
 
     def half_log_snr(self, t: Scalar) -> Scalar:
         """lambda(t) = log(alpha / sigma); +inf where there is no noise, -inf where no signal."""
@@ -89,13 +89,13 @@ class _VariancePreserving(_Decaying):
         return sqrt(0.0 - expm1(2.0 * self.log_alpha(t)))  # 0, and not -0, without noise
 
     def dsigma(self, t: Scalar) -> Scalar:
-        return _ratio(-self.alpha(t) * self.dalpha(t), self.sigma(t))
+        return ratio(-self.alpha(t) * self.dalpha(t), self.sigma(t))
 
     def diffusion(self, t: Scalar) -> Scalar:
         return sqrt(-2.0 * self.dlog_alpha(t))
 
 
-def _ratio(a: Scalar, b: Scalar) -> Scalar:
+def ratio(a: Scalar, b: Scalar) -> Scalar:
     """a / b, infinite at b = 0 for floats as for tensors."""
     if isinstance(b, float) and isinstance(a, float) and b == 0.0:
         return math.copysign(math.inf, a) if a else math.nan
@@ -181,7 +181,7 @@ class Cosine(_VariancePreserving):
         return log(self.alpha(t))
 
     def dlog_alpha(self, t: Scalar) -> Scalar:
-        return _ratio(self.dalpha(t), self.alpha(t))
+        return ratio(self.dalpha(t), self.alpha(t))
 
     def time(self, lam: Scalar) -> Scalar:
         sine = exp(-0.5 * _softplus(-2.0 * lam)) * self._start
@@ -268,45 +268,27 @@ class FlowMatching(Schedule):
         return 1.0 / (1.0 + exp(lam))
 
 
-class Circular(Schedule):
-    """alpha = cos a, sigma = sin a, for an angle a(t) that rises from 0 to at most pi / 2."""
-
-    @abstractmethod
-    def _angles(self, t: Scalar) -> tuple[Scalar, Scalar, Scalar]:
-        """a, pi / 2 - a and da/dt: both angles, so that either can be exactly 0."""
-
-    @abstractmethod
-    def _turned(self, angle: Scalar) -> Scalar:
-        """The t at which a is this angle."""
-
-    def alpha(self, t: Scalar) -> Scalar:
-        return sin(self._angles(t)[1])
-
-    def sigma(self, t: Scalar) -> Scalar:
-        return sin(self._angles(t)[0])
-
-    def dalpha(self, t: Scalar) -> Scalar:
-        angle, _, speed = self._angles(t)
-        return -speed * sin(angle)
-
-    def dsigma(self, t: Scalar) -> Scalar:
-        _, rest, speed = self._angles(t)
-        return speed * sin(rest)
-
-    def time(self, lam: Scalar) -> Scalar:
-        return self._turned(atan(exp(-lam)))
-
-
 @dataclass(frozen=True)
-class Trigonometric(Circular):
+class Trigonometric(Schedule):
     """alpha = cos(pi t / 2), sigma = sin(pi t / 2).
 
     Source: Albergo and Vanden-Eijnden 2023, arXiv 2209.15571.
     """
 
-    def _angles(self, t: Scalar) -> tuple[Scalar, Scalar, Scalar]:
-        quarter = 0.5 * math.pi
-        return quarter * t, quarter * (1.0 - t), quarter + 0.0 * t
+    def alpha(self, t: Scalar) -> Scalar:
+        return sin(_QUARTER * (1.0 - t))  # exactly 0 at t = 1
 
-    def _turned(self, angle: Scalar) -> Scalar:
-        return angle / (0.5 * math.pi)
+    def sigma(self, t: Scalar) -> Scalar:
+        return sin(_QUARTER * t)
+
+    def dalpha(self, t: Scalar) -> Scalar:
+        return -_QUARTER * self.sigma(t)
+
+    def dsigma(self, t: Scalar) -> Scalar:
+        return _QUARTER * self.alpha(t)
+
+    def time(self, lam: Scalar) -> Scalar:
+        return atan(exp(-lam)) / _QUARTER
+
+
+_QUARTER = 0.5 * math.pi
