@@ -98,9 +98,8 @@ class Discrete(Schedule):
         gaps = [b - a for a, b in itertools.pairwise(square)]
         inner = [0.5 * (a + b) for a, b in itertools.pairwise(gaps)]
         ends = ((gaps[0], gaps[:2][-1]), (gaps[-1], gaps[-2:][0]))
-        first, last = (
-            max(1.5 * a - 0.5 * b, 1e-3 * a) for a, b in ends
-        )  # for rates at 0: not 0 / 0
+        # kept off 0, where the rate of sigma at t = 0 would be 0 / 0
+        first, last = (max(1.5 * a - 0.5 * b, 1e-3 * a) for a, b in ends)
         return square, lacking, [first, *inner, last]
 
     @cached_property
@@ -131,11 +130,12 @@ class Discrete(Schedule):
         y = 1.0 - x
         z = x * y
         below = gap + (r0 + r1 - 2.0 * gap) * z
-        angle = sqrt(square[i] + gap * (gap * x * x + r0 * z) / below)
+        angle: Any = sqrt(square[i] + gap * (gap * x * x + r0 * z) / below)
         left = (lacking[i + 1] + gap * (gap * y * y + r1 * z) / below) / (0.5 * math.pi + angle)
         slope = (gap / below) ** 2 * (r1 * x * x + 2.0 * gap * z + r0 * y * y) * steps
-        found = angle, left, slope
-        return tuple(v.to(t.dtype) for v in found) if isinstance(t, Tensor) else found  # type: ignore[return-value]
+        if isinstance(t, Tensor):
+            return angle.to(t.dtype), left.to(t.dtype), slope.to(t.dtype)
+        return angle, left, slope
 
     def alpha(self, t: Scalar) -> Scalar:
         return sin(self._angle(t)[1])
@@ -175,10 +175,6 @@ class Discrete(Schedule):
 
 def _sinc(angle: Scalar) -> Scalar:
     """sin(a) / a, 1 at 0."""
-    return (
-        torch.sinc(angle / math.pi)
-        if isinstance(angle, Tensor)
-        else sin(angle) / angle
-        if angle
-        else 1.0
-    )
+    if isinstance(angle, Tensor):
+        return torch.sinc(angle / math.pi)
+    return sin(angle) / angle if angle else 1.0
