@@ -126,12 +126,15 @@ class Discrete(Schedule):
         else:
             place = t * steps
             i = min(max(int(place), 0), steps - 1)
-        x, gap, r0, r1 = place - i, square[i + 1] - square[i], rates[i], rates[i + 1]
+        start, gap, r0, r1 = _piece(square, rates, i)
+        x = place - i
         y = 1.0 - x
         z = x * y
         below = gap + (r0 + r1 - 2.0 * gap) * z
-        angle: Any = sqrt(square[i] + gap * (gap * x * x + r0 * z) / below)
-        left = (lacking[i + 1] + gap * (gap * y * y + r1 * z) / below) / (0.5 * math.pi + angle)
+        angle: Any = sqrt(start + gap * (gap * x * x + r0 * z) / below)
+        left = (_entry(lacking, i + 1) + gap * (gap * y * y + r1 * z) / below) / (
+            0.5 * math.pi + angle
+        )
         slope = (gap / below) ** 2 * (r1 * x * x + 2.0 * gap * z + r0 * y * y) * steps
         if isinstance(t, Tensor):
             return angle.to(t.dtype), left.to(t.dtype), slope.to(t.dtype)
@@ -165,12 +168,22 @@ class Discrete(Schedule):
         else:
             wanted = wanted**2
             i = min(max(bisect_right(square, wanted), 1), steps) - 1
-        gap, r0, r1 = square[i + 1] - square[i], rates[i], rates[i + 1]
-        part = (wanted - square[i]) / gap
+        start, gap, r0, r1 = _piece(square, rates, i)
+        part = (wanted - start) / gap
         linear = r0 - part * (r0 + r1 - 2.0 * gap)
         root = sqrt(linear * linear + 4.0 * (gap - linear) * part * gap)
         t = (i + 2.0 * part * gap / (linear + root)) / steps
         return t.to(lam.dtype) if isinstance(lam, Tensor) else t
+
+
+def _piece(square: Any, rates: Any, i: Any) -> tuple[Any, Any, Any, Any]:
+    """Where the i-th piece starts, how far it rises, and its rates at both ends."""
+    start = _entry(square, i)
+    return start, _entry(square, i + 1) - start, _entry(rates, i), _entry(rates, i + 1)
+
+
+def _entry(row: Any, i: Any) -> Any:
+    return row.take(i) if isinstance(row, Tensor) else row[i]  # row[i] would read i on the host
 
 
 def _sinc(angle: Scalar) -> Scalar:
