@@ -183,7 +183,10 @@ def _piece(square: Any, rates: Any, i: Any) -> tuple[Any, Any, Any, Any]:
 
 
 def _entry(row: Any, i: Any) -> Any:
-    return row.take(i) if isinstance(row, Tensor) else row[i]  # row[i] would read i on the host
+    """row[i]; of a tensor without reading i on the host, as an index of no dimensions would."""
+    if not isinstance(row, Tensor):
+        return row[i]
+    return row.index_select(0, i.reshape(-1)).reshape(i.shape)
 
 
 def _sinc(angle: Scalar) -> Scalar:
