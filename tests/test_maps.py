@@ -259,7 +259,7 @@ def test_densities_integrate_to_one(name: str) -> None:
 # --- laws -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("law", LAWS, ids=str)
+@pytest.mark.parametrize("law", LAWS, ids=lambda x: type(x).__name__)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_laws_are_finite_at_the_extremes(law: Elementwise, dtype: torch.dtype) -> None:
     """At edges, in tails, far out, at denormals, and for wild numbers: values and gradients."""
@@ -279,7 +279,7 @@ def test_laws_are_finite_at_the_extremes(law: Elementwise, dtype: torch.dtype) -
                 assert bool(torch.isfinite(value).all()), (size, way)
 
 
-@pytest.mark.parametrize("law", LAWS, ids=str)
+@pytest.mark.parametrize("law", LAWS, ids=lambda x: type(x).__name__)
 @given(seed=st.integers(0, 1000), size=st.floats(0.0, 1.0), where=st.floats(-5.0, 5.0))
 def test_laws_invert_and_grow(law: Elementwise, seed: int, size: float, where: float) -> None:
     torch.manual_seed(seed)
@@ -293,7 +293,7 @@ def test_laws_invert_and_grow(law: Elementwise, seed: int, size: float, where: f
     assert torch.allclose(back, x, atol=1e-10)
 
 
-@pytest.mark.parametrize("law", LAWS[:-1], ids=str)
+@pytest.mark.parametrize("law", LAWS[:-1], ids=lambda x: type(x).__name__)
 def test_zero_numbers_are_the_identity(law: Elementwise) -> None:
     x = 3.0 * torch.randn(50, 2)
     y, ladj = law.forward(x, torch.zeros(50, law.count, 2))
