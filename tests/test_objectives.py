@@ -98,11 +98,7 @@ def test_a_times_own_law(name: str) -> None:
 
     law, distribution = LAWS[name]
     draws, like = generator(5), torch.zeros(1)
-<<<<<<< HEAD
-    t = torch.cat([law.sample(1, like, draws) for _ in range(500)])
-=======
     t = torch.cat([law.sample(1, like, draws) for _ in range(300)])
->>>>>>> schedules
     assert kstest(distribution(t).cpu().numpy(), "uniform").pvalue > 1e-3
 
 
@@ -469,11 +465,7 @@ class Halves(nn.Module):
 
 def test_the_hybrid_loss_trains_the_mean_and_the_variance_apart() -> None:
     schedule, times = Discrete.linear(6, 0.05, 0.5), uniform(1 / 6, 1.0, 5)
-<<<<<<< HEAD
-    network, x = Halves(0.4, 0.2), torch.randn(4000, 2)
-=======
     network, x = Halves(0.4, 0.2), torch.randn(3000, 2)
->>>>>>> schedules
     transition = LearnedVariance(network, schedule, NoisePrediction())
     parameters = [network.w, network.u]
 
@@ -580,22 +572,6 @@ def test_what_needs_signal_still_does_when_it_is_kept() -> None:
 # --- likelihood -----------------------------------------------------------------------------------
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("schedule", EVERY_SCHEDULE, ids=lambda s: str(s).split("(")[0])
-def test_the_likelihood_of_a_mixture(schedule: Schedule) -> None:
-    """Within 1e-4 nats of the closed form at t_min, from the exact law at the other end, with
-    tolerances of 1e-6; its gradient is the score.
-    """
-    t_min, t_max = 1e-3, 0.99 * schedule.horizon
-    flow = fs.LinearSDE(schedule).probability_flow(MIXTURE.denoiser(schedule))
-    flow.horizon = t_max
-    solver = fs.Solver(Tsit5(), fs.Adaptive(1e-6, 1e-6))
-    model = fs.Flow(Noised(MIXTURE, *schedule(t_max)), flow, solver, t0=t_min)
-    x = MIXTURE.sample(20, 1).requires_grad_()
-    found, truth = model.log_prob(x), MIXTURE.log_prob(x, *schedule(t_min))
-    assert float((found - truth).detach().abs().max()) < 1e-4
-    slope, score = (torch.autograd.grad(p.sum(), x)[0] for p in (found, truth))
-=======
 def noise_to_data(schedule: Schedule, t_min: float) -> fs.Flow:
     """A flow whose base is the exact law, at tolerances of 1e-6."""
     t_max = 0.99 * schedule.horizon
@@ -618,5 +594,4 @@ def test_the_gradient_of_a_likelihood_is_the_score() -> None:
     x = MIXTURE.sample(20, 1).requires_grad_()
     values = noise_to_data(VP(), 1e-3).log_prob(x), MIXTURE.log_prob(x, *VP()(1e-3))
     slope, score = (torch.autograd.grad(p.sum(), x)[0] for p in values)
->>>>>>> schedules
     assert torch.allclose(slope, score, atol=1e-3, rtol=1e-4)

@@ -98,14 +98,8 @@ class Discrete(Schedule):
         gaps = [b - a for a, b in itertools.pairwise(square)]
         inner = [0.5 * (a + b) for a, b in itertools.pairwise(gaps)]
         ends = ((gaps[0], gaps[:2][-1]), (gaps[-1], gaps[-2:][0]))
-<<<<<<< HEAD
-        first, last = (
-            max(1.5 * a - 0.5 * b, 1e-3 * a) for a, b in ends
-        )  # for rates at 0: not 0 / 0
-=======
         # kept off 0, where the rate of sigma at t = 0 would be 0 / 0
         first, last = (max(1.5 * a - 0.5 * b, 1e-3 * a) for a, b in ends)
->>>>>>> schedules
         return square, lacking, [first, *inner, last]
 
     @cached_property
@@ -132,17 +126,6 @@ class Discrete(Schedule):
         else:
             place = t * steps
             i = min(max(int(place), 0), steps - 1)
-<<<<<<< HEAD
-        x, gap, r0, r1 = place - i, square[i + 1] - square[i], rates[i], rates[i + 1]
-        y = 1.0 - x
-        z = x * y
-        below = gap + (r0 + r1 - 2.0 * gap) * z
-        angle = sqrt(square[i] + gap * (gap * x * x + r0 * z) / below)
-        left = (lacking[i + 1] + gap * (gap * y * y + r1 * z) / below) / (0.5 * math.pi + angle)
-        slope = (gap / below) ** 2 * (r1 * x * x + 2.0 * gap * z + r0 * y * y) * steps
-        found = angle, left, slope
-        return tuple(v.to(t.dtype) for v in found) if isinstance(t, Tensor) else found  # type: ignore[return-value]
-=======
         start, gap, r0, r1 = _piece(square, rates, i)
         x = place - i
         y = 1.0 - x
@@ -156,7 +139,6 @@ class Discrete(Schedule):
         if isinstance(t, Tensor):
             return angle.to(t.dtype), left.to(t.dtype), slope.to(t.dtype)
         return angle, left, slope
->>>>>>> schedules
 
     def alpha(self, t: Scalar) -> Scalar:
         return sin(self._angle(t)[1])
@@ -186,30 +168,14 @@ class Discrete(Schedule):
         else:
             wanted = wanted**2
             i = min(max(bisect_right(square, wanted), 1), steps) - 1
-<<<<<<< HEAD
-        gap, r0, r1 = square[i + 1] - square[i], rates[i], rates[i + 1]
-        part = (wanted - square[i]) / gap
-=======
         start, gap, r0, r1 = _piece(square, rates, i)
         part = (wanted - start) / gap
->>>>>>> schedules
         linear = r0 - part * (r0 + r1 - 2.0 * gap)
         root = sqrt(linear * linear + 4.0 * (gap - linear) * part * gap)
         t = (i + 2.0 * part * gap / (linear + root)) / steps
         return t.to(lam.dtype) if isinstance(lam, Tensor) else t
 
 
-<<<<<<< HEAD
-def _sinc(angle: Scalar) -> Scalar:
-    """sin(a) / a, 1 at 0."""
-    return (
-        torch.sinc(angle / math.pi)
-        if isinstance(angle, Tensor)
-        else sin(angle) / angle
-        if angle
-        else 1.0
-    )
-=======
 def _piece(square: Any, rates: Any, i: Any) -> tuple[Any, Any, Any, Any]:
     """Where the i-th piece starts, how far it rises, and its rates at both ends."""
     start = _entry(square, i)
@@ -228,4 +194,3 @@ def _sinc(angle: Scalar) -> Scalar:
     if isinstance(angle, Tensor):
         return torch.sinc(angle / math.pi)
     return sin(angle) / angle if angle else 1.0
->>>>>>> schedules
