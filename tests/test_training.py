@@ -35,18 +35,6 @@ def accelerator() -> Any:
     return Accelerator(cpu=DEVICE.type == "cpu")
 
 
-<<<<<<< HEAD
-=======
-def test_flow_matching_of_a_shifted_gaussian_has_its_closed_form() -> None:
-    """For data at one point c the velocity is (x - c) / t."""
-    ode = fs.ODE(lambda t, x: (x - 1.5) / t[:, None], batched_time=True)
-    loss = FlowMatching(ode)(torch.full((100, 2), 1.5), generator=generator())
-    assert float(loss) < 1e-20
-    with pytest.raises(TypeError, match="batched_time"):
-        FlowMatching(fs.ODE(lambda t, x: x))
-
-
->>>>>>> schedules
 def test_maximum_likelihood_fits_a_map() -> None:
     torch.set_default_dtype(torch.float32)
     data = torch.randn(2000, 2, generator=generator())
