@@ -25,6 +25,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.sde_overhead
 	$(BIN)/python -m benchmarks.sde_gradients
 	$(BIN)/python -m benchmarks.adaptive_sde
+	$(BIN)/python -m benchmarks.cde
 	$(BIN)/python -m benchmarks.cnf
 	$(BIN)/python -m benchmarks.flows
 	$(BIN)/python -m benchmarks.flow_matching

@@ -400,6 +400,8 @@ class AdaptivePlan(Plan):
     def rest(self) -> Tensor | None:
         if self._batch is None or not 0 < self._alive <= _THIN * self._batch:
             return None
+        if not self._stepping.per_sample:  # the error's norm is that of the whole batch
+            return None
         status: Any = self.status
         return torch.nonzero(status == Status.RUNNING).flatten()
 

@@ -46,12 +46,13 @@ class Eager(Executor):
 
 @dataclass(frozen=True, eq=False)
 class Compiled(Executor):
-    """Steps as graphs of ``torch.compile``: all of a solve in one, or each step, with its error.
+    """Steps as graphs of ``torch.compile``: all of a solve in one, several, or each with its error.
 
-    A solve without gradients (``torch.no_grad``) of which nobody wants more than the end (no
-    ``save_at``, dense output, events, progress bar, ``step_at`` or ``jump_at``) is a
-    ``torch.while_loop`` within one graph; on given steps it takes 64 of them at a time, noise and
-    times being its inputs. Any other solve calls one graph a step. Both serve all steps and all
+    Of a solve of which nobody wants more than the end (no ``save_at``, dense output, events,
+    progress bar, ``step_at`` or ``jump_at``) given steps are taken up to 8 at a time, noise and
+    times being inputs of one graph, with gradients under ``Direct`` too; an adaptive one without
+    gradients (``torch.no_grad``) is a ``torch.while_loop`` within one graph. Any other solve calls
+    one graph a step. All of them serve all steps and all
     later solves: other values of states, parameters, arguments, times and noise are seen; other
     shapes, dtypes or attributes of the field compile again. Results are those of ``Eager`` to
     rounding.

@@ -19,6 +19,7 @@ pytest.importorskip("matplotlib")
 
 from benchmarks import (
     adjoints,
+    cde,
     cnf,
     flow_matching,
     flows,
@@ -160,6 +161,13 @@ def test_sde_gradients(tmp_path: Path) -> None:
     for name in ("flowsde StochasticHeun, Backsolve", "torchsde heun, sdeint_adjoint"):
         assert 1e-3 < errors[name]["4"] < errors[name]["1"]
     assert (tmp_path / "sde_gradients.png").stat().st_size > 0
+
+
+def test_cde(tmp_path: Path) -> None:
+    cde.main(["--small", "--out", str(tmp_path)])
+    found = record(tmp_path, "cde")["found"]
+    assert all(row["gap"] < 1e-4 for row in found["splines"].values())
+    assert found["training"]["torchcde, midpoint, backpropagation"]["gap"] < 1e-5
 
 
 def test_cnf(tmp_path: Path) -> None:

@@ -235,6 +235,18 @@ def test_rows_stay_where_all_are_needed(keywords: dict[str, object]) -> None:
     assert rows.rows == 24 * sol.stats.evaluations
 
 
+def test_rows_stay_where_one_norm_is_that_of_all() -> None:
+    """Spans of their own, steps judged together: who has ended is still part of the norm."""
+    found = []
+    for rowwise in (False, True):
+        sol = fs.solve(
+            fs.ODE(Rows(), batched_time=True, rowwise=rowwise), start(24), 0.0,
+            torch.linspace(0.01, 3.0, 24), stepping=fs.Adaptive(1e-7, 1e-9),
+        )  # fmt: skip
+        found.append(sol.y1)
+    assert torch.equal(*found)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("divergence", [fs.Exact(), fs.Hutchinson(2)], ids=str)
 def test_densities_leave_out_samples_that_have_ended(divergence: fs.Divergence) -> None:
