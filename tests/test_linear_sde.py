@@ -85,7 +85,7 @@ def test_a_rate_for_each_component() -> None:
 @pytest.mark.parametrize("additive", [True, False])
 def test_strong_order_where_more_is_not_linear(additive: bool) -> None:
     """1 for additive noise, 1/2 else; the slope's own standard error below 0.05."""
-    count, groups, steps, fine = 600, 10, [4, 8, 16, 32], 512
+    count, groups, steps, fine = 1000, 10, [8, 16, 32, 64], 1024
     sde = fs.SDE(
         lambda t, y: (y + t).cos(), lambda t, y: 0.5 if additive else 0.8 * (2.0 * y).sin(),
         noise="diagonal", additive=additive, linear=-1.0,

@@ -57,7 +57,7 @@ def sde(method: Stochastic, kind: str) -> fs.SDE:
 
 # --- strong orders --------------------------------------------------------------------------------
 
-COUNT, GROUPS, STEPS, FINE = 600, 10, [4, 8, 16, 32], 512
+COUNT, GROUPS, STEPS, FINE = 800, 10, [8, 16, 32, 64], 1024
 
 
 @functools.cache
