@@ -1,7 +1,6 @@
 """Networks for the fields: small, plain, and at home with 0-d and ``(batch,)`` times."""
 
-from .conv import ConvConcatSquash
-from .convolution import ConvNet
+from .conv import ConvConcatSquash, ConvNet
 from .embedding import FourierTime
 from .lipschitz import LipschitzMLP
 from .masked import MaskedMLP
