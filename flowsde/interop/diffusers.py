@@ -41,7 +41,7 @@ _PREDICTIONS: dict[str, Prediction] = {
 }  # fmt: skip
 
 
-def from_diffusers(model: nn.Module, scheduler: Any) -> Denoiser:
+def from_diffusers(model: Any, scheduler: Any) -> Denoiser:
     """The denoiser that a model is, by what the scheduler it was trained with says.
 
     From ``alphas_cumprod`` (rescaled to zero terminal signal or not) with ``prediction_type``
@@ -66,7 +66,9 @@ def from_diffusers(model: nn.Module, scheduler: Any) -> Denoiser:
 class _Network(nn.Module):
     """A model of diffusers as ``network(t, x, conditions)``."""
 
-    def __init__(self, model: nn.Module, convention: _Convention) -> None:
+    model: Any
+
+    def __init__(self, model: Any, convention: _Convention) -> None:
         super().__init__()
         self.model, self.convention = model, convention
 
@@ -77,7 +79,7 @@ class _Network(nn.Module):
                 f"{type(conditions).__name__}"
             )
         step = self.convention.step(t).expand(len(x))
-        shown: Any = x.to(self.model.dtype)  # type: ignore[arg-type]
+        shown = x.to(self.model.dtype)
         output = self.model(shown, timestep=step, return_dict=False, **(conditions or {}))[0]
         return _mean(output, x)
 
@@ -96,20 +98,20 @@ class _Convention:
         schedule, prediction: the library's.
         steps: T; step i stands at t = (i + offset) / T.
         offset: 1 for a table, 0 for flow matching.
-        range: x0 lies within +- this; None where it is not held to.
+        bound: x0 is kept within +- this; None where it is not.
     """
 
     schedule: Schedule
     prediction: Prediction
     steps: int
     offset: float
-    range: float | None
+    bound: float | None
 
     @classmethod
     def of(cls, scheduler: Any) -> _Convention:
         config, table = scheduler.config, getattr(scheduler, "alphas_cumprod", None)
-        flow = type(scheduler).__name__.startswith("FlowMatch")
-        kind = "flow_prediction" if flow else config.get("prediction_type")
+        matching = isinstance(scheduler, _flow_matching())
+        kind = "flow_prediction" if matching else config.get("prediction_type")
         flow = kind == "flow_prediction"
         name = f"{type(scheduler).__name__}(prediction_type={kind!r})"
         if kind not in _PREDICTIONS or (table is None and not flow) or config.get("invert_sigmas"):
@@ -122,15 +124,15 @@ class _Convention:
                 f"{name} thresholds with a cap: leave out thresholding=True, and apply "
                 "flowsde.dynamics.dynamic_threshold to the denoiser"
             )
-        held = config.get("clip_sample_range", 1.0) if config.get("clip_sample") else None
+        bound = config.get("clip_sample_range", 1.0) if config.get("clip_sample") else None
         schedule = FlowMatching() if flow else Discrete.from_alphas_cumprod(table)
         steps, offset = config["num_train_timesteps"], 0.0 if flow else 1.0
-        return cls(schedule, _PREDICTIONS[kind], steps, offset, held)
+        return cls(schedule, _PREDICTIONS[kind], steps, offset, bound)
 
     def denoiser(self, network: Network) -> Denoiser:
         """The network's."""
         plain = Denoiser(network, self.schedule, self.prediction)
-        return plain if self.range is None else clip(plain, -self.range, self.range)
+        return plain if self.bound is None else clip(plain, -self.bound, self.bound)
 
     def step(self, t: Tensor) -> Tensor:
         """What networks are shown; whole where float32 misses it by its rounding alone."""
@@ -155,6 +157,15 @@ class _Convention:
             times = self.time(scheduler.timesteps.double())
             times = torch.cat([times, times.new_tensor([last])])
         return times.cpu().unique_consecutive()
+
+
+def _flow_matching() -> tuple[type, ...]:
+    import diffusers
+
+    return (
+        diffusers.FlowMatchEulerDiscreteScheduler, diffusers.FlowMatchHeunDiscreteScheduler,
+        diffusers.FlowMatchLCMScheduler,
+    )  # fmt: skip
 
 
 # --- in a pipeline --------------------------------------------------------------------------------
@@ -203,10 +214,11 @@ class _Scheduler:
         self, integrator: Integrator, scheduler: Any, eta: float,
         grid: Callable[[int], Tensor] | None,
     ) -> None:  # fmt: skip
+        self._name = type(integrator).__name__
         if not integrator.static:
             raise TypeError(
-                f"{type(integrator).__name__} asks the network as often as its values demand, a "
-                "pipeline as often as was said before: use DPMSolverPP(), UniPC() or Heun()"
+                f"{self._name} asks the network as often as it finds needed, a pipeline as often "
+                "as was said before: use DPMSolverPP(), UniPC() or Heun()"
             )
         self._convention = _Convention.of(scheduler)
         self._integrator, self._eta, self._times = land(integrator), eta, grid
@@ -251,8 +263,8 @@ class _Scheduler:
             run.tell(torch.zeros_like(x), x)
         if not self._starts or self._starts[0][0] != shown[0]:
             raise TypeError(
-                f"{self._integrator} moves the sample before it asks the network, which a pipeline "
-                "asks first: use DDIM(eta) or SEEDS(), or leave out the noise put back"
+                f"{self._name} moves the sample before it asks the network, which a pipeline asks "
+                "first: use DDIM(eta) or SEEDS(), or put back no noise"
             )
         steps = torch.tensor(shown, dtype=torch.float64)
         whole = bool((steps == steps.round()).all())
@@ -269,10 +281,11 @@ class _Scheduler:
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha x0 + sigma eps at these steps, 0-d or ``(batch,)``."""
-        t = self._convention.time(timesteps.to(original_samples))
-        alpha, sigma = self._convention.schedule(t)
         x0 = original_samples
-        return expand(alpha, x0) * x0 + expand(sigma, x0) * noise
+        wide = torch.promote_types(x0.dtype, torch.float32)
+        t = self._convention.time(timesteps.to(x0.device, wide))
+        alpha, sigma = (expand(part, x0) for part in self._convention.schedule(t))
+        return (alpha * x0 + sigma * noise).to(x0.dtype)
 
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor,
@@ -301,9 +314,8 @@ class _Scheduler:
             if abs(step - float(timestep)) < 1e-2:
                 return place
         raise ValueError(
-            f"no step of {type(self._integrator).__name__} begins at timestep {float(timestep)}: call "
-            "set_timesteps, and begin at one of its timesteps; to begin in the midst of them use "
-            "DPMSolverPP()"
+            f"no step of {self._name} begins at timestep {float(timestep)}: call set_timesteps, "
+            "and begin at the first of its timesteps, or with DPMSolverPP() at any"
         )
 
 
@@ -355,7 +367,7 @@ class _Run:
             return None
         if seed is None:
             raise TypeError(
-                f"{type(self._integrator).__name__} draws noise here: call the pipeline with "
+                "this integrator draws noise: call the pipeline with "
                 "generator=torch.Generator().manual_seed(...)"
             )
         return Brownian(seed).bind(self._grid, draws)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._increment import Increment
-from .._scalar import Scalar
+from .._scalar import Scalar, to_float
 from .._state import State
 from ..dynamics.field import Field
 from ..dynamics.noising import LinearSDE
@@ -84,7 +84,7 @@ def as_sampler(integrator: Integrator, eta: float = 0.0) -> Sampler:
 
         method = land(integrator)
         if callback is not None:
-            method = _Reporting(method, callback, seen)
+            method = _Reporting(method, callback, sigmas.tolist(), seen)
         grid = sigmas.double().cpu()
         first, last = float(grid[0]), float(grid[-1])
         if not first > last >= 0.0:
@@ -92,7 +92,7 @@ def as_sampler(integrator: Integrator, eta: float = 0.0) -> Sampler:
         dynamics = LinearSDE(EDM(first)).reverse_sde(network, eta)
         return solve(
             dynamics, x, first, last, integrator=method, stepping=Grid(grid), path=path,
-            generator=generator, progress=disable is False, max_steps=len(grid),
+            generator=generator, progress=disable is False,
         ).y1  # fmt: skip
 
     return sample
@@ -104,10 +104,12 @@ class _Reporting(Around):
 
     Args:
         callback: is told.
+        sigmas: of the steps.
         seen: what the model has said, in the order of its calls; kept short here.
     """
 
     callback: Callback
+    sigmas: list[float]
     seen: list[Seen]
 
     def step(
@@ -116,11 +118,9 @@ class _Reporting(Around):
         before = len(self.seen)
         step = super().step(field, t0, t1, y, dw, carry)
         # asked at y, perhaps by the step before; else first where noise was put back
-        here = [found for found in self.seen if found[1] is y] or self.seen[before:]
-        sigma_hat, _, x0 = here[-1 if here[-1][1] is y else 0]
-        self.callback(
-            {"x": y, "i": self._count(), "sigma": field.time(t0), "sigma_hat": sigma_hat,
-             "denoised": x0}
-        )  # fmt: skip
+        found = [seen for seen in self.seen if seen[1] is y] or self.seen[before:]
+        sigma_hat, _, x0 = found[0]
+        i, sigma = self.sigmas.index(to_float(t0)), field.time(t0)
+        self.callback({"x": y, "i": i, "sigma": sigma, "sigma_hat": sigma_hat, "denoised": x0})
         del self.seen[:-1]
         return step
