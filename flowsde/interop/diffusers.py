@@ -109,7 +109,8 @@ class _Convention:
 
     @classmethod
     def of(cls, scheduler: Any) -> _Convention:
-        config, table = scheduler.config, getattr(scheduler, "alphas_cumprod", None)
+        config: Any = scheduler.config
+        table: Any = getattr(scheduler, "alphas_cumprod", None)
         matching = isinstance(scheduler, _flow_matching())
         kind = "flow_prediction" if matching else config.get("prediction_type")
         flow = kind == "flow_prediction"
@@ -146,7 +147,7 @@ class _Convention:
 
     def grid(self, scheduler: Any) -> Tensor:
         """The times of the scheduler's own steps, and where they end."""
-        sigmas = getattr(scheduler, "sigmas", None)
+        sigmas: Any = getattr(scheduler, "sigmas", None)
         if self.offset == 0.0:
             times = sigmas.double()
         elif sigmas is not None:
@@ -192,9 +193,9 @@ def as_scheduler(
         grid: times of the schedule for a number of steps; by default the scheduler's own.
 
     Raises:
-        TypeError: on an integrator that chooses its evaluations by what it finds, or that puts noise
-            on a state before it asks; while sampling, on noise without a generator.
-        ValueError: while sampling, where a pipeline starts between steps, or alters a sample there.
+        TypeError: on an integrator whose evaluations go by what it finds, or that puts noise on
+            a state before it asks; while sampling, on noise without a generator.
+        ValueError: while sampling, where a pipeline begins, or alters a sample, within a step.
     """
     return _Scheduler(integrator, scheduler, eta, grid)
 
