@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from .. import _random
 from .._increment import Source
 from .._scalar import Scalar, expand
-from ..dynamics.base import Dynamics
+from .._state import State
+from ..dynamics.base import Dynamics, SemiLinear
 from ..dynamics.denoiser import (
     Data,
     Denoiser,
@@ -258,10 +260,10 @@ class _Scheduler:
         while run.asked is not None:
             t, x = run.asked
             step = float(self._convention.step(t))
-            if x is run.y:
+            if run.starting:
                 self._starts.append((step, run.place))
             shown.append(step)
-            run.tell(torch.zeros_like(x), x)
+            run.tell(torch.zeros_like(x), x, x.dtype)
         if not self._starts or self._starts[0][0] != shown[0]:
             raise TypeError(
                 f"{self._name} moves the sample before it asks the network, which a pipeline asks "
@@ -335,11 +337,38 @@ class _Asked(Exception):
         self.t, self.x = t, x
 
 
+class _Known(Field):
+    """A field that remembers, from one attempt at a step to the next, what it was found to be."""
+
+    __slots__ = ("_place", "values")
+
+    def __init__(self, dynamics: Dynamics, y: Tensor) -> None:
+        super().__init__(dynamics, (), y)
+        self.values: list[State] = []
+        self._place = 0
+
+    def again(self) -> None:
+        """Told that the step is taken from its start."""
+        self._place = 0
+
+    def drift(self, t: Scalar, y: State) -> State:
+        return self._recall(partial(super().drift, t, y))
+
+    def residual(self, t: Scalar, x: State, split: SemiLinear | None = None) -> State:
+        return self._recall(partial(super().residual, t, x, split))
+
+    def _recall(self, find: Callable[[], State]) -> State:
+        if self._place == len(self.values):
+            self.values.append(find())
+        self._place += 1
+        return self.values[self._place - 1]
+
+
 class _Run:
     """A solve on given steps that stands still where its network is asked, until it is told.
 
-    A step is a pure function of its start and of what the network says in it. So it is taken anew,
-    from its start, with all that was told since; an answer that is missing ends the attempt.
+    A step is a pure function of its start and of the field. So it is tried anew, from its start,
+    with all that is known of the field since; where the network is missing, the attempt ends.
 
     Attributes:
         y: the state where the step starts.
@@ -349,16 +378,16 @@ class _Run:
 
     def __init__(
         self, integrator: Integrator, dynamics: Callable[[Network], Dynamics],
-        grid: Sequence[Scalar], y: Tensor, seed: int | Tensor | None,
+        grid: Sequence[float], y: Tensor, seed: int | Tensor | None,
     ) -> None:  # fmt: skip
         made = dynamics(self._answer)
-        made.check_span(float(grid[0]), float(grid[-1]))
-        self._field, self._grid = Field(made, (), y), list(grid)
-        self._integrator = integrator.bind(Grid(torch.tensor(self._grid, dtype=torch.float64)))
+        made.check_span(grid[0], grid[-1])
+        self._field, self._grid = _Known(made, y), grid
+        self._integrator = integrator.bind(Grid(torch.tensor(grid, dtype=torch.float64)))
         self._noise = self._source(y, seed)
-        self._told: list[Tensor] = []
-        self._used, self._carry = 0, None
-        self.y, self.place, self._begun = y, 0, False
+        self._output: Tensor | None = None
+        self._begun, self._carry = False, None
+        self.y, self.place = y, 0
         self.asked: tuple[Tensor, Tensor] | None = None
         self._go()
 
@@ -373,37 +402,41 @@ class _Run:
             )
         return Brownian(seed).bind(self._grid, draws)
 
-    def tell(self, output: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> None:
-        """What the network says at x, which may have been altered where a step starts."""
+    @property
+    def starting(self) -> bool:
+        """Whether the network is asked at the very start of a step."""
+        return self.asked is not None and self.asked[1] is self.y and not self._field.values
+
+    def tell(self, output: Tensor, x: Tensor, dtype: torch.dtype) -> None:
+        """What the network says at x, which may have been altered, in this dtype, at a start."""
         assert self.asked is not None
-        wanted = self.asked[1]
-        if wanted is self.y:
+        if self.starting:
             self.y = x
-        elif not torch.equal(wanted.to(dtype or x.dtype), x.to(dtype or x.dtype)):
+        elif not torch.equal(self.asked[1].to(dtype), x.to(dtype)):
             raise ValueError(
                 "the pipeline altered the sample within a step: use an integrator of one "
                 "evaluation a step, such as DPMSolverPP() or UniPC()"
             )
-        self._told.append(output)
+        self._output = output
         self._go()
 
     def _answer(self, t: Tensor, x: Tensor) -> Tensor:
-        if self._used == len(self._told):
+        output, self._output = self._output, None
+        if output is None:
             raise _Asked(t, x)
-        self._used += 1
-        return self._told[self._used - 1]
+        return output
 
     def _go(self) -> None:
         """As far as the answers reach."""
+        self.asked = None
         while self.place < len(self._grid) - 1:
-            self._used = 0
+            self._field.again()
             try:
                 self._take()
             except _Asked as asked:
                 self.asked = asked.t, asked.x
                 return
-            self._told.clear()
-        self.asked = None
+            self._field.values.clear()
 
     def _take(self) -> None:
         """The step at hand; before the first one, what it starts from."""
