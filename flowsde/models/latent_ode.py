@@ -92,7 +92,7 @@ class ODERNN(Encoder):
 
     def states(self, x: Tensor, times: Tensor) -> Tensor:
         """h after each row, ``(batch, n, width)``: of that row and those before it alone."""
-        h, now, found = x.new_zeros(len(x), self.width), times[:, 0], []
+        h, now, found = x.new_zeros(len(x), self.width), times[:, 0], list[Tensor]()
         for row, seen, t in zip(
             _marked(x).unbind(1), _seen(x)[..., None].unbind(1), times.unbind(1), strict=True
         ):
