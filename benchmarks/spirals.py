@@ -5,7 +5,8 @@ random, with noise 0.3; 30, 50 or all of the points are seen. A latent ODE and a
 that is told the gaps are trained on them, and forecast the next 100 points of other series. The
 paper leaves open what it compares them with: here the error is the root mean square over all
 coordinates of the forecasts (of the latent ODE the mean of 20 draws) against the next 100 points
-*without noise*. Interrupted, it resumes; a run that has ended is not run again.
+*without noise*. Series to train on come from all along the spirals, those to forecast from where
+the next points lie on them still. Interrupted, it resumes; a run that has ended is not run again.
 
 Source: Chen et al. 2018, arXiv 1806.07366, section 5.1: latent 4, hidden layers of 20, networks
 that recur of 25.
@@ -35,13 +36,13 @@ PAPER = {
     "RNN": {30: 0.3937, 50: 0.3202, 100: 0.1813},
 }
 NOISE, SCALE = 0.3, 5.0  # networks see points over the scale
-GAP = 6.0 * math.pi / 999.0
+GAP = 0.05  # between points, in the models' time
 
 
 @dataclass
 class Spirals:
-    """Times ``(count, kept)`` from 0 and points ``(count, kept, 2)`` that are seen, and the next
-    100 points ``(count, 100, 2)``, without noise.
+    """Times ``(count, kept)`` from 0 and points ``(count, kept, 2)`` that are seen of the first
+    100, and those that follow, ``(count, length - 100, 2)``, without noise.
     """
 
     times: Tensor
@@ -49,9 +50,9 @@ class Spirals:
     ahead: Tensor
 
     @classmethod
-    def of(cls, count: int, kept: int, seed: int, options: Any) -> Self:
+    def of(cls, count: int, kept: int, length: int, seed: int, options: Any) -> Self:
         """r = 15 / (6 pi + 1 - a) about (-5, 0) and r = 0.3 a about (5, 0), at 1000 angles a of
-        [0, 6 pi], from one of the 100th to the 800th on.
+        [0, 6 pi], from any but the first 100 of which there are ``length`` left.
         """
         draws = torch.Generator().manual_seed(seed)
         angle = torch.linspace(0.0, 6.0 * math.pi, 1000)
@@ -59,14 +60,13 @@ class Spirals:
         ways = []
         for r, a, centre in ((15.0 / back, back, -5.0), (0.3 * angle, angle, 5.0)):
             ways.append(torch.stack((r * a.cos() + centre, r * a.sin()), -1))
-        first = torch.randint(100, 801, (count, 1), generator=draws)
+        first = torch.randint(100, 1001 - length, (count, 1), generator=draws)
         way = torch.randint(2, (count, 1), generator=draws)
-        whole = torch.stack(ways)[way, first + torch.arange(200)] / SCALE
-        seen, ahead = whole.split(100, 1)
-        seen = seen + NOISE / SCALE * torch.randn(seen.shape, generator=draws)
+        whole = torch.stack(ways)[way, first + torch.arange(length)] / SCALE
+        seen = whole[:, :100] + NOISE / SCALE * torch.randn(count, 100, 2, generator=draws)
         places = torch.rand(count, 100, generator=draws).argsort(1)[:, :kept].sort(1).values
         points = seen.gather(1, places[..., None].expand(-1, -1, 2))
-        parts = (GAP * places.to(seen.dtype), points, ahead)
+        parts = (GAP * places.to(seen.dtype), points, whole[:, 100:])
         return cls(*(part.to(options.device, options.real) for part in parts))
 
 
@@ -103,16 +103,16 @@ class Recurrent(nn.Module):
 
     def forward(self, points: Tensor, times: Tensor, *, generator: torch.Generator) -> Tensor:
         """Mean squared error: its likelihood, but for constants."""
-        inputs = torch.cat((points[:, :-1], times.diff(dim=1)[..., None]), -1)
+        inputs = torch.cat((points[:, :-1], times.diff(dim=1)[..., None] / GAP), -1)
         return nn.functional.mse_loss(self.readout(self.cell(inputs)[0]), points[:, 1:])
 
     def forecast(self, points: Tensor, times: Tensor) -> Tensor:
         """Each from its own forecast before it."""
-        first = 100.0 * GAP
-        gaps = times.diff(dim=1, append=torch.full_like(times[:, :1], first))[..., None]
+        first = torch.full_like(times[:, :1], 100.0 * GAP)
+        gaps = times.diff(dim=1, append=first)[..., None] / GAP
         known, h = self.cell(torch.cat((points, gaps), -1))
         found = [self.readout(known[:, -1])]
-        step = torch.full_like(gaps[:, 0], GAP)
+        step = torch.ones_like(gaps[:, 0])
         for _ in range(99):
             out, h = self.cell(torch.cat((found[-1], step), -1)[:, None], h)
             found.append(self.readout(out[:, 0]))
@@ -127,8 +127,8 @@ def run(name: str, kept: int, seed: int, options: Any) -> dict[str, float]:
     from accelerate import Accelerator
 
     count, tests, steps = (40, 20, 3) if options.small else (1000, 200, options.steps)
-    train = Spirals.of(count, kept, 2 * seed, options)
-    test = Spirals.of(tests, kept, 2 * seed + 1, options)
+    train = Spirals.of(count, kept, 100, 2 * seed, options)
+    test = Spirals.of(tests, kept, 200, 2 * seed + 1, options)
     torch.manual_seed(seed)
     model = MODELS[name](steps).to(options.device, options.real)
     start = time.perf_counter()
