@@ -82,9 +82,7 @@ class ODERNN(Encoder):
         super().__init__()
         self.width, self.solver = width, solver
         self.cell = nn.GRUCell(2 * channels, width)
-        self.dynamics = dynamics or ODE(
-            _Autonomous(MLP([width, width, width], nn.Tanh)), batched_time=True, rowwise=True
-        )
+        self.dynamics = _network(width, width) if dynamics is None else dynamics
 
     def forward(self, x: Tensor, times: Tensor, to: float) -> Tensor:
         h = self.states(x, times)[:, -1]
@@ -143,11 +141,10 @@ class LatentODE(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.noise, self.latent, self.start, self.solver = noise, latent, start, solver
-        self.encoder = encoder or GapGRU(channels)
+        self.encoder = GapGRU(channels) if encoder is None else encoder
         self.starter = nn.Linear(self.encoder.width, 2 * latent)
-        field = _Autonomous(MLP([latent, 20, 20, latent], nn.ELU))
-        self.dynamics = dynamics or ODE(field, batched_time=True, rowwise=True)
-        self.decoder = decoder or MLP([latent, 20, channels], nn.ReLU)
+        self.dynamics = _network(latent, 20, 20) if dynamics is None else dynamics
+        self.decoder = MLP([latent, 20, channels], nn.ReLU) if decoder is None else decoder
 
     def encode(self, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
         """(m_x, s_x), ``(batch, latent)`` each: of the rows in which something was seen."""
@@ -216,6 +213,12 @@ class LatentODE(nn.Module):
                 f"{tuple(x.shape)} and {tuple(times.shape)}"
             )
         return times.expand(x.shape[:2])
+
+
+def _network(size: int, *hidden: int) -> ODE:
+    """dy/dt = net(y)."""
+    field = _Autonomous(MLP([size, *hidden, size], nn.ELU))
+    return ODE(field, batched_time=True, rowwise=True)
 
 
 class _Autonomous(nn.Module):
