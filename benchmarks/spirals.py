@@ -36,7 +36,7 @@ PAPER = {
     "RNN": {30: 0.3937, 50: 0.3202, 100: 0.1813},
 }
 NOISE, SCALE = 0.3, 5.0  # networks see points over the scale
-GAP = 0.05  # between points, in the models' time
+GAP = 6.0 * math.pi / 999.0  # between points: time is the angle
 
 
 @dataclass
