@@ -161,7 +161,10 @@ class LatentODE(nn.Module):
         return mean, log_std.exp()
 
     def paths(self, z0: Tensor, times: Tensor) -> Tensor:
-        """z of each start at its times ``(batch, n)``, in any order, ``(batch, n, latent)``."""
+        """z of each start at its times ``(batch, n)``, in any order, ``(batch, n, latent)``.
+
+        Every series is kept at the times of all: irregular ones share what times they can.
+        """
         if times.requires_grad:
             raise TypeError("the times of series carry no gradient: detach() them")
         if not bool((times >= self.start).all()):
