@@ -29,6 +29,7 @@ from benchmarks import (
     problems,
     sde_gradients,
     sde_overhead,
+    spirals,
     work_precision,
 )
 from benchmarks.storages import Storages
@@ -168,6 +169,34 @@ def test_cde(tmp_path: Path) -> None:
     found = record(tmp_path, "cde")["found"]
     assert all(row["gap"] < 1e-4 for row in found["splines"].values())
     assert found["training"]["torchcde, midpoint, backpropagation"]["gap"] < 1e-5
+
+
+def test_spirals(tmp_path: Path) -> None:
+    """Both models forecast; and a run that has ended is taken as it is."""
+    arguments = ["--small", "--out", str(tmp_path), "--work", str(tmp_path / "work")]
+    found = []
+    for _ in range(2):
+        spirals.main(arguments)
+        of = record(tmp_path, "spirals")["found"]
+        found.append({name: of[name]["30"][0]["rmse"] for name in spirals.MODELS})
+    assert found[0] == found[1]
+    assert all(0.0 < error < 20.0 for error in found[0].values())
+
+
+def test_spirals_are_seen_on_their_way() -> None:
+    """What is seen is the spiral with noise, and what follows it goes on from there."""
+    options = spirals.reporting.parser(None, dtype="float64").parse_args([])
+    options.real = torch.float64
+    of = spirals.Spirals.of(400, 100, 200, 0, options)
+    assert of.points.shape == of.ahead.shape == (400, 100, 2)
+    assert torch.allclose(of.times, spirals.GAP * torch.arange(100.0, dtype=torch.float64))
+    step = of.ahead.diff(dim=1)
+    last = of.ahead[:, 0] - step[:, 0]
+    noise = (of.points[:, -1] - last) * spirals.SCALE / spirals.NOISE
+    assert float(noise.std()) == pytest.approx(1.0, abs=0.15)  # 800 draws
+    few = spirals.Spirals.of(400, 30, 100, 0, options)
+    assert few.ahead.shape == (400, 0, 2)
+    assert bool((few.times.diff(dim=1) > 0).all())
 
 
 def test_cnf(tmp_path: Path) -> None:

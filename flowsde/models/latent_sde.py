@@ -15,6 +15,7 @@ from ..nn import MLP
 from ..solve import Solver
 from ..stepping import Fixed
 from ..transforms import path_kl
+from ._gaussian import divergence, draw, seen_log_prob
 
 __all__ = ["LatentSDE"]
 
@@ -91,13 +92,10 @@ class LatentSDE(nn.Module):
         """
         mean, std, context = self.encode(x)
         both = path_kl(self.posterior, self.prior)
-        start = both.enter(_draw(mean, std, generator))
+        start = both.enter(draw(mean, std, generator))
         z, kl = both.leave(self._solve(both, start, self.times, generator, (context,)))
-        seen = ~torch.isnan(x)
-        error = (torch.where(seen, x, 0.0) - self.decoder(z)) / self.noise
-        log_prob = -0.5 * error.square() - math.log(self.noise * math.sqrt(2.0 * math.pi))
-        fit = torch.where(seen, log_prob, 0.0).sum((1, 2))
-        return fit - weight * (kl[:, -1] + self._start_kl(mean, std))
+        fit = seen_log_prob(x, self.decoder(z), self.noise)
+        return fit - weight * (kl[:, -1] + divergence(mean, std, *self.start))
 
     def infer(
         self, x: Tensor, *, generator: torch.Generator, times: Tensor | None = None
@@ -107,13 +105,13 @@ class LatentSDE(nn.Module):
         """
         mean, std, context = self.encode(x)
         times = self.times if times is None else times
-        start = _draw(mean, std, generator)
+        start = draw(mean, std, generator)
         return self.decoder(self._solve(self.posterior, start, times, generator, (context,)))
 
     def sample(self, count: int, *, generator: torch.Generator) -> Tensor:
         """Series of the prior, ``(count, n, channels)``, without the noise of observation."""
         mean, std = self.start[0].expand(count, -1), self.start[1].exp().expand(count, -1)
-        start = _draw(mean, std, generator)
+        start = draw(mean, std, generator)
         return self.decoder(self._solve(self.prior, start, self.times, generator, ()))
 
     def _solve(
@@ -126,19 +124,6 @@ class LatentSDE(nn.Module):
         )
         assert isinstance(solution.ys, Tensor)
         return solution.ys.transpose(0, 1)
-
-    def _start_kl(self, mean: Tensor, std: Tensor) -> Tensor:
-        """KL(q(z_0) || p(z_0)), ``(batch,)``."""
-        other, log_std = self.start
-        ratio = std / log_std.exp()
-        gap = (mean - other) / log_std.exp()
-        return (0.5 * (ratio.square() + gap.square() - 1.0) - ratio.log()).sum(-1)
-
-
-def _draw(mean: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
-    return mean + std * torch.randn(
-        mean.shape, generator=generator, device=mean.device, dtype=mean.dtype
-    )
 
 
 def _beside(t: Tensor, y: Tensor) -> Tensor:

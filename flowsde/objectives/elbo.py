@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,12 @@ __all__ = ["ELBO", "Bounded"]
 
 
 class Bounded(Protocol):
-    """What has an ``elbo``, such as ``models.LatentSDE``."""
+    """What has an ``elbo``, such as ``models.LatentSDE`` and ``LatentODE``."""
 
-    def elbo(self, x: Tensor, *, generator: torch.Generator, weight: float) -> Tensor:
-        """A lower bound of log p(x), ``(batch,)``, its divergences weighted."""
+    def elbo(self, *args: Any, **keywords: Any) -> Tensor:
+        """A lower bound of log p(x), ``(batch,)``, of x and what goes with it, such as times; the
+        keywords are ``generator``, and ``weight``, that of the divergences.
+        """
 
 
 class ELBO(nn.Module):
@@ -40,9 +42,9 @@ class ELBO(nn.Module):
         self.warmup = warmup
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
+    def forward(self, x: Tensor, *args: Tensor, generator: torch.Generator) -> Tensor:
         weight = min(1.0, int(self.batches) / self.warmup) if self.warmup else 1.0
         if self.training:
             self.batches += 1
-        bound = self.model.elbo(x, generator=generator, weight=weight)
+        bound = self.model.elbo(x, *args, generator=generator, weight=weight)
         return -bound.sum() / (~torch.isnan(x)).sum()

@@ -1,0 +1,246 @@
+"""The latent ODE: series of any times, of one start that an encoder reads out of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from ..dynamics.base import Dynamics
+from ..dynamics.differential import ODE
+from ..integrators.explicit import Dopri5, Midpoint
+from ..nn import MLP
+from ..solve import Solver
+from ..stepping import Adaptive, Fixed
+from ._gaussian import divergence, draw, seen_log_prob
+
+__all__ = ["Encoder", "GapGRU", "LatentODE", "ODERNN"]
+
+
+class Encoder(nn.Module, ABC):
+    """What a series tells of one time.
+
+    Attributes:
+        width: of what it tells.
+    """
+
+    width: int
+
+    @abstractmethod
+    def forward(self, x: Tensor, times: Tensor, to: float) -> Tensor:
+        """``(batch, width)``, at the time ``to``.
+
+        Args:
+            x: ``(batch, n, channels)``, rows in the order in which they are read, not-a-number
+                where nothing was seen. Rows of nothing at the end say nothing.
+            times: ``(batch, n)`` of the rows, monotone towards ``to``.
+        """
+
+
+class GapGRU(Encoder):
+    """A GRU of the values, of which of them were seen, and of the time until the next row.
+
+    Source: Chen et al. 2018, arXiv 1806.07366, section 5.
+    """
+
+    def __init__(self, channels: int, width: int = 25) -> None:
+        super().__init__()
+        self.width = width
+        self.cell = nn.GRU(2 * channels + 1, width, batch_first=True)
+
+    def forward(self, x: Tensor, times: Tensor, to: float) -> Tensor:
+        gaps = times.diff(dim=1, append=torch.full_like(times[:, :1], to)).abs()
+        inputs = torch.cat((_marked(x), gaps[..., None].to(x.dtype)), -1)
+        rows = torch.arange(1, x.shape[1] + 1, device=x.device)
+        lengths = (rows * _seen(x)).amax(1).clamp(min=1).cpu()
+        packed = pack_padded_sequence(inputs, lengths, batch_first=True, enforce_sorted=False)
+        return self.cell(packed)[1][0]
+
+
+class ODERNN(Encoder):
+    """A GRU whose state moves by an ODE from one row to the next.
+
+        h(t_0) = 0,    dh/dt = f(t, h) between rows,    h = GRU(x_i, h) where row i was seen
+
+    All samples move at once, each over its own gap.
+
+    Args:
+        channels, width: of the series, and of h.
+        dynamics: of h; by default a network with one hidden layer. It takes ``(batch,)`` times.
+        solver: from one row to the next; its steps are given ones.
+
+    Source: Rubanova, Chen and Duvenaud 2019, "Latent ODEs for irregularly-sampled time series",
+    arXiv 1907.03907.
+    """
+
+    def __init__(
+        self, channels: int, width: int = 25, dynamics: Dynamics | None = None,
+        solver: Solver = Solver(Midpoint(), Fixed(steps=1)),
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.width, self.solver = width, solver
+        self.cell = nn.GRUCell(2 * channels, width)
+        self.dynamics = _network(width, width) if dynamics is None else dynamics
+
+    def forward(self, x: Tensor, times: Tensor, to: float) -> Tensor:
+        h = self.states(x, times)[:, -1]
+        return self._move(h, times[:, -1], torch.full_like(times[:, -1], to))
+
+    def states(self, x: Tensor, times: Tensor) -> Tensor:
+        """h after each row, ``(batch, n, width)``: of that row and those before it alone."""
+        h, now, found = x.new_zeros(len(x), self.width), times[:, 0], list[Tensor]()
+        for row, seen, t in zip(
+            _marked(x).unbind(1), _seen(x)[..., None].unbind(1), times.unbind(1), strict=True
+        ):
+            h, now = self._move(h, now, t) if found else h, t
+            h = torch.where(seen, self.cell(row, h), h)
+            found.append(h)
+        return torch.stack(found, 1)
+
+    def _move(self, h: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
+        end = self.solver.solve(self.dynamics, h, t0, t1).y1
+        assert isinstance(end, Tensor)
+        return end
+
+
+class LatentODE(nn.Module):
+    """Series seen through noise, of a path that its start decides.
+
+        prior        z(t_0) ~ N(0, 1),       dz/dt = f(t, z)
+        posterior    z(t_0) ~ N(m_x, s_x^2) of an encoder, run backwards over the series
+        likelihood   x_i ~ N(decoder(z(t_i)), noise^2)
+
+    A series x is ``(batch, n, channels)``, not-a-number where nothing was seen, at increasing times
+    ``(n,)`` or, of its own, ``(batch, n)``, none before the start. However irregular they are, a
+    batch is one solve: over the times of all, of which each series gathers its own. What
+    ``series.collate`` filled up costs nothing and changes nothing.
+
+    Args:
+        channels, latent: sizes of x and z.
+        noise: standard deviation of an observation.
+        encoder: ``GapGRU(channels)`` by default, or ``ODERNN(channels)``.
+        dynamics: of z; by default a network with two hidden layers of 20.
+        decoder: from ``(..., latent)`` to ``(..., channels)``; one hidden layer of 20 by default.
+        start: the time t_0.
+        solver: of every path.
+
+    Raises:
+        ValueError: on shapes that do not fit, times that do not increase or before the start.
+        TypeError: on times that require a gradient.
+
+    Source: Chen et al. 2018, "Neural ordinary differential equations", arXiv 1806.07366; Rubanova
+    et al. 2019, arXiv 1907.03907.
+    """
+
+    def __init__(
+        self, channels: int, latent: int, noise: float, *, encoder: Encoder | None = None,
+        dynamics: Dynamics | None = None, decoder: nn.Module | None = None, start: float = 0.0,
+        solver: Solver = Solver(Dopri5(), Adaptive(1e-3, 1e-4)),
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.noise, self.latent, self.start, self.solver = noise, latent, start, solver
+        self.encoder = GapGRU(channels) if encoder is None else encoder
+        self.starter = nn.Linear(self.encoder.width, 2 * latent)
+        self.dynamics = _network(latent, 20, 20) if dynamics is None else dynamics
+        self.decoder = MLP([latent, 20, channels], nn.ReLU) if decoder is None else decoder
+
+    def encode(self, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+        """(m_x, s_x), ``(batch, latent)`` each: of the rows in which something was seen."""
+        times = self._own(times, x)
+        if not bool((times.diff(dim=1) > 0).all() & (times[:, 0] >= self.start).all()):
+            raise ValueError(f"the times of a series increase, from {self.start}, the start, on")
+        seen = _seen(x)
+        order = torch.where(seen, -times, torch.inf).argsort(dim=1)
+        rows = torch.arange(len(x), device=x.device)[:, None]
+        mine = torch.where(seen, times, self.start)  # rows of nothing wait at the start
+        mean, log_std = self.starter(
+            self.encoder(x[rows, order], mine[rows, order], self.start)
+        ).chunk(2, -1)
+        return mean, log_std.exp()
+
+    def paths(self, z0: Tensor, times: Tensor) -> Tensor:
+        """z of each start at its times ``(batch, n)``, in any order, ``(batch, n, latent)``.
+
+        Every series is kept at the times of all: irregular ones share what times they can.
+        """
+        if times.requires_grad:
+            raise TypeError("the times of series carry no gradient: detach() them")
+        if not bool((times >= self.start).all()):
+            raise ValueError(f"times are numbers from {self.start}, the start, on")
+        union, place = torch.unique(times, return_inverse=True)
+        end = float(union[-1])
+        ys = self.solver.solve(self.dynamics, z0, self.start, end, save_at=union).ys
+        assert isinstance(ys, Tensor)
+        return ys[place, torch.arange(len(z0), device=z0.device)[:, None]]
+
+    def elbo(
+        self, x: Tensor, times: Tensor, *, generator: torch.Generator, weight: float = 1.0
+    ) -> Tensor:
+        """A lower bound of log p(x), in one sample ``(batch,)``.
+
+            log p(x | z) - weight KL(q(z_0) || p(z_0))
+
+        Args:
+            generator: of the draws.
+            weight: of the divergence; below one while training warms up.
+        """
+        mean, std = self.encode(x, times)
+        at = torch.where(_seen(x), self._own(times, x), self.start)
+        z = self.paths(draw(mean, std, generator), at)
+        zero = torch.zeros_like(mean[0])
+        fit = seen_log_prob(x, self.decoder(z), self.noise)
+        return fit - weight * divergence(mean, std, zero, zero)
+
+    def infer(
+        self, x: Tensor, times: Tensor, *, generator: torch.Generator, at: Tensor | None = None
+    ) -> Tensor:
+        """What lies under the series: one path a series of the posterior, decoded at its times or
+        at others, between them or beyond, ``(batch, n, channels)``.
+        """
+        at = self._own(times, x) if at is None else at.expand(len(x), -1)
+        return self.decoder(self.paths(draw(*self.encode(x, times), generator), at))
+
+    def sample(self, count: int, times: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Series of the prior, ``(count, n, channels)``, without the noise of observation."""
+        zero = self.starter.weight.new_zeros(count, self.latent)
+        z0 = draw(zero, torch.ones_like(zero), generator)
+        return self.decoder(self.paths(z0, times.expand(count, -1)))
+
+    def _own(self, times: Tensor, x: Tensor) -> Tensor:
+        """The times of each series, ``(batch, n)``."""
+        if x.ndim != 3 or times.shape not in (x.shape[:2], x.shape[1:2]):
+            raise ValueError(
+                "series are (batch, n, channels), their times (n,) or (batch, n); got "
+                f"{tuple(x.shape)} and {tuple(times.shape)}"
+            )
+        return times.expand(x.shape[:2])
+
+
+def _network(size: int, *hidden: int) -> ODE:
+    """dy/dt = net(y)."""
+    field = _Autonomous(MLP([size, *hidden, size], nn.ELU))
+    return ODE(field, batched_time=True, rowwise=True)
+
+
+class _Autonomous(nn.Module):
+    """A network of the state alone, as a field."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.net(y)
+
+
+def _seen(x: Tensor) -> Tensor:
+    """The rows in which something was seen, ``(batch, n)``."""
+    return ~torch.isnan(x).all(-1)
+
+
+def _marked(x: Tensor) -> Tensor:
+    """Values, zero where nothing was seen, and where something was."""
+    seen = ~torch.isnan(x)
+    return torch.cat((torch.where(seen, x, 0.0), seen.to(x.dtype)), -1)

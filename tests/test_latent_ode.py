@@ -1,0 +1,271 @@
+"""The latent ODE: one solve for a batch, its bound against the exact evidence, its encoders."""
+
+import inspect
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import flowsde as fs
+from flowsde import models, objectives
+from flowsde.integrators import RK4, Dopri5
+from flowsde.series import Series, collate
+
+from .systems import generator
+
+ENCODERS = [
+    kind for kind in (getattr(models, name) for name in models.__all__)
+    if inspect.isclass(kind) and issubclass(kind, models.Encoder) and not inspect.isabstract(kind)
+]  # fmt: skip
+TIGHT = fs.Solver(stepping=fs.Adaptive(1e-10, 1e-12))
+STEPS = fs.Solver(RK4(), fs.Fixed(steps=4))
+encoders = pytest.mark.parametrize("kind", ENCODERS)
+
+
+def latent(kind: Any = models.GapGRU, **more: Any) -> models.LatentODE:
+    torch.manual_seed(1)
+    return models.LatentODE(2, 3, 0.5, encoder=kind(2, 6), **{"solver": STEPS, **more})
+
+
+def ragged(count: int = 4, seed: int = 3) -> list[Series]:
+    """Series of 1 to 5 rows at times of their own, some values missing."""
+    draws, made = generator(seed), []
+    for i in range(count):
+        n = 1 + i % 5
+        times = torch.rand(n, generator=draws).sort().values + 0.01 * torch.arange(n)
+        values = torch.randn(n, 2, generator=draws)
+        values[torch.rand(n, 2, generator=draws) < 0.3] = torch.nan
+        values[0, 0] = 1.0
+        made.append(Series(times, values))
+    return made
+
+
+def field(rate: Tensor) -> fs.ODE:
+    return fs.ODE(lambda t, y: y @ rate.T, batched_time=True, rowwise=True)
+
+
+# --- one solve ------------------------------------------------------------------------------------
+
+
+@encoders
+@settings(max_examples=4)
+@given(seed=st.integers(0, 99))
+@torch.no_grad()
+def test_a_batch_is_its_series_one_by_one(kind: Any, seed: int) -> None:
+    """Whatever their lengths and times; so what fills up shorter ones changes nothing either."""
+    model, alone = latent(kind, solver=TIGHT), ragged(seed=seed)
+    both = collate(alone)
+    mean, std = model.encode(both.values, both.times)
+    z0 = torch.randn(len(alone), 3, generator=generator(seed))
+    z = model.paths(z0, both.times)
+    for i, own in enumerate(alone):
+        n = len(own.times)
+        mine = model.encode(own.values[None], own.times)
+        assert torch.allclose(torch.stack(mine)[:, 0], torch.stack((mean[i], std[i])), atol=1e-12)
+        assert torch.allclose(z[i, :n], model.paths(z0[i, None], own.times[None])[0], atol=1e-8)
+
+
+@torch.no_grad()
+def test_a_batch_is_one_solve() -> None:
+    """As many evaluations as one series takes; times in any order, and more than once."""
+    calls = []
+
+    def turn(t: Tensor, y: Tensor) -> Tensor:
+        calls.append(y.shape)
+        return torch.stack((y[:, 1], -y[:, 0]), -1)
+
+    solver = fs.Solver(Dopri5(), fs.Fixed(steps=200))
+    model = models.LatentODE(2, 2, 0.5, dynamics=fs.ODE(turn), solver=solver)
+    z0, times = torch.randn(7, 2), 3.0 * torch.rand(7, 11)
+    times[:, 5] = times[:, 2]
+    z = model.paths(z0, times)
+    assert calls == [(7, 2)] * (6 * 200 + 1)
+    c, s = times.cos(), times.sin()
+    a, b = z0[:, :1], z0[:, 1:]
+    assert torch.allclose(z, torch.stack((c * a + s * b, c * b - s * a), -1), atol=1e-8)
+
+
+@torch.no_grad()
+def test_forecasts_go_on_and_start_where_the_start_is() -> None:
+    """The same draw gives the same path, at any times and for any start."""
+    model, later = latent(solver=TIGHT), latent(solver=TIGHT, start=2.0)
+    x = collate(ragged())
+    at = torch.tensor([0.0, 1.0, 4.0])
+    whole = model.infer(x.values, x.times, generator=generator(2), at=at)
+    assert torch.allclose(
+        whole, later.infer(x.values, x.times + 2, generator=generator(2), at=at + 2), atol=1e-8
+    )
+    mine = model.infer(x.values, x.times, generator=generator(2))
+    together = torch.cat((x.times, at.expand(4, -1)), 1)
+    both = model.infer(x.values, x.times, generator=generator(2), at=together)
+    assert torch.allclose(both, torch.cat((mine, whole), 1), atol=1e-8)
+    drawn = model.sample(5, at, generator=generator())
+    assert drawn.shape == (5, 3, 2)
+    assert torch.equal(drawn, model.sample(5, at, generator=generator()))
+
+
+# --- the bound ------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_the_bound_lies_below_the_exact_evidence() -> None:
+    """Linear and Gaussian: x ~ N(b, M M^T + noise^2), and the mean bound is log p(x) less the
+    divergence of q from the exact posterior, within four standard errors of the draws.
+    """
+    torch.manual_seed(0)
+    rate, decoder = torch.tensor([[-0.3, 1.0], [-1.0, -0.3]]), nn.Linear(2, 2)
+    model = models.LatentODE(
+        2, 2, 0.5, encoder=models.GapGRU(2, 4), dynamics=field(rate), decoder=decoder, solver=TIGHT
+    )
+    times, x = torch.tensor([0.2, 0.5, 1.5]), torch.randn(1, 3, 2)
+    x[0, 1, 0] = torch.nan
+    seen = ~torch.isnan(x[0]).flatten()
+    mixing = torch.cat([decoder.weight @ torch.linalg.matrix_exp(rate * t) for t in times])[seen]
+    shift, seen_x = decoder.bias.repeat(3)[seen], x[0].flatten()[seen]
+    noise = 0.25 * torch.eye(int(seen.sum()))
+    normal = torch.distributions.MultivariateNormal
+    evidence = normal(shift, mixing @ mixing.T + noise).log_prob(seen_x)
+    precision = torch.eye(2) + mixing.T @ mixing / 0.25
+    mean = torch.linalg.solve(precision, mixing.T @ (seen_x - shift) / 0.25)
+    posterior = normal(mean, precision_matrix=precision)
+
+    m, s = model.encode(x, times)
+    gap = torch.distributions.kl_divergence(normal(m[0], torch.diag(s[0].square())), posterior)
+    count = 20_000
+    bounds = model.elbo(x.expand(count, -1, -1), times, generator=generator(2))
+    error = float(bounds.std()) / math.sqrt(count)
+    assert gap > 10 * error
+    assert abs(float(bounds.mean() - (evidence - gap))) < 4 * error
+    free = model.elbo(x.expand(count, -1, -1), times, generator=generator(2), weight=0.0)
+    assert bool((free > bounds).all())
+
+
+@encoders
+@torch.no_grad()
+def test_what_was_not_seen_changes_nothing(kind: Any) -> None:
+    """A row of nothing is as no row, whenever it was, and a value's place is known to be empty."""
+    model, times = latent(kind, solver=TIGHT), torch.tensor([0.1, 0.4, 0.5, 0.9])
+    x = torch.randn(3, 4, 2, generator=generator())
+    x[:, 1] = torch.nan
+    x[0, 2, 1] = torch.nan
+    kept = [0, 2, 3]
+
+    def bound(x: Tensor, times: Tensor) -> Tensor:
+        return model.elbo(x, times, generator=generator(5))
+
+    without = bound(x[:, kept], times[kept])
+    for moved in (0.2, 0.45):
+        other = times.clone()
+        other[1] = moved
+        assert torch.allclose(bound(x, other), without, atol=1e-12)
+    zero = x[:, kept].nan_to_num()  # seen to be zero is not unseen
+    assert not torch.allclose(bound(zero, times[kept])[0], without[0])
+    assert torch.allclose(bound(zero, times[kept])[1:], without[1:])
+
+
+@encoders
+@torch.no_grad()
+def test_series_come_in_any_order(kind: Any) -> None:
+    model, x, order = latent(kind), collate(ragged()), torch.tensor([2, 0, 3, 1])
+    mean, std = model.encode(x.values, x.times)
+    moved = model.encode(x.values[order], x.times[order])
+    assert torch.allclose(torch.stack(moved), torch.stack((mean, std))[:, order], atol=1e-12)
+
+
+@encoders
+def test_gradients_are_those_of_differences(kind: Any) -> None:
+    """By every parameter and by the values; what was not seen gets none."""
+    model, x = latent(kind), collate(ragged(3))
+    values = x.values.requires_grad_()
+    names, weights = zip(*model.named_parameters(), strict=True)
+
+    def loss(seen: Tensor, *weights: Tensor) -> Tensor:
+        own = dict(zip(names, weights, strict=True))
+        keywords = {"generator": generator(4)}
+        wrapped = {f"model.{name}": weight for name, weight in own.items()}
+        values = x.values.detach().masked_scatter(x.mask, seen)
+        return torch.func.functional_call(
+            objectives.ELBO(model), wrapped, (values, x.times), keywords
+        )
+
+    seen = values.detach()[x.mask].requires_grad_()
+    assert torch.autograd.gradcheck(loss, (seen, *weights), fast_mode=True)
+    (slope,) = torch.autograd.grad(
+        objectives.ELBO(model)(values, x.times, generator=generator(4)), values
+    )
+    assert torch.equal(slope != 0, x.mask)
+
+
+@encoders
+def test_adjoints_agree(kind: Any) -> None:
+    slopes, x = [], collate(ragged())
+    for adjoint in (fs.Direct(), fs.Checkpointed(), fs.Backsolve()):
+        model = latent(kind, solver=fs.Solver(stepping=TIGHT.stepping, adjoint=adjoint))
+        loss = objectives.ELBO(model)(x.values, x.times, generator=generator(4))
+        own = torch.autograd.grad(loss, list(model.parameters()))
+        assert all(bool((g != 0).any()) for g in own)
+        slopes.append(torch.cat([g.flatten() for g in own]))
+    direct, checkpointed, backsolved = slopes
+    assert torch.allclose(checkpointed, direct, rtol=1e-12, atol=1e-14)
+    assert float((backsolved - direct).norm() / direct.norm()) < 1e-7  # of dense output
+
+
+# --- encoders -------------------------------------------------------------------------------------
+
+
+@encoders
+@torch.no_grad()
+def test_a_series_is_read_from_its_end_to_the_start(kind: Any) -> None:
+    model, x = latent(kind, start=-1.0), torch.randn(2, 3, 2)
+    times = torch.tensor([[0.0, 0.3, 1.0], [0.1, 0.2, 0.4]])
+    by_hand = model.starter(model.encoder(x.flip(1), times.flip(1), -1.0)).chunk(2, -1)
+    mean, std = model.encode(x, times)
+    assert torch.allclose(mean, by_hand[0])
+    assert torch.allclose(std.log(), by_hand[1])
+    assert not torch.allclose(model.encode(x, times + 0.1)[0], mean)  # it knows how long ago
+
+
+@torch.no_grad()
+def test_an_ode_rnn_knows_the_past_alone() -> None:
+    net, x = models.ODERNN(2, 6), torch.randn(3, 5, 2)
+    times = torch.rand(3, 5).sort(1).values
+    states, other = net.states(x, times), x.clone()
+    other[:, 2] += 1.0
+    changed = net.states(other, times)
+    assert torch.equal(changed[:, :2], states[:, :2])
+    assert bool((changed[:, 2:] != states[:, 2:]).any(-1).all())
+
+
+@torch.no_grad()
+def test_between_rows_an_ode_rnn_moves_by_its_ode() -> None:
+    """dh/dt = A h, in either direction: exp(A gap), and through a row of nothing the same."""
+    rate = torch.randn(6, 6)
+    net = models.ODERNN(2, 6, field(rate), fs.Solver(RK4(), fs.Fixed(steps=100)))
+    x, times = torch.randn(3, 1, 2), torch.rand(3, 1)
+    h = net.cell(torch.cat((x[:, 0], torch.ones(3, 2)), -1))
+    for to in (-0.5, 1.5):
+        moved = torch.linalg.matrix_exp(rate * (to - times)[..., None]) @ h[..., None]
+        found = net(x, times, to)
+        assert torch.allclose(found, moved[..., 0], atol=1e-7)
+        nothing = torch.cat((x, torch.full_like(x, torch.nan)), 1)
+        through = net(nothing, torch.cat((times, 0.5 * (times + to)), 1), to)
+        assert torch.allclose(through, found, atol=1e-7)
+
+
+def test_what_does_not_fit_is_told() -> None:
+    model, x = latent(), torch.zeros(2, 3, 2)
+    times = torch.tensor([0.0, 0.5, 1.0])
+    for given_x, given_times in ((x[0], times), (x, times[:2]), (x, times.expand(3, -1))):
+        with pytest.raises(ValueError, match=r"\(batch, n, channels\)"):
+            model.encode(given_x, given_times)
+    for wrong in (times - 0.5, times.flip(0), times * torch.nan):
+        with pytest.raises(ValueError, match="increase, from"):
+            model.elbo(x, wrong, generator=generator())
+    with pytest.raises(ValueError, match="the start, on"):
+        model.infer(x, times, generator=generator(), at=times - 1.0)
+    with pytest.raises(TypeError, match="detach"):
+        model.infer(x, times, generator=generator(), at=times.clone().requires_grad_())
