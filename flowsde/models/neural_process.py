@@ -130,7 +130,8 @@ class ConstantPath(nn.Module):
 class SolvedPath(nn.Module):
     """l(x) of dl/dx = f(x, l, d), l(start) = l_0, where z = (l_0, d).
 
-    One solve for all rows: over the union of their times, of which each row takes its own.
+    One solve for all rows, over the union of their times, of which each row takes its own: times
+    that rows share cost once.
 
     Args:
         dynamics: takes d, ``(batch, control)``, as its argument.
