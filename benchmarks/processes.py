@@ -27,7 +27,7 @@ from flowsde import models, objectives, training
 
 from . import reporting
 
-HELD, CONTEXTS = 10, 20  # functions left out, and contexts of each
+HELD = 10  # functions left out
 SPLIT = models.ContextSplit(context=(1, 10), extra=(0, 5))
 
 
@@ -102,7 +102,7 @@ class Run:
         if not path.exists():
             net, test = self.trained()
             draws = torch.Generator().manual_seed(self.seed)
-            test = test.repeat(CONTEXTS, 1, 1)
+            test = test.repeat(self.options.contexts, 1, 1)
             context, _ = SPLIT.draw(test, draws)
             with torch.no_grad():
                 mean, _ = net.predict(context, test[..., :1], samples=20, generator=draws)
@@ -136,11 +136,12 @@ def parse(arguments: Sequence[str] | None) -> Any:
     made.add_argument("--families", nargs="*", choices=FAMILIES, default=list(FAMILIES))
     made.add_argument("--processes", nargs="*", choices=PROCESSES, default=["CNP", "NP", "NDP"])
     made.add_argument("--steps", type=int, default=3000, help="of training")
+    made.add_argument("--contexts", type=int, default=20, help="of each function left out")
     made.add_argument("--batch", type=int, default=20)
     made.add_argument("--lr", type=float, default=2e-3)
     options = reporting.options(made, arguments)
     if options.small:
-        options.families, options.steps = ["sine"], 3
+        options.families, options.steps, options.contexts = ["sine"], 3, 1
     (options.out / "processes").mkdir(exist_ok=True)
     return options
 

@@ -1,7 +1,9 @@
 """Neural processes: sets of points in any order, a bound, and an ODE in the place of a constant."""
 
+import json
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,6 +114,18 @@ def test_rows_of_a_batch_are_strangers(kind: str) -> None:
         assert torch.allclose(one.mean[0], whole[i], atol=1e-6)
 
 
+@every
+@torch.no_grad()
+def test_single_precision_is_kept(kind: str) -> None:
+    net, context, x = process(kind), points(5), points(4, seed=1)[..., :1]
+    law = net.infer(context)
+    z = None if law is None else law.mean
+    wide = net.decode(context, x, z).mean
+    narrow = net.float().decode(context.float(), x.float(), None if z is None else z.float()).mean
+    assert narrow.dtype is torch.float32
+    assert torch.allclose(narrow.double(), wide, atol=1e-4)
+
+
 @torch.no_grad()
 def test_a_path_that_stands_still_is_a_neural_process() -> None:
     """dl/dx = 0: the frame is one, bit for bit."""
@@ -121,13 +135,9 @@ def test_a_path_that_stands_still_is_a_neural_process() -> None:
         path=models.SolvedPath(fs.ODE(lambda t, y, d: 0.0 * y), 4, -2.0, fs.Solver()),
     )  # fmt: skip
     context, targets = points(3), points(6, seed=1)
-    for net in (still, moving):
-        assert isinstance(net.law, models.GaussianHead)
-    assert torch.equal(
-        laws(still, context, targets[..., :1]), laws(moving, context, targets[..., :1])
-    )
-    a, b = (net.bound(context, targets, generator=generator(2)) for net in (still, moving))
-    assert torch.equal(a, b)
+    nets = (still, moving)
+    assert torch.equal(*(laws(net, context, targets[..., :1]) for net in nets))
+    assert torch.equal(*(net.bound(context, targets, generator=generator(2)) for net in nets))
 
 
 @torch.no_grad()
@@ -201,7 +211,7 @@ def test_slopes_are_those_of_finite_differences(kind: str) -> None:
     with torch.no_grad():
         other = float(loss(1e-6) - loss(-1e-6)) / 2e-6
     assert mine == pytest.approx(other, rel=1e-6)
-    assert sum(g is None or not bool((g != 0).any()) for g in slopes) == 0
+    assert all(g is not None and bool((g != 0).any()) for g in slopes)
 
 
 class Bound(torch.nn.Module):
@@ -273,3 +283,21 @@ def test_refusals_carry_the_cure() -> None:
         models.neural_ode_process(0.0, state=3, second_order=True)
     with pytest.raises(ValueError, match="a range"):
         models.ContextSplit((3, 1))
+
+
+def test_the_benchmark_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was trained is not trained again, and gives the same figures."""
+    pytest.importorskip("matplotlib")
+    from benchmarks import processes
+
+    torch.set_default_dtype(torch.float32)
+    arguments = ["--small", "--processes", "NDP", "--out", str(tmp_path)]
+    with torch.device("cpu"):
+        processes.main(arguments)
+        first = json.loads((tmp_path / "processes-cpu.json").read_text())
+        monkeypatch.setattr(processes.Family, "draw", None)
+        monkeypatch.setattr(processes, "picture", lambda options: None)
+        processes.main(arguments)
+    assert json.loads((tmp_path / "processes-cpu.json").read_text()) == first
+    assert math.isfinite(first["found"]["sine"]["NDP"]["mean"])
+    assert (tmp_path / "processes.png").stat().st_size > 0
