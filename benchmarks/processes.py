@@ -138,7 +138,7 @@ def parse(arguments: Sequence[str] | None) -> Any:
     made.add_argument("--steps", type=int, default=3000, help="of training")
     made.add_argument("--contexts", type=int, default=20, help="of each function left out")
     made.add_argument("--batch", type=int, default=20)
-    made.add_argument("--lr", type=float, default=2e-3)
+    made.add_argument("--lr", type=float, default=5e-3)
     options = reporting.options(made, arguments)
     if options.small:
         options.families, options.steps, options.contexts = ["sine"], 3, 1

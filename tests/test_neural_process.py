@@ -98,6 +98,7 @@ def test_a_context_may_be_small(kind: str, n: int) -> None:
     blank[:, n:] = torch.nan
     with torch.no_grad():
         a, b = (laws(net, c, targets[..., :1]) for c in (targets[:, :n], blank))
+        assert laws(net, targets, targets[:, :0, :1]).shape == (2, 2, 3, 0, 1)
     assert torch.allclose(a, b, atol=1e-12)
 
 
@@ -275,6 +276,8 @@ def test_refusals_carry_the_cure() -> None:
         net.predict(context, x - 5.0, generator=generator())
     with pytest.raises(ValueError, match="as many rows"):
         net.predict(context, x[:1], generator=generator())
+    with pytest.raises(ValueError, match="2 channels, the decoder 1"):
+        process("conditional").bound(context, points(3, channels=2), generator=generator())
     with pytest.raises(ValueError, match="one time"):
         models.SolvedPath(fs.ODE(lambda t, y, d: y), 1, 0.0, TIGHT)(context, torch.zeros(3, 1))
     with pytest.raises(ValueError, match="a law, an aggregator"):

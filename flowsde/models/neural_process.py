@@ -217,7 +217,11 @@ class NeuralProcess(nn.Module):
         return None if self.law is None else self.law(_mean(*self._rows(points)))
 
     def decode(self, context: Tensor, x: Tensor, z: Tensor | None) -> Normal:
-        """The law of y at x, ``(batch, m, inputs)``, given the context and z."""
+        """The law of y at x, ``(batch, m, inputs)``, given the context and z.
+
+        Raises:
+            ValueError: on an x that is not of the context's rows, or not of ``inputs``.
+        """
         if x.ndim != 3 or context.ndim != 3 or x.shape[::2] != (len(context), self.inputs):
             raise ValueError(
                 f"x is (batch, m, {self.inputs}), of as many rows as the context (batch, n, "
@@ -243,12 +247,21 @@ class NeuralProcess(nn.Module):
             context, targets: points; the targets hold the context too.
             generator: of z.
             weight: of the divergence.
+
+        Raises:
+            ValueError: on targets that are not of the decoder's channels.
         """
         prior, posterior, seen = self.infer(context), self.infer(targets), _seen(targets)
         x = _somewhere(targets[..., : self.inputs], seen)
         y = torch.where(seen[..., None], targets[..., self.inputs :], 0.0)
         z = None if posterior is None else _draw(posterior.mean, posterior.stddev, generator)
-        logs: Tensor = self.decode(context, x, z).log_prob(y)  # type: ignore[no-untyped-call]
+        law = self.decode(context, x, z)
+        if law.mean.shape != y.shape:
+            raise ValueError(
+                f"the targets have {y.shape[-1]} channels, the decoder {law.mean.shape[-1]}: their "
+                "rows are (x, y), as those of the context"
+            )
+        logs: Tensor = law.log_prob(y)  # type: ignore[no-untyped-call]
         fit = torch.where(seen[..., None], logs, 0.0).sum((1, 2))
         if posterior is None or prior is None:
             return fit
@@ -278,7 +291,7 @@ class NeuralProcess(nn.Module):
         context, x = (v.repeat(samples, 1, 1) for v in (context, _somewhere(x, real)))
         drawn = self.decode(context, x, z)
         mean, std = (
-            v.reshape(samples, *real.shape, -1).masked_fill(~real[..., None], torch.nan)
+            v.reshape(samples, *real.shape, v.shape[-1]).masked_fill(~real[..., None], torch.nan)
             for v in (drawn.mean, drawn.stddev)
         )
         return Normal(mean, std, validate_args=False)
@@ -306,7 +319,7 @@ def _seen(points: Tensor) -> Tensor:
 
 def _somewhere(x: Tensor, seen: Tensor) -> Tensor:
     """x, with what is no point laid where some point is, so that no path goes further for it."""
-    place = x[seen][:1] if bool(seen.any()) else torch.zeros_like(x[:1, 0])
+    place = x[seen][:1] if bool(seen.any()) else x.new_zeros(())
     return torch.where(seen[..., None], x, place)
 
 
