@@ -294,7 +294,7 @@ def test_the_benchmark_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     from benchmarks import processes
 
     torch.set_default_dtype(torch.float32)
-    arguments = ["--small", "--processes", "NDP", "--out", str(tmp_path)]
+    arguments = ["--small", "--processes", "NP", "--out", str(tmp_path)]
     with torch.device("cpu"):
         processes.main(arguments)
         first = json.loads((tmp_path / "processes-cpu.json").read_text())
@@ -302,5 +302,5 @@ def test_the_benchmark_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(processes, "picture", lambda options: None)
         processes.main(arguments)
     assert json.loads((tmp_path / "processes-cpu.json").read_text()) == first
-    assert math.isfinite(first["found"]["sine"]["NDP"]["mean"])
+    assert math.isfinite(first["found"]["sine"]["NP"]["mean"])
     assert (tmp_path / "processes.png").stat().st_size > 0
