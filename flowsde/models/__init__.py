@@ -12,6 +12,19 @@ from .mixing import ActNorm, Mixing, Permutation
 from .multiscale import Factored, Squeeze, multiscale
 from .neural_cde import NeuralCDE
 from .neural_ode import NeuralODE
+from .neural_process import (
+    AttentionAggregator,
+    ConstantPath,
+    ContextSplit,
+    GaussianHead,
+    MeanAggregator,
+    NeuralProcess,
+    SolvedPath,
+    attentive_process,
+    conditional_process,
+    neural_ode_process,
+    neural_process,
+)  # fmt: skip
 from .planar import Planar, Sylvester
 from .recipes import glow, maf, nice, nsf, realnvp
 from .residual import ExactLogDet, InvertibleResidual, LogDet, RouletteLogDet
@@ -19,11 +32,14 @@ from .score import score_mlp, score_unet
 from .sde_gan import LipSwish, PathDiscriminator, PathGenerator
 
 __all__ = [
-    "ActNorm", "Additive", "Affine", "Autoregressive", "Coupling", "Dequantize", "Elementwise",
-    "Encoder", "ExactLogDet", "Factored", "FromTorch", "GapGRU", "InvertibleResidual", "LatentODE",
-    "LatentSDE", "LipSwish", "LogDet", "Logit", "Mixing", "NeuralCDE", "NeuralODE", "ODERNN",
-    "PathDiscriminator", "PathGenerator", "Permutation", "Planar", "RationalQuadraticSpline",
-    "RouletteLogDet", "Squeeze", "Standardize", "StochasticInterpolant", "Sylvester", "Whiten",
-    "checkerboard", "cnf", "glow", "half", "maf", "multiscale", "nice", "nsf", "planar_cnf",
-    "realnvp", "reflow", "score_mlp", "score_unet", "straightness",
+    "ODERNN", "ActNorm", "Additive", "Affine", "AttentionAggregator", "Autoregressive",
+    "ConstantPath", "ContextSplit", "Coupling", "Dequantize", "Elementwise", "Encoder",
+    "ExactLogDet", "Factored", "FromTorch", "GapGRU", "GaussianHead", "InvertibleResidual",
+    "LatentODE", "LatentSDE", "LipSwish", "LogDet", "Logit", "MeanAggregator", "Mixing",
+    "NeuralCDE", "NeuralODE", "NeuralProcess", "PathDiscriminator", "PathGenerator", "Permutation",
+    "Planar", "RationalQuadraticSpline", "RouletteLogDet", "SolvedPath", "Squeeze", "Standardize",
+    "StochasticInterpolant", "Sylvester", "Whiten", "attentive_process", "checkerboard", "cnf",
+    "conditional_process", "glow", "half", "maf", "multiscale", "neural_ode_process",
+    "neural_process", "nice", "nsf", "planar_cnf", "realnvp", "reflow", "score_mlp", "score_unet",
+    "straightness",
 ]  # fmt: skip
