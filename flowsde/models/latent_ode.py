@@ -14,7 +14,7 @@ from ..integrators.explicit import Dopri5, Midpoint
 from ..nn import MLP
 from ..solve import Solver
 from ..stepping import Adaptive, Fixed
-from ._gaussian import divergence, draw, seen_log_prob
+from ._latent import divergence, draw, seen_log_prob
 
 __all__ = ["Encoder", "GapGRU", "LatentODE", "ODERNN"]
 

@@ -15,7 +15,7 @@ from ..nn import MLP
 from ..solve import Solver
 from ..stepping import Fixed
 from ..transforms import path_kl
-from ._gaussian import divergence, draw, seen_log_prob
+from ._latent import beside, divergence, draw, seen_log_prob
 
 __all__ = ["LatentSDE"]
 
@@ -126,18 +126,13 @@ class LatentSDE(nn.Module):
         return solution.ys.transpose(0, 1)
 
 
-def _beside(t: Tensor, y: Tensor) -> Tensor:
-    """(y, t), for a 0-d or ``(batch,)`` time."""
-    return torch.cat((y, t.expand(len(y))[:, None]), -1)
-
-
 class _Prior(nn.Module):
     def __init__(self, latent: int, width: int) -> None:
         super().__init__()
         self.net = MLP([latent + 1, width, width, latent], nn.Softplus)
 
     def forward(self, t: Tensor, y: Tensor, *args: Tensor) -> Tensor:
-        return self.net(_beside(t, y))
+        return self.net(beside(t, y))
 
 
 class _Posterior(nn.Module):
@@ -155,7 +150,7 @@ class _Posterior(nn.Module):
         else:
             now = context.index_select(1, i.reshape(1))[:, 0]
         wait = self.times[i].to(t.dtype) - t
-        return self.net(torch.cat((_beside(wait, _beside(t, y)), now), -1))
+        return self.net(torch.cat((beside(wait, beside(t, y)), now), -1))
 
 
 class _Diagonal(nn.Module):

@@ -20,7 +20,7 @@ from ..integrators.explicit import Dopri5
 from ..nn import MLP
 from ..solve import Solver
 from ..stepping import Adaptive
-from .latent_sde import _beside, _draw
+from ._latent import beside, draw
 
 __all__ = [
     "AttentionAggregator", "ConstantPath", "ContextSplit", "GaussianHead", "MeanAggregator",
@@ -254,7 +254,7 @@ class NeuralProcess(nn.Module):
         prior, posterior, seen = self.infer(context), self.infer(targets), _seen(targets)
         x = _somewhere(targets[..., : self.inputs], seen)
         y = torch.where(seen[..., None], targets[..., self.inputs :], 0.0)
-        z = None if posterior is None else _draw(posterior.mean, posterior.stddev, generator)
+        z = None if posterior is None else draw(posterior.mean, posterior.stddev, generator)
         law = self.decode(context, x, z)
         if law.mean.shape != y.shape:
             raise ValueError(
@@ -287,7 +287,7 @@ class NeuralProcess(nn.Module):
         if law is not None:
             if generator is None:
                 raise TypeError("a process with a latent draws it: give generator=")
-            z = _draw(law.mean.repeat(samples, 1), law.stddev.repeat(samples, 1), generator)
+            z = draw(law.mean.repeat(samples, 1), law.stddev.repeat(samples, 1), generator)
         context, x = (v.repeat(samples, 1, 1) for v in (context, _somewhere(x, real)))
         drawn = self.decode(context, x, z)
         mean, std = (
@@ -411,7 +411,7 @@ class _Velocity(nn.Module):
         self.net = net
 
     def forward(self, t: Tensor, y: Tensor, control: Tensor) -> Tensor:
-        return self.net(_beside(t, torch.cat((y, control), -1)))
+        return self.net(beside(t, torch.cat((y, control), -1)))
 
 
 class _Acceleration(_Velocity):

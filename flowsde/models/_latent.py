@@ -1,4 +1,4 @@
-"""What latent path models share: Gaussian draws, divergences, and likelihoods of what was seen."""
+"""What models of latent paths share."""
 
 from __future__ import annotations
 
@@ -27,3 +27,8 @@ def seen_log_prob(x: Tensor, mean: Tensor, noise: float) -> Tensor:
     error = (torch.where(seen, x, 0.0) - mean) / noise
     log_prob = -0.5 * error.square() - math.log(noise * math.sqrt(2.0 * math.pi))
     return torch.where(seen, log_prob, 0.0).sum((1, 2))
+
+
+def beside(t: Tensor, y: Tensor) -> Tensor:
+    """(y, t), for a 0-d or ``(batch,)`` time."""
+    return torch.cat((y, t.expand(len(y))[:, None]), -1)
