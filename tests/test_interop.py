@@ -316,6 +316,15 @@ def test_samples_may_be_altered_between_steps_alone() -> None:
         ours.step(x, ours.timesteps[1], y + 1.0)
 
 
+@pytest.mark.parametrize("method", [DPMSolverPP(), Heun()], ids=str)
+def test_samples_of_half_precision(method: Integrator) -> None:
+    """Are stepped in float32, and handed to the pipeline as they came."""
+    x = torch.randn(2, 1, 2, 2).bfloat16()
+    found = pipeline(as_scheduler(method, DDPM, grid=spread), Toy(), x, 4)
+    assert found.dtype == torch.bfloat16
+    near(found.double(), direct(Toy(), DDPM, x.double(), method, spread(4)), 0.03)
+
+
 def test_what_a_pipeline_cannot_run_is_refused() -> None:
     with pytest.raises(TypeError, match="as often as"):
         as_scheduler(Adams(), DDPM)
