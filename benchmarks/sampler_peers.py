@@ -6,8 +6,12 @@ flows are the same in z whatever the schedule. Peers are imported when they are 
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -55,6 +59,8 @@ class Diffusers(SamplerPeer):
         }
         for name, (kind, config) in kinds.items():
             made = getattr(diffusers, f"{kind}MultistepScheduler")
+            if kind != "DEIS":  # which would end on a step of first order, as if onto no noise
+                config = {**config, "final_sigmas_type": "sigma_min"}
             for ends, lower in (("", False), (", lower order last", True)):
                 own = {**config, "lower_order_final": lower, "prediction_type": "sample"}
                 known[name + ends] = 1, _multistep(made, own)
@@ -107,14 +113,28 @@ def _multistep(made: Callable[..., Any], config: dict[str, Any]) -> Run:
     return run
 
 
+def _sampling() -> ModuleType:
+    """k_diffusion.sampling, without torchvision and skimage, which its package imports to train.
+
+    Of its utils the samplers use one function.
+    """
+    if "k_diffusion.utils" not in sys.modules:
+        spec, package = find_spec("k_diffusion"), ModuleType("k_diffusion")
+        assert spec is not None
+        package.__path__ = list(spec.submodule_search_locations or ())
+        utils = ModuleType("k_diffusion.utils")
+        vars(utils)["append_dims"] = lambda x, dims: x.reshape(x.shape + (1,) * (dims - x.ndim))
+        sys.modules.update({"k_diffusion": package, "k_diffusion.utils": utils})
+    return import_module("k_diffusion.sampling")
+
+
 class KDiffusion(SamplerPeer):
     """Its functions of (model, x, sigmas)."""
 
     grids = "karras", "uniform lambda", "uniform t", "uniform sigma"
 
     def samplers(self) -> dict[str, tuple[int, Run]]:
-        from k_diffusion import sampling
-
+        sampling = _sampling()
         asks = {
             "euler": 1, "heun": 2, "dpm_2": 2, "lms": 1, "dpmpp_2m": 1, "dpmpp_3m_sde": 1,
         }  # fmt: skip

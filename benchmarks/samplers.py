@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -51,6 +50,7 @@ from flowsde.paths import (
 )
 
 from . import reporting
+from .peers import installed
 from .sampler_peers import SAMPLER_PEERS
 
 SPANS: dict[Schedule, tuple[float, float]] = {VP(): (1.0, 1e-3), EDM(): (80.0, 0.002)}
@@ -287,19 +287,20 @@ def parse(arguments: Sequence[str] | None) -> Any:
     made.add_argument("--train", type=int, default=256, help="noises that are fitted on")
     made.add_argument("--iterations", type=int, default=200, help="of fitting")
     options = reporting.options(made, arguments)
+    options.spans = list(SPANS)
     if options.small:
-        options.laws, options.budgets = options.laws[:1], [5]
-        options.count, options.train, options.iterations = 64, 32, 8
+        options.laws, options.budgets, options.spans = options.laws[:1], [5], options.spans[:1]
+        options.count, options.train, options.iterations = 32, 16, 12
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     known = SAMPLER_PEERS if options.peers is None else options.peers
-    peers = [name for name in known if name in SAMPLER_PEERS and find_spec(name) is not None]
+    peers, versions = installed([name for name in known if name in SAMPLER_PEERS])
     record: dict[str, Any] = {}
     for name, law in laws(options.real).items():
-        for schedule in SPANS if name in options.laws else ():
+        for schedule in options.spans if name in options.laws else ():
             problem, rows = Problem(law, schedule, options.count, seed=0), []
             for budget in options.budgets:
                 rows += fixed(problem, budget, peers)
@@ -309,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             reporting.table(HEAD, summary(rows, peers))
             floor = problem.distance(problem.ends)
             record[label] = {"rows": rows, "floor": floor}
-    reporting.write("samplers", options, {"peers": peers, "problems": record})
+    reporting.write("samplers", options, {"peers": versions, "problems": record})
     draw(record, peers, options)
 
 
