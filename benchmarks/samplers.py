@@ -193,10 +193,12 @@ class Problem:
         }  # fmt: skip
 
 
-def fixed(problem: Problem, budget: int, peers: Sequence[str]) -> Iterator[dict[str, Any]]:
+def fixed(
+    problem: Problem, budget: int, grids: Sequence[str], peers: Sequence[str]
+) -> Iterator[dict[str, Any]]:
     """Every sampler on every grid of its library, of as many steps as the budget has."""
     for method, asks in SAMPLERS:
-        for grid in GRIDS if budget >= asks else ():
+        for grid in grids if budget >= asks else ():
             x = problem.ours(method, problem.grid(grid, budget // asks))
             yield problem.row(budget, "flowsde", str(method), grid, x)
     for name in peers:
@@ -209,10 +211,12 @@ def fixed(problem: Problem, budget: int, peers: Sequence[str]) -> Iterator[dict[
                     yield problem.row(budget, name, sampler, grid, x)
 
 
-def fit(train: Problem, budget: int, iterations: int) -> tuple[Integrator, fs.Grid, Nonstationary]:
+def fit(
+    train: Problem, budget: int, grids: Sequence[str], iterations: int
+) -> tuple[Integrator, fs.Grid, Nonstationary]:
     """The best multistep method on a grid fitted for it, and the solver fitted from there."""
     span, methods = train.span, [method for method, asks in SAMPLERS if asks == 1]
-    cases = [(method, name) for method in methods for name in GRIDS]
+    cases = [(method, name) for method in methods for name in grids]
     best, _ = min(
         cases, key=lambda case: train.error(train.ours(case[0], train.grid(case[1], budget)))
     )
@@ -224,7 +228,7 @@ def fit(train: Problem, budget: int, iterations: int) -> tuple[Integrator, fs.Gr
 def fitted(problem: Problem, budget: int, options: Any) -> Iterator[dict[str, Any]]:
     """Fitted on noises of another seed."""
     train = Problem(problem.law, problem.schedule, options.train, problem.seed + 1)
-    method, grid, solver = fit(train, budget, options.iterations)
+    method, grid, solver = fit(train, budget, options.grids, options.iterations)
     for name, integrator, times in (
         ("fitted grid", method, grid.grid), ("fitted solver", solver, solver.times),
     ):  # fmt: skip
@@ -283,6 +287,7 @@ def parse(arguments: Sequence[str] | None) -> Any:
     made = reporting.parser(__doc__)
     made.add_argument("--budgets", type=int, nargs="+", default=[5, 8, 10, 15, 20, 30, 50])
     made.add_argument("--laws", nargs="+", default=["mixture 2", "mixture 16", "digits 64"])
+    made.add_argument("--grids", nargs="+", choices=GRIDS, default=list(GRIDS), help="of ours")
     made.add_argument("--count", type=int, default=512, help="noises that errors are taken over")
     made.add_argument("--train", type=int, default=256, help="noises that are fitted on")
     made.add_argument("--iterations", type=int, default=200, help="of fitting")
@@ -290,6 +295,7 @@ def parse(arguments: Sequence[str] | None) -> Any:
     options.spans = list(SPANS)
     if options.small:
         options.laws, options.budgets, options.spans = options.laws[:1], [5], options.spans[:1]
+        options.grids = ["quadratic", "aligned 1.0"]
         options.count, options.train, options.iterations = 32, 16, 12
     return options
 
@@ -303,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for schedule in options.spans if name in options.laws else ():
             problem, rows = Problem(law, schedule, options.count, seed=0), []
             for budget in options.budgets:
-                rows += fixed(problem, budget, peers)
+                rows += fixed(problem, budget, options.grids, peers)
                 rows += fitted(problem, budget, options) if budget in FITTED else ()
             label = f"{name}, {type(schedule).__name__}"
             print(f"### {label}\n")
