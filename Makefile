@@ -30,6 +30,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.flows
 	$(BIN)/python -m benchmarks.flow_matching
 	$(BIN)/python -m benchmarks.processes
+	$(BIN)/python -m benchmarks.samplers
 
 docs: $(STAMP)
 	$(BIN)/python -m pip install -q -c constraints.txt "pdoc>=15"

@@ -14,6 +14,7 @@ import torch
 
 from .flow_peers import FLOW_PEERS
 from .peers import PEERS, SDE_PEERS
+from .sampler_peers import SAMPLER_PEERS
 
 __all__ = ["figure", "options", "parser", "save", "table", "write"]
 
@@ -25,7 +26,7 @@ def parser(doc: str | None, dtype: str = "float64", turns: int = 5) -> argparse.
     made = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     made.add_argument("--device", default="cpu")
     made.add_argument("--dtype", choices=DTYPES, default=dtype)
-    known = sorted({*PEERS, *SDE_PEERS, *FLOW_PEERS})
+    known = sorted({*PEERS, *SDE_PEERS, *FLOW_PEERS, *SAMPLER_PEERS})
     made.add_argument("--peers", nargs="*", choices=known, help="by default all that apply")
     made.add_argument("--turns", type=int, default=turns, help="alternating timings")
     made.add_argument("--small", action="store_true", help="a few seconds, to see that it runs")

@@ -13,7 +13,16 @@ import pytest
 import torch
 
 import flowsde as fs
-from flowsde.integrators import Dopri5, Euler
+from flowsde.integrators import (
+    DDIM,
+    Dopri5,
+    DPMSolverPP,
+    EDMHeun,
+    Euler,
+    ExponentialAdams,
+    UniPC,
+)  # fmt: skip
+from flowsde.paths import VP
 
 pytest.importorskip("matplotlib")
 
@@ -27,11 +36,13 @@ from benchmarks import (
     overhead,
     peers,
     problems,
+    samplers,
     sde_gradients,
     sde_overhead,
     spirals,
     work_precision,
 )
+from benchmarks.sampler_peers import SAMPLER_PEERS
 from benchmarks.storages import Storages
 
 PROBLEMS = {problem.name: problem for problem in problems.NONSTIFF + problems.STIFF}
@@ -126,6 +137,35 @@ def test_adjoints(tmp_path: Path) -> None:
     assert peak["flowsde Direct"]["30"] > 2 * peak["flowsde Direct"]["10"]
     assert peak["flowsde Checkpointed"]["30"] < 2 * peak["flowsde Checkpointed"]["10"]
     assert (tmp_path / "adjoints.png").stat().st_size > 0
+
+
+def test_samplers(tmp_path: Path) -> None:
+    """Its claim too: fitted on other noises, a solver is ahead of all fixed ones."""
+    samplers.main(["--small", "--peers", "--out", str(tmp_path)])
+    (found,) = record(tmp_path, "samplers")["problems"].values()
+    assert found["floor"] > 0.0
+    errors: dict[str, list[float]] = {}
+    for row in found["rows"]:
+        errors.setdefault(row["library"], []).append(row["error"])
+    assert min(errors["fitted solver"]) < 0.5 * min(errors["flowsde"])
+    assert (tmp_path / "samplers.png").stat().st_size > 0
+
+
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # of NumPy 2
+def test_samplers_of_diffusers() -> None:
+    """They are asked as they are meant to be: on one grid they take our steps."""
+    pytest.importorskip("diffusers")
+    points = torch.tensor([[-1.0, 0.5], [1.0, 0.0]], dtype=torch.float64)
+    problem = samplers.Problem(samplers.Points(points, 0.3), VP(), count=4, seed=0)
+    times, known = problem.grid("karras", 6), SAMPLER_PEERS["diffusers"].samplers()
+    for name, method in (
+        ("DDIM", DDIM()), ("Heun", EDMHeun()), ("DPM++ 2M", DPMSolverPP()), ("UniPC-2", UniPC()),
+        ("DEIS-2", ExponentialAdams(2, dual=True)),
+    ):  # fmt: skip
+        asks, run = known[name]
+        x, asked = problem.theirs(run, times)
+        assert asked == 6 * asks
+        torch.testing.assert_close(x, problem.ours(method, times), rtol=1e-5, atol=1e-5)
 
 
 def test_overhead(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ FLOORS = [
     {"objectives"},
     {"models"},
     {"training", "interop"},
+    {"fitting"},
     {"__init__"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -1,0 +1,324 @@
+"""Diffusion samplers beside their peers, by evaluations: ``python -m benchmarks.samplers``.
+
+Denoisers are exact: of Gaussian mixtures in 2 and 16 dimensions and of the empirical law of
+scikit-learn's digits in 64. Trajectory error is the root mean square distance to where tight
+tolerances end, from the same noises; sliced Wasserstein is to fresh data (the reading for the
+trajectories themselves is the floor). Every fixed sampler takes every grid of its library and the
+best is kept; fitted solvers are fitted on noises of another seed. Libraries beside ours run on
+z = x / alpha, in which a probability flow does not know its schedule. k-diffusion is compared with
+where it is installed; its formulas are among ours in any case (Heun, DPM++ 2M, linear multistep).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import flowsde as fs
+from examples.measures import sliced_wasserstein
+from flowsde.fitting import Nonstationary, distill_solver, optimize_grid
+from flowsde.integrators import (
+    DDIM,
+    DEIS,
+    Dopri8,
+    DPMSolver,
+    DPMSolverPP,
+    DPMSolverPPSingle,
+    EDMHeun,
+    ExponentialAdams,
+    Integrator,
+    UniPC,
+)
+from flowsde.integrators.exponential import Exponential
+from flowsde.paths import (
+    EDM,
+    VP,
+    Schedule,
+    aligned,
+    beta,
+    karras,
+    quadratic,
+    uniform,
+    uniform_lambda,
+    uniform_sigma,
+)
+
+from . import reporting
+from .peers import installed
+from .sampler_peers import SAMPLER_PEERS
+
+SPANS: dict[Schedule, tuple[float, float]] = {VP(): (1.0, 1e-3), EDM(): (80.0, 0.002)}
+SAMPLERS: list[tuple[Exponential, int]] = [
+    (DDIM(), 1), (EDMHeun(), 2), (DPMSolver(2), 2), (DPMSolver(3), 3), (DPMSolverPPSingle(2), 2),
+    (DPMSolverPPSingle(3), 3),
+    *((make(order), 1) for make in (DPMSolverPP, DEIS, ExponentialAdams) for order in (2, 3)),
+    *((ExponentialAdams(order, dual=True), 1) for order in (2, 3)),
+    *((UniPC(p, bh=bh), 1) for p, bh in ((1, 2), (1, 1), (2, 2), (2, 1), (3, 2))),
+]  # fmt: skip
+
+
+def beta_sigma(schedule: Schedule, t0: float, t1: float, steps: int) -> Tensor:
+    """Beta quantiles in s, as diffusers has them."""
+    first, last = (math.exp(-float(schedule.half_log_snr(t))) for t in (t0, t1))
+    inner = torch.as_tensor(schedule.time(-beta(first, last, steps)[1:-1].log()))
+    return torch.cat([inner.new_tensor([t0]), inner, inner.new_tensor([t1])])
+
+
+GRIDS: dict[str, Callable[..., Tensor]] = {
+    "uniform t": lambda schedule, *span: uniform(*span),
+    "quadratic": lambda schedule, *span: quadratic(*span),
+    "beta": lambda schedule, *span: beta(*span),
+    "uniform lambda": uniform_lambda,
+    "uniform sigma": uniform_sigma,
+    "karras": karras,
+    "karras 3": partial(karras, rho=3.0),
+    "beta sigma": beta_sigma,
+    **{f"aligned {d}": partial(aligned, sigma_data=d) for d in (0.25, 0.5, 1.0, 2.0)},
+}
+FITTED = (5, 8, 10)
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """Gaussians of one width at given points, ``(n, d)``; of none, the empirical law."""
+
+    points: Tensor
+    std: float = 0.0
+
+    def denoiser(self, schedule: Schedule) -> Callable[[Tensor, Tensor], Tensor]:
+        """E[x0 | x_t], exact."""
+        squares = self.points.square().sum(-1)
+
+        def x0(t: Tensor, x: Tensor) -> Tensor:
+            alpha, sigma = schedule(t)
+            variance = (alpha * self.std) ** 2 + sigma**2
+            logits = (alpha * (x @ self.points.T) - 0.5 * alpha**2 * squares) / variance
+            gain = alpha * self.std**2 / variance
+            return gain * x + (1.0 - alpha * gain) * (logits.softmax(-1) @ self.points)
+
+        return x0
+
+    def sample(self, count: int, draws: torch.Generator) -> Tensor:
+        rows = torch.randint(len(self.points), (count,), generator=draws)
+        noise = torch.randn(count, self.points.shape[1], generator=draws, dtype=self.points.dtype)
+        return self.points[rows] + self.std * noise
+
+
+def laws(dtype: torch.dtype) -> dict[str, Points]:
+    from sklearn.datasets import load_digits
+
+    draws = torch.Generator().manual_seed(0)
+    made = {}
+    for d, n in ((2, 6), (16, 10)):
+        points = torch.randn(n, d, generator=draws, dtype=torch.float64)
+        made[f"mixture {d}"] = Points(points.to(dtype), 0.15)
+    digits = torch.from_numpy(load_digits().data) / 8.0 - 1.0
+    return {**made, "digits 64": Points(digits.to(dtype))}
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """One law, one schedule, and noises of one seed."""
+
+    law: Points
+    schedule: Schedule
+    count: int
+    seed: int
+
+    @cached_property
+    def flow(self) -> Any:
+        return fs.LinearSDE(self.schedule).probability_flow(self.law.denoiser(self.schedule))
+
+    @property
+    def span(self) -> tuple[float, float]:
+        return SPANS[self.schedule]
+
+    @cached_property
+    def noises(self) -> Tensor:
+        draws = torch.Generator().manual_seed(self.seed)
+        shape, dtype = (self.count, self.law.points.shape[1]), self.law.points.dtype
+        noise = torch.randn(shape, generator=draws, dtype=dtype)
+        return noise * self.schedule.sigma(self.span[0])
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """Where the trajectories end, to 1e-10."""
+        tight = fs.Adaptive(1e-10, 1e-10)
+        return self._solve(Dopri8(), tight)
+
+    @torch.no_grad()
+    def _solve(self, integrator: Integrator, stepping: fs.Stepping) -> Tensor:
+        return fs.solve(
+            self.flow, self.noises, *self.span, integrator=integrator, stepping=stepping
+        ).y1
+
+    def grid(self, name: str, steps: int) -> Tensor:
+        return GRIDS[name](self.schedule, *self.span, steps)
+
+    def ours(self, integrator: Integrator, times: Tensor) -> Tensor:
+        return self._solve(integrator, fs.Grid(times))
+
+    @torch.no_grad()
+    def theirs(self, run: Any, times: Tensor) -> tuple[Tensor, int]:
+        """Where a peer ends, and how often it asked."""
+        denoiser, asked = self.flow.denoiser, 0
+
+        def ask(s: Tensor, z: Tensor) -> Tensor:
+            nonlocal asked
+            asked += 1
+            t = torch.as_tensor(self.schedule.time(-s.log()))
+            return denoiser(t, torch.as_tensor(self.schedule.alpha(t)) * z)
+
+        ratios = torch.exp(-torch.as_tensor(self.schedule.half_log_snr(times)))
+        z = run(ask, ratios, self.noises / self.schedule.alpha(self.span[0]))
+        return z * self.schedule.alpha(self.span[1]), asked
+
+    def error(self, x: Tensor) -> float:
+        return float((x - self.ends).square().mean().sqrt())
+
+    def distance(self, x: Tensor) -> float:
+        draws = torch.Generator().manual_seed(self.seed + 100)
+        return sliced_wasserstein(x, self.law.sample(self.count, draws).to(x), draws)
+
+    def row(self, budget: int, library: str, sampler: str, grid: str, x: Tensor) -> dict[str, Any]:
+        return {
+            "evaluations": budget, "library": library, "sampler": sampler, "grid": grid,
+            "error": self.error(x), "distance": self.distance(x),
+        }  # fmt: skip
+
+
+def fixed(
+    problem: Problem, budget: int, grids: Sequence[str], peers: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """Every sampler on every grid of its library, of as many steps as the budget has."""
+    for method, asks in SAMPLERS:
+        for grid in grids if budget >= asks else ():
+            x = problem.ours(method, problem.grid(grid, budget // asks))
+            yield problem.row(budget, "flowsde", str(method), grid, x)
+    for name in peers:
+        peer = SAMPLER_PEERS[name]
+        for sampler, (asks, run) in peer.samplers().items():
+            for grid in peer.grids if budget >= asks else ():
+                x, asked = problem.theirs(run, problem.grid(grid, budget // asks))
+                assert asked == budget // asks * asks, (name, sampler, asked)
+                if bool(x.isfinite().all()):
+                    yield problem.row(budget, name, sampler, grid, x)
+
+
+def fit(
+    train: Problem, budget: int, grids: Sequence[str], iterations: int
+) -> tuple[Integrator, fs.Grid, Nonstationary]:
+    """The best multistep method on a grid fitted for it, and the solver fitted from there."""
+    span, methods = train.span, [method for method, asks in SAMPLERS if asks == 1]
+    cases = [(method, name) for method in methods for name in grids]
+    best, _ = min(
+        cases, key=lambda case: train.error(train.ours(case[0], train.grid(case[1], budget)))
+    )
+    grid = optimize_grid(train.flow, best, budget, train.noises, *span, iterations=iterations // 4)
+    fitted = distill_solver(train.flow, best, grid, train.noises, iterations=iterations)
+    return best, grid, fitted
+
+
+def fitted(problem: Problem, budget: int, options: Any) -> Iterator[dict[str, Any]]:
+    """Fitted on noises of another seed."""
+    train = Problem(problem.law, problem.schedule, options.train, problem.seed + 1)
+    method, grid, solver = fit(train, budget, options.grids, options.iterations)
+    for name, integrator, times in (
+        ("fitted grid", method, grid.grid), ("fitted solver", solver, solver.times),
+    ):  # fmt: skip
+        x = problem.ours(integrator, times)
+        yield problem.row(budget, name, type(integrator).__name__, "fitted", x)
+
+
+def best(rows: Sequence[dict[str, Any]], *libraries: str) -> dict[str, Any] | None:
+    own = [row for row in rows if row["library"] in libraries]
+    return min(own, key=lambda row: row["error"]) if own else None
+
+
+def summary(rows: Sequence[dict[str, Any]], peers: Sequence[str]) -> list[list[Any]]:
+    """A line a budget: the best of ours, of the peers, and what was fitted, over the best peer."""
+    lines = []
+    for budget in sorted({row["evaluations"] for row in rows}):
+        now = [row for row in rows if row["evaluations"] == budget]
+        ours, peer = best(now, "flowsde"), best(now, *peers)
+        cells: list[Any] = [budget]
+        for found in (ours, peer):
+            cells += (
+                [f"{found['sampler']}, {found['grid']}", found["error"]] if found else [None] * 2
+            )
+        for found in (ours, best(now, "fitted grid"), best(now, "fitted solver")):
+            cells.append(found["error"] / peer["error"] if found and peer else None)
+        lines.append(cells)
+    return lines
+
+
+HEAD = (
+    "evaluations", "best of ours", "error", "best peer", "error", "ours / peer",
+    "fitted grid / peer", "fitted solver / peer",
+)  # fmt: skip
+
+
+def draw(record: dict[str, Any], peers: Sequence[str], options: Any) -> None:
+    figure, axes = reporting.figure(1, len(record))
+    for axis, (name, found) in zip(axes[0], record.items(), strict=True):
+        for label, libraries in (
+            ("best of ours", ["flowsde"]), ("best peer", peers), ("fitted grid", ["fitted grid"]),
+            ("fitted solver", ["fitted solver"]),
+        ):  # fmt: skip
+            points = {}
+            for budget in sorted({row["evaluations"] for row in found["rows"]}):
+                now = [row for row in found["rows"] if row["evaluations"] == budget]
+                if (row := best(now, *libraries)) is not None:
+                    points[budget] = row["error"]
+            axis.plot(list(points), list(points.values()), marker=".", label=label)
+        axis.set(xscale="log", yscale="log", title=name, xlabel="evaluations")
+    axes[0, 0].set_ylabel("trajectory error")
+    axes[0, 0].legend(fontsize=8)
+    reporting.save("samplers", options, figure)
+
+
+def parse(arguments: Sequence[str] | None) -> Any:
+    made = reporting.parser(__doc__)
+    made.add_argument("--budgets", type=int, nargs="+", default=[5, 8, 10, 15, 20, 30, 50])
+    made.add_argument("--laws", nargs="+", default=["mixture 2", "mixture 16", "digits 64"])
+    made.add_argument("--grids", nargs="+", choices=GRIDS, default=list(GRIDS), help="of ours")
+    made.add_argument("--count", type=int, default=512, help="noises that errors are taken over")
+    made.add_argument("--train", type=int, default=256, help="noises that are fitted on")
+    made.add_argument("--iterations", type=int, default=200, help="of fitting")
+    options = reporting.options(made, arguments)
+    options.spans = list(SPANS)
+    if options.small:
+        options.laws, options.budgets, options.spans = options.laws[:1], [5], options.spans[:1]
+        options.grids = ["quadratic", "aligned 1.0"]
+        options.count, options.train, options.iterations = 32, 16, 12
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    known = SAMPLER_PEERS if options.peers is None else options.peers
+    peers, versions = installed([name for name in known if name in SAMPLER_PEERS])
+    record: dict[str, Any] = {}
+    for name, law in laws(options.real).items():
+        for schedule in options.spans if name in options.laws else ():
+            problem, rows = Problem(law, schedule, options.count, seed=0), []
+            for budget in options.budgets:
+                rows += fixed(problem, budget, options.grids, peers)
+                rows += fitted(problem, budget, options) if budget in FITTED else ()
+            label = f"{name}, {type(schedule).__name__}"
+            print(f"### {label}\n")
+            reporting.table(HEAD, summary(rows, peers))
+            floor = problem.distance(problem.ends)
+            record[label] = {"rows": rows, "floor": floor}
+    reporting.write("samplers", options, {"peers": versions, "problems": record})
+    draw(record, peers, options)
+
+
+if __name__ == "__main__":
+    main()

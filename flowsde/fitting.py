@@ -1,0 +1,388 @@
+"""Solvers fitted to a model. A solve is differentiable by its times and its coefficients: both are
+learned here, from fine trajectories of the same model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from ._increment import Increment
+from ._scalar import Scalar, to_float
+from ._state import State, leaves
+from .dynamics.base import Dynamics, SemiLinear
+from .dynamics.field import Field
+from .dynamics.noising import Reverse
+from .integrators.base import Carry, Integrator, Step
+from .integrators.explicit import Dopri5
+from .integrators.exponential import Exponential
+from .paths.grids import aligned, karras, quadratic, uniform, uniform_lambda
+from .solve import Solver, solve
+from .stepping import Adaptive, Grid, Stepping
+from .training import load_checkpoint, save_checkpoint
+
+__all__ = ["Nonstationary", "distill_solver", "optimize_grid"]
+
+FINE = Solver(integrator=Dopri5(), stepping=Adaptive(1e-8, 1e-8))
+
+
+@dataclass(frozen=True, eq=False)
+class Nonstationary(Integrator):
+    """A solver of N evaluations of a probability flow, each step with weights of its own.
+
+        r_k = residual(t_k, x_k),    x_(k+1) = w_k0 x_0 + sum_(j <= k) w_k(j+1) r_j
+
+    Every explicit exponential method on given steps is one: see ``distill_solver``, which makes
+    them. It steps on its own times alone: ``fitted.solver.solve(flow, x, t0, t1)``. Its states
+    inside are what the model is shown best, and no more: there is nothing to save between.
+
+    Args:
+        times: ``(N + 1,)``, from the start to the end; the model is asked at all but the last.
+        table: ``(N, N + 1)``, the weights w; those of residuals to come are not read.
+        dual: whether the residual is that of the split's ``dual``: the noise, not the data.
+
+    Raises:
+        ValueError: on shapes that do not go together, times that turn back, or other steps.
+        TypeError: on dynamics other than a probability flow.
+
+    Source: Shaul et al. 2024, "Bespoke non-stationary solvers", arXiv 2403.01329.
+    """
+
+    times: Tensor
+    table: Tensor
+    dual: bool = False
+    order = 1
+    dense_order = 0
+    static = False
+
+    def __post_init__(self) -> None:
+        steps = len(self.grid.grid) - 1
+        if self.table.shape != (steps, steps + 1):
+            raise ValueError(
+                f"{steps} steps take a table of shape {(steps, steps + 1)}; got "
+                f"{tuple(self.table.shape)}"
+            )
+
+    @property
+    def grid(self) -> Grid:
+        """Its steps."""
+        return Grid(self.times)
+
+    @property
+    def solver(self) -> Solver:
+        """It, and its steps."""
+        return Solver(integrator=self, stepping=self.grid)
+
+    def save(self, path: str | Path) -> None:
+        """Writes it to a file, whole or not at all."""
+        save_checkpoint(path, {"times": self.times, "table": self.table, "dual": self.dual})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """What ``save`` wrote."""
+        return cls(**load_checkpoint(path))
+
+    def check(self, dynamics: Dynamics) -> None:
+        check_flow(self, dynamics)
+
+    def bind(self, stepping: Stepping) -> Integrator:
+        if not (isinstance(stepping, Grid) and torch.equal(stepping.grid, self.times)):
+            raise ValueError("a fitted solver steps on its own times: give stepping=fitted.grid")
+        return self
+
+    def init(self, field: Field, t: Scalar, y: State) -> Carry:
+        return y, ()
+
+    def step(
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
+    ) -> Step:
+        assert field.split is not None
+        split = field.split.dual if self.dual else field.split
+        start, before = carry
+        residuals = (*before, field.residual(t0, y, split))
+        row = self.table[len(before), : len(residuals) + 1]
+        own, *weights = row.unbind() if row.requires_grad else row.tolist()
+        y1 = own * start
+        for weight, residual in zip(weights, residuals, strict=True):
+            y1 = split.add(y1, weight, residual)
+        return _End(y1, (start, residuals))
+
+
+class _End(Step):
+    __slots__ = ()
+
+    def dense(self, theta: Scalar) -> State:
+        raise TypeError("a fitted solver has no states between its steps: leave out save_at")
+
+
+def check_flow(method: Integrator, dynamics: Dynamics) -> None:
+    """Raises TypeError, with the cure, on all but a probability flow."""
+    if not isinstance(dynamics, Reverse) or dynamics.noise is not None:
+        raise TypeError(
+            f"{type(method).__name__} is fitted to a probability flow; got "
+            f"{type(dynamics).__name__}: use LinearSDE(schedule).probability_flow(denoiser)"
+        )
+
+
+def optimize_grid(
+    dynamics: Dynamics,
+    integrator: Integrator,
+    steps: int,
+    y0: State,
+    t0: float,
+    t1: float,
+    *,
+    fine: Solver = FINE,
+    iterations: int = 60,
+) -> Grid:
+    """The times at which this integrator ends nearest to fine trajectories of the same dynamics.
+
+        min over times of mean |y1(times) - y1(fine)|^2
+
+    by L-BFGS on the logarithm, over the shares of the steps in the split's clock (in t where there
+    is none, or where it is infinite at an end). It starts from the best of the usual grids.
+
+    Args:
+        dynamics: deterministic.
+        integrator: any that takes a ``Grid``.
+        steps: how many.
+        y0: what the trajectories start from, such as ``base.sample((256,), generator)``.
+        t0, t1: the ends.
+        fine: what the trajectories are made with.
+        iterations: of L-BFGS.
+
+    Raises:
+        TypeError: on stochastic dynamics, or a sampler that adds noise.
+
+    Source: in the spirit of Tong et al. 2024, "LD3", arXiv 2405.15506, for any dynamics.
+    """
+    target = _trajectories(dynamics, integrator, y0, t0, t1, fine)
+
+    def error(grid: Grid) -> Tensor:
+        return _distance(_end(dynamics, integrator, grid, y0, t0, t1), target)
+
+    with torch.no_grad():
+        start = min(_usual(dynamics, t0, t1, steps), key=lambda grid: float(error(grid)))
+    times, shares = _movable(dynamics, start.grid)
+    _descend([shares], lambda: error(Grid(times())), iterations)
+    return Grid(times().detach())
+
+
+def distill_solver(
+    dynamics: Reverse,
+    integrator: Exponential,
+    grid: Grid,
+    y0: Tensor,
+    *,
+    fine: Solver = FINE,
+    iterations: int = 200,
+) -> Nonstationary:
+    """The times and weights, from those of this integrator on this grid, that end nearest to fine
+    trajectories of the same model.
+
+    The integrator is run on symbols for residuals, so that its weights are known at any times; what
+    is learned are the times and what is added to each weight. On the given starts the result is
+    never worse than where it came from; judge it on others.
+
+    Args:
+        dynamics: a probability flow.
+        integrator: whose weights it starts from: ``DPMSolverPP()``, ``UniPC()``, ``DEIS(3)``, ...
+        grid: whose times it starts from: see ``optimize_grid``.
+        y0, fine, iterations: see ``optimize_grid``.
+
+    Raises:
+        TypeError: on other dynamics, or an integrator that is not exponential or adds noise.
+        ValueError: on an integrator that asks the model twice at one time, as ``EDMHeun``.
+
+    Source: Shaul et al. 2024, arXiv 2403.01329; Frankel et al. 2025, "S4S", arXiv 2502.17423.
+    """
+    if not isinstance(integrator, Exponential):
+        raise TypeError(
+            f"the weights of {type(integrator).__name__} are not those of residuals: use UniPC(), "
+            "DPMSolverPP() or another exponential integrator"
+        )
+    check_flow(integrator, dynamics)
+    t0, t1 = float(grid.grid[0]), float(grid.grid[-1])
+    target = _trajectories(dynamics, integrator, y0, t0, t1, fine)
+    with torch.no_grad():
+        count = solve(
+            dynamics, y0[:1], t0, t1, integrator=integrator, stepping=grid
+        ).stats.evaluations
+        first = _transcribe(dynamics, integrator, grid, count).table
+    times, shares = _movable(dynamics, grid.grid)
+    scale = first.abs().amax(1, keepdim=True) * torch.ones_like(first).tril(1)
+    change = torch.zeros_like(first, requires_grad=True)
+
+    def fitted() -> Nonstationary:
+        plain = _transcribe(dynamics, integrator, Grid(times()), count)
+        return Nonstationary(plain.times, plain.table + scale * change, plain.dual)
+
+    def error() -> Tensor:
+        made = fitted()
+        return _distance(_end(dynamics, made, made.grid, y0, t0, t1), target)
+
+    _descend([shares, change], error, iterations)
+    best = fitted()
+    return Nonstationary(best.times.detach(), best.table.detach(), best.dual)
+
+
+def _trajectories(
+    dynamics: Dynamics, integrator: Integrator, y0: State, t0: float, t1: float, fine: Solver
+) -> State:
+    """Where the fine solver ends."""
+    integrator.check(dynamics)
+    if dynamics.noise is not None or integrator.draws(dynamics, y0) is not None:
+        raise TypeError(
+            "a solver is fitted to trajectories, which noise has none of: use "
+            "probability_flow(denoiser), and an integrator without noise"
+        )
+    with torch.no_grad():
+        return fine.solve(dynamics, y0, t0, t1).y1
+
+
+def _end(
+    dynamics: Dynamics, integrator: Integrator, grid: Grid, y0: State, t0: float, t1: float
+) -> State:
+    """Where the coarse solver ends; perhaps not finite, which the search then turns from."""
+    return solve(dynamics, y0, t0, t1, integrator=integrator, stepping=grid, throw=False).y1
+
+
+def _distance(y: State, target: State) -> Tensor:
+    """The logarithm of the mean square; infinite where y is not finite."""
+    gaps = [(a - b).abs().square() for a, b in zip(leaves(y), leaves(target), strict=True)]
+    total = torch.stack([gap.sum() for gap in gaps]).sum()
+    mean = total / sum(gap.numel() for gap in gaps)
+    return mean.clamp(min=torch.finfo(mean.dtype).tiny).log().nan_to_num(nan=math.inf)
+
+
+def _usual(dynamics: Dynamics, t0: float, t1: float, steps: int) -> list[Grid]:
+    """The grids of the literature that have these ends."""
+    grids = [uniform(t0, t1, steps)]
+    if isinstance(dynamics, Reverse):
+        schedule = dynamics.denoiser.schedule
+        grids += [quadratic(t0, t1, steps), aligned(schedule, t0, t1, steps)]
+        if all(math.isfinite(to_float(schedule.half_log_snr(t))) for t in (t0, t1)):
+            grids += [uniform_lambda(schedule, t0, t1, steps), karras(schedule, t0, t1, steps)]
+    return [Grid(times) for times in grids]
+
+
+def _movable(dynamics: Dynamics, start: Tensor) -> tuple[Callable[[], Tensor], Tensor]:
+    """Times as a function of the logits of the steps' shares of the clock, and these logits.
+
+    A share stays above a tenth of the smallest one at the start, so that times never meet.
+    """
+    start, split = start.detach().double().cpu(), dynamics.split()
+    with torch.no_grad():
+        s = start if split is None else torch.as_tensor(split.clock(start))
+    if not bool(s.isfinite().all()):
+        s, split = start, None
+    first, length = s[0], s[-1] - s[0]
+    shares = s.diff() / length
+    least = 0.1 * float(shares.min())
+    logits = (shares - least).log().requires_grad_()
+
+    def times() -> Tensor:
+        parts = least + (1.0 - len(shares) * least) * logits.softmax(0)
+        inner = first + length * parts.cumsum(0)[:-1]
+        inner = inner if split is None else torch.as_tensor(split.time(inner))
+        return torch.cat([start[:1], inner, start[-1:]])
+
+    return times, logits
+
+
+def _descend(parameters: Sequence[Tensor], loss: Callable[[], Tensor], iterations: int) -> None:
+    """L-BFGS; leaves the best values met in the parameters, and no gradient anywhere else."""
+    search = torch.optim.LBFGS(
+        parameters, max_iter=iterations, history_size=50, line_search_fn="strong_wolfe",
+        tolerance_grad=0.0, tolerance_change=0.0,
+    )  # fmt: skip
+    best, values = math.inf, [p.detach().clone() for p in parameters]
+
+    @torch.enable_grad()
+    def closure() -> float:
+        nonlocal best, values
+        found = loss()
+        gradients = torch.autograd.grad(found, parameters)
+        for p, gradient in zip(parameters, gradients, strict=True):
+            p.grad = gradient.nan_to_num()
+        if float(found.detach()) < best:
+            best, values = float(found.detach()), [p.detach().clone() for p in parameters]
+        return float(found.detach())
+
+    search.step(closure)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        for p, value in zip(parameters, values, strict=True):
+            p.copy_(value)
+
+
+# --- an integrator's weights, by running it on symbols --------------------------------------------
+
+
+class _Ledger(SemiLinear):
+    """A split whose states are combinations of the start and of residuals, ``(1, 1 + count)``.
+
+    The residual of the k-th evaluation is the k-th unit vector; states and times are written down.
+    """
+
+    noising = True
+
+    def __init__(self, split: SemiLinear, count: int) -> None:
+        self._split, self.rate = split, split.rate
+        self.units = torch.eye(1 + count, dtype=torch.float64)
+        self.states: list[Tensor] = []
+        self.times: list[Scalar] = []
+
+    def scale(self, t: Scalar) -> Scalar:
+        return self._split.scale(t)
+
+    def clock(self, t: Scalar) -> Scalar:
+        return self._split.clock(t)
+
+    def time(self, s: Scalar) -> Scalar:
+        return self._split.time(s)
+
+    def weights(self, t0: Scalar, t1: Scalar) -> tuple[Scalar, Scalar]:
+        return self._split.weights(t0, t1)
+
+    def residual(self, t: Tensor, x: Tensor, *args: Any, now: Scalar | None = None) -> Tensor:
+        self.states.append(x)
+        self.times.append(t if now is None else now)
+        return self.units[None, len(self.states)]
+
+
+class _Symbols(Dynamics):
+    """Dynamics that is known by its split alone."""
+
+    def __init__(self, ledger: _Ledger) -> None:
+        super().__init__()
+        self.ledger = ledger
+
+    def forward(self, t: Tensor, y: Tensor, *args: Any) -> Tensor:
+        raise TypeError("an exponential integrator asks for residuals alone")
+
+    def split(self) -> SemiLinear:
+        return self.ledger
+
+
+def _transcribe(
+    dynamics: Reverse, integrator: Exponential, grid: Grid, count: int
+) -> Nonstationary:
+    """The integrator on this grid, of so many evaluations, as a table; differentiable by times."""
+    split = dynamics.split()
+    ledger = _Ledger(split.dual if integrator.dual else split, count)
+    ends = float(grid.grid[0].detach()), float(grid.grid[-1].detach())
+    last = solve(_Symbols(ledger), ledger.units[:1], *ends, integrator=integrator, stepping=grid).y1
+    asked = [torch.as_tensor(t, dtype=torch.float64) for t in ledger.times]
+    if not len({float(t.detach()) for t in asked}) == count:
+        raise ValueError(
+            f"{integrator} asks the model twice at one time: start from DPMSolverPPSingle() or a "
+            "multistep method"
+        )
+    times = torch.stack([*asked, grid.grid[-1].double()])
+    return Nonstationary(times, torch.cat([*ledger.states[1:], last]), integrator.dual)
