@@ -289,7 +289,7 @@ def parse(arguments: Sequence[str] | None) -> Any:
     made.add_argument("--laws", nargs="+", default=["mixture 2", "mixture 16", "digits 64"])
     made.add_argument("--grids", nargs="+", choices=GRIDS, default=list(GRIDS), help="of ours")
     made.add_argument("--count", type=int, default=512, help="noises that errors are taken over")
-    made.add_argument("--train", type=int, default=256, help="noises that are fitted on")
+    made.add_argument("--train", type=int, default=1024, help="noises that are fitted on")
     made.add_argument("--iterations", type=int, default=200, help="of fitting")
     options = reporting.options(made, arguments)
     options.spans = list(SPANS)

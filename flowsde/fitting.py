@@ -188,7 +188,8 @@ def distill_solver(
 
     The integrator is run on symbols for residuals, so that its weights are known at any times; what
     is learned are the times and what is added to each weight. On the given starts the result is
-    never worse than where it came from; judge it on others.
+    never worse than where it came from; judge it on others. Few starts are learned by heart: in
+    many dimensions give a thousand.
 
     Args:
         dynamics: a probability flow.
