@@ -405,7 +405,7 @@ def two_m(x: Tensor, x0: Tensor, s: Tensor, after: Tensor, old: Any) -> Tensor:
     ("method", "update"),
     [(DDIM(), euler), (integrators.Euler(), euler), (EDMHeun(), heun), (Heun(), heun),
      (DPMSolverPP(), two_m)],
-    ids=str,
+    ids=lambda x: getattr(x, "__name__", None) or str(x),
 )  # fmt: skip
 def test_published_samplers(method: Integrator, update: Callable[..., Tensor]) -> None:
     """sample_euler, sample_heun and sample_dpmpp_2m of Karras et al. and Lu et al., onto 0 too."""
