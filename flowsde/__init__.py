@@ -4,8 +4,8 @@
     sol = fs.solve(fs.ODE(f), y0, 0.0, 1.0)
 
 Catalogues stay in their modules: ``flowsde.integrators``, ``flowsde.paths``, ``flowsde.models``,
-``flowsde.objectives``, ``flowsde.nn``, ``flowsde.training``, ``flowsde.fitting``, ``flowsde.series``,
-``flowsde.interop``.
+``flowsde.objectives``, ``flowsde.nn``, ``flowsde.training``, ``flowsde.fitting``,
+``flowsde.series``, ``flowsde.interop``.
 """
 
 from .adjoint import Adjoint, Backsolve, Checkpointed, Direct, Reversible
