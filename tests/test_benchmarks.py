@@ -206,7 +206,7 @@ def test_sde_gradients(tmp_path: Path) -> None:
 
 def test_cde(tmp_path: Path) -> None:
     cde.main(["--small", "--out", str(tmp_path)])
-    found = record(tmp_path, "cde")["found"]
+    found = record(tmp_path, "cde")
     assert all(row["gap"] < 1e-4 for row in found["splines"].values())
     assert found["training"]["torchcde, midpoint, backpropagation"]["gap"] < 1e-5
 

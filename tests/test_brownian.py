@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -322,6 +322,7 @@ def test_a_coarse_step_is_composed_of_fine_ones(
 
 
 @given(places=PLACES, kind=st.sampled_from(LEVIES))
+@example(places=[0.25, 0.65625, 0.6875], kind="W")  # two in one leaf, and then new nodes
 def test_increments_of_a_tree_add_up(places: list[float], kind: Levy) -> None:
     """Also within a leaf: to rounding, in terms of the increment of the whole."""
     a, b, c = places[0], places[1], places[-1]

@@ -227,8 +227,9 @@ class Queries:
         if new:
             steps = torch.tensor(new, dtype=torch.int64, device=self._key.device)
             drawn = _random.normal(self._key, steps, self._normals.size, self._normals.dtype)
-            self._held = torch.cat((self._held, drawn)) if self._places else drawn
-            self._places |= {node: len(self._places) + i for i, node in enumerate(new)}
+            held = len(self._held) if self._places else 0  # a leaf with both ends is held twice
+            self._held = torch.cat((self._held, drawn)) if held else drawn
+            self._places |= {node: held + i for i, node in enumerate(new)}
         rows = torch.tensor([self._places[node] for node in nodes], device=self._key.device)
         self._held = self._held[rows]
         self._places = {node: i for i, node in enumerate(nodes)}
