@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
+from abc import ABC
+from bisect import bisect_left, bisect_right
 
 import torch
 from torch import Tensor
@@ -43,29 +44,20 @@ class Saver(ABC):
     def absorb(self, index: Tensor, part: Saver) -> None:
         """Takes what was kept of these rows."""
 
-    @abstractmethod
-    def begin(self, t: Scalar, y: State) -> None: ...
+    def begin(self, t: Scalar, y: State) -> None:
+        """Told where the solve starts."""
 
-    @abstractmethod
-    def keep(self, t0: Scalar, t1: Scalar, y: State, step: Step, accept: Accept) -> None: ...
+    def keep(self, t0: Scalar, t1: Scalar, y: State, step: Step, accept: Accept) -> None:
+        """Told of each attempt."""
 
-    @abstractmethod
     def finish(self, t: Scalar, y: State) -> tuple[Tensor | None, State | None]:
-        """(ts, ys)."""
+        """(ts, ys), told where the solve ends."""
+        return None, None
 
 
 class SaveEnd(Saver):
     def select(self, index: Tensor) -> Saver:
         return self
-
-    def begin(self, t: Scalar, y: State) -> None:
-        pass
-
-    def keep(self, t0: Scalar, t1: Scalar, y: State, step: Step, accept: Accept) -> None:
-        pass
-
-    def finish(self, t: Scalar, y: State) -> tuple[Tensor | None, State | None]:
-        return None, None
 
 
 class SaveSteps(Saver):
@@ -107,7 +99,7 @@ class SaveTimes(Saver):
 
     def __init__(self, times: Tensor, sign: float) -> None:
         self.times, self._sign = times, sign
-        self._at = [sign * t for t in times.detach().tolist()]
+        self._at: list[float] = (sign * times.detach()).tolist()
         self._entries: list[Scalar] = (
             list(times.unbind()) if times.requires_grad else times.tolist()
         )
@@ -121,24 +113,23 @@ class SaveTimes(Saver):
         ends = self._at[i] == self._sign * to_float(t1) and not isinstance(t, Tensor)
         return step.y1 if ends else step.dense((t - t0) / (t1 - t0))
 
+    def _rest(self, t: Scalar, y: State) -> None:
+        """Times reached by t, at which the solve stands."""
+        self._ys += [y] * (bisect_right(self._at, self._sign * to_float(t)) - len(self._ys))
+
     def begin(self, t: Scalar, y: State) -> None:
-        if self.times.requires_grad:  # left to the first step, through which they differentiate
-            return
-        start = self._sign * to_float(t)
-        while len(self._ys) < len(self._at) and self._at[len(self._ys)] <= start:
-            self._ys.append(y)
+        if not self.times.requires_grad:  # else left to the first step, which differentiates
+            self._rest(t, y)
 
     def keep(self, t0: Scalar, t1: Scalar, y: State, step: Step, accept: Accept) -> None:
-        if accept is False or len(self._ys) == len(self._at):
-            return
-        end = self._sign * to_float(t1)
-        while len(self._ys) < len(self._at) and self._at[len(self._ys)] <= end:
-            i = len(self._ys)
-            self._ys.append(self.value(i, self._entries[i], t0, t1, step))
+        if accept is not False:
+            inside = bisect_right if self.times.requires_grad else bisect_left
+            due = self._entries[len(self._ys) : inside(self._at, self._sign * to_float(t1))]
+            self._ys += step.along([(t - t0) / (t1 - t0) for t in due])
+            self._rest(t1, step.y1)
 
     def finish(self, t: Scalar, y: State) -> tuple[Tensor | None, State | None]:
-        while len(self._ys) < len(self._at) and self._at[len(self._ys)] == self._sign * to_float(t):
-            self._ys.append(y)
+        self._rest(t, y)
         if not self._ys:
             return self.times[:0], None
         return self.times[: len(self._ys)], stack(self._ys)

@@ -13,7 +13,8 @@ from ._scalar import Scalar, expand
 
 __all__ = [
     "State", "batch_size", "builder", "check_like", "combine", "contract", "describe", "detach",
-    "leaves", "mapped", "put_rows", "rows_of", "stack", "tree_map", "unflatten", "weigh", "where",
+    "leaves", "mapped", "put_rows", "rows_of", "stack", "tree_map", "unflatten", "unstack", "weigh",
+    "where",
 ]  # fmt: skip
 
 State = Any
@@ -66,6 +67,10 @@ def put_rows(tree: Any, index: Tensor, part: Any) -> Any:
 
 def stack(states: Sequence[State]) -> State:
     return tree_map(lambda *xs: torch.stack(xs), *states)
+
+
+def unstack(states: State) -> list[State]:
+    return [unflatten(row, states) for row in zip(*map(torch.unbind, leaves(states)), strict=True)]
 
 
 def where(mask: bool | Tensor, a: State, b: State) -> State:

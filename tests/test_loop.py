@@ -134,6 +134,62 @@ def test_times_are_kept_to_float64() -> None:
     assert ends[0].dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    "method", [m for m in catalogue(integrators, Integrator) if not isinstance(m, Engine)], ids=str
+)
+def test_many_saved_times_are_the_states_between_steps_and_so_are_their_gradients(
+    method: Integrator,
+) -> None:
+    if isinstance(method, integrators.Iterate):
+        pytest.skip("a chain has no states between its steps")
+    dynamics, y0 = suited(method, lambda t, y: torch.cos(y) - t, torch.linspace(0.5, 1.0, 6))
+    timed = dynamics.noise is None
+    keywords: dict[str, Any] = {"integrator": method, "stepping": fs.Fixed(steps=2)}
+    keywords |= {"t0": 0.2, "t1": 1.2} if timed else {"path": fs.Brownian(0)}
+    found = []
+    for together in (True, False):
+        rate = torch.tensor(0.3, requires_grad=True)
+        start = torch.utils._pytree.tree_map(lambda y, rate=rate: (rate * y)[:, None], y0)
+        times = torch.linspace(0.25, 1.0, 30, requires_grad=timed)
+        if together:
+            ys = fs.solve(dynamics, start, save_at=times, **keywords).ys
+        else:
+            sol = fs.solve(dynamics, start, dense=True, **keywords)
+            ys = torch.utils._pytree.tree_map(lambda *y: torch.stack(y), *map(sol, times))
+        flat = torch.cat([y.flatten() for y in torch.utils._pytree.tree_leaves(ys)])
+        weights = torch.linspace(0.5, 2.0, len(flat))
+        inputs = (rate, times) if timed else (rate,)
+        found.append((flat, *torch.autograd.grad((weights * flat.square()).sum(), inputs)))
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", [Dopri5(), Heun(), integrators.Kvaerno5()], ids=str)
+def test_states_of_any_shape_are_saved_at_many_times(method: Integrator) -> None:
+    start = {"a": torch.ones(3, 2), "b": torch.tensor(2.0), "c": torch.ones(2, 1, 2)}
+    if isinstance(method, ExplicitRK):
+        start["c"] = start["c"] * 1j
+    ode = fs.ODE(lambda t, y: {name: -t * value for name, value in y.items()})
+    times = torch.linspace(0.0, 1.0, 40)
+    keywords: dict[str, Any] = {"integrator": method, "stepping": fs.Fixed(steps=2)}
+    many = fs.solve(ode, start, save_at=times, **keywords).ys
+    sol = fs.solve(ode, start, dense=True, **keywords)
+    for name, value in start.items():
+        assert many[name].shape == (40, *value.shape)
+        each = torch.stack([sol(t)[name] for t in times])
+        assert torch.allclose(many[name], each, rtol=1e-13, atol=1e-13)
+
+
+def test_many_saved_times_cost_no_more_than_a_few() -> None:
+    counts = []
+    for n in (100, 1000):
+        with torch.no_grad(), Counter() as counter:
+            fs.solve(fs.ODE(lambda t, y: -y), torch.ones(3), integrator=Dopri5(),
+                     stepping=fs.Fixed(steps=4), save_at=torch.linspace(0.0, 1.0, n))  # fmt: skip
+        counts.append(counter.operations)
+    assert counts[0] == counts[1]
+
+
 def test_dense_output_meets_saved_times() -> None:
     for method in catalogue(integrators, ExplicitRK):
         times = [0.0, 0.13, 0.5, 0.77, 1.0]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from .._increment import Draws, Increment
 from .._scalar import Scalar
-from .._state import State
+from .._state import State, leaves, tree_map, unstack
 from ..dynamics.base import Dynamics, Noise
 from ..dynamics.discrete import Chain
 from ..dynamics.field import Field
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Carry", "Engine", "Integrator", "ReversibleIntegrator", "SlopeCarrying", "Step"]
 
 Carry = Any
+_MANY = 12  # places at which as many operations do for all of them as for each
 
 
 class Step(ABC):
@@ -30,10 +33,12 @@ class Step(ABC):
     Attributes:
         size: the norm of the error over the tolerance, where an executor has worked it out.
         failure: why a step of given length could not be taken at all; the solve ends before it.
+        formula: whether ``dense`` only weighs states in hand, so that it may be given many thetas.
     """
 
     __slots__ = ("carry", "size", "y1")
     failure: tuple[Status, str] | None = None
+    formula: bool = False
 
     def __init__(self, y1: State, carry: Carry = None) -> None:
         self.y1, self.carry = y1, carry
@@ -50,6 +55,19 @@ class Step(ABC):
     @abstractmethod
     def dense(self, theta: Scalar) -> State:
         """The state at t0 + theta (t1 - t0), to the method's ``dense_order``."""
+
+    def along(self, thetas: Sequence[Scalar]) -> list[State]:
+        """The states at places that all samples share, many of them at once."""
+        if not self.formula or len(thetas) < _MANY:
+            return [self.dense(theta) for theta in thetas]
+        device = leaves(self.y1)[0].device
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        if isinstance(thetas[0], Tensor):
+            places = torch.stack([theta for theta in thetas if isinstance(theta, Tensor)])
+        else:
+            places = torch.tensor(thetas, dtype=wide)
+        states = self.dense(places.to(device, wide)[:, None])
+        return unstack(tree_map(lambda x, y: x.reshape(-1, *y.shape), states, self.y1))
 
 
 class Integrator(ABC):

@@ -395,6 +395,7 @@ class _Correction(torch.autograd.Function):
 
 class _ImplicitStep(Step):
     __slots__ = ("_ks", "_lost", "_method", "_t0", "_t1", "_y0")
+    formula = True
 
     def __init__(
         self, method: ImplicitRK, t0: Scalar, t1: Scalar, y0: State, ks: list[State], lost: Tensor

@@ -121,6 +121,7 @@ def _integrate(
 
 class _AdamsStep(Step):
     __slots__ = ("_dt", "_guess", "_nodes", "_ratio", "_values", "_y0")
+    formula = True
 
     def __init__(
         self, y0: State, y1: State, carry: Carry, dt: Scalar, nodes: Sequence[Scalar],

@@ -117,7 +117,7 @@ class ExplicitRK(SlopeCarrying):
 
 
 class _RKStep(Step):
-    __slots__ = ("_end", "_field", "_ks", "_method", "_t0", "_t1", "_y0")
+    __slots__ = ("_end", "_field", "_ks", "_method", "_t0", "_t1", "_y0", "formula")
 
     def __init__(
         self, method: ExplicitRK, field: Field, t0: Scalar, t1: Scalar, y0: State, y1: State,
@@ -126,6 +126,7 @@ class _RKStep(Step):
         super().__init__(y1, end)
         self._method, self._field = method, field
         self._t0, self._t1, self._y0, self._ks, self._end = t0, t1, y0, ks, end
+        self.formula = method.tableau.dense is not None or method.tableau.order <= 4
 
     def error(self) -> State:
         weights = self._method.tableau.error

@@ -63,6 +63,7 @@ class RKC2(SlopeCarrying):
 
 class _ChebyshevStep(Step):
     __slots__ = ("_dt", "_f0", "_y0")
+    formula = True
 
     def __init__(self, y0: State, y1: State, dt: Scalar, f0: State, f1: State) -> None:
         super().__init__(y1, f1)

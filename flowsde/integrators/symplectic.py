@@ -71,6 +71,7 @@ class Symplectic(Integrator):
 
 class _SymplecticStep(Step):
     __slots__ = ("_field", "_slopes", "_t0", "_t1", "_y0")
+    formula = True
 
     def __init__(
         self, field: Field, t0: Scalar, t1: Scalar, y0: State, y1: State, carry: Carry
