@@ -6,7 +6,7 @@ train in turns of a twentieth of it, by Adam with a cosine, on the same whitened
 
 ``--table steps``: a training step of eight couplings, affine and rational quadratic, dimension 64,
 batch 512, by number of dispatcher operations and in milliseconds; alternating turns, medians, one
-thread. Networks are the same in all libraries.
+thread. Networks are the same in all libraries, and stand alone in the first row.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from flowsde.models import Whiten
 
 from . import reporting
 from .counting import Counter
-from .flow_peers import FLOW_PEERS, LIBRARIES, Density, Library, parameters, sized
+from .flow_peers import FLOW_PEERS, LIBRARIES, Density, Library, networks_alone, parameters, sized
 from .peers import installed
 from .timing import alternate, clock, ratio
 
 DIM, BATCH = 64, 512  # of the steps that are timed
+ALONE = "the networks alone"
 Sampler = Callable[[int, torch.Generator], Tensor]
 
 
@@ -163,10 +164,11 @@ def steps(spline: bool, libraries: Sequence[Library], options: Any) -> dict[str,
     batch = 16 if options.small else BATCH
     x = torch.randn(batch, DIM, dtype=options.real, device=options.device)
     made: dict[str, Step] = {}
-    for library in libraries:
-        flow = library.couplings(DIM, spline).to(device=options.device, dtype=options.real)
-        made[library.name] = Step(flow, x)
-        if library.name == "flowsde" and not options.small:
+    makes = {library.name: library.couplings for library in libraries}
+    for name, make in {ALONE: networks_alone, **makes}.items():
+        flow = make(DIM, spline).to(device=options.device, dtype=options.real)
+        made[name] = Step(flow, x)
+        if name == "flowsde" and not options.small:
             made["flowsde, compiled"] = Step(flow, x, compiled=True)
     rows: dict[str, dict[str, Any]] = {}
     for name, step in made.items():
@@ -183,7 +185,7 @@ def steps(spline: bool, libraries: Sequence[Library], options: Any) -> dict[str,
     readings = alternate(clocks, options.turns if options.small else 10 * options.turns)
     for name, own in readings.items():
         rows[name]["ms"] = 1e3 * statistics.median(own)
-    peers = [name for name in made if not name.startswith("flowsde")]
+    peers = [name for name in made if name not in (ALONE, "flowsde", "flowsde, compiled")]
     if peers:
         best = min(peers, key=lambda name: rows[name]["ms"])
         for name, row in rows.items():

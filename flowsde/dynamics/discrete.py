@@ -36,7 +36,10 @@ class Chain(Dynamics):
 
 
 class Map(Chain):
-    """A chain whose steps invert."""
+    """A chain whose steps invert: one step, where it does not say otherwise."""
+
+    def __len__(self) -> int:
+        return 1
 
     @abstractmethod
     def step(self, k: int, y: State, *args: Any) -> tuple[State, Tensor]: ...

@@ -38,9 +38,6 @@ class Autoregressive(Map):
         self.dim, self.law = dim, law
         self.net = MaskedMLP(dim, law.count, width, depth, condition)
 
-    def __len__(self) -> int:
-        return 1
-
     def _params(self, x: Tensor, args: tuple[Any, ...]) -> Tensor:
         out = self.net(torch.cat((x, *args), -1) if args else x).to(x.dtype)
         return torch.unflatten(out, 1, (self.law.count, self.dim))

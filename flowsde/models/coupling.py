@@ -68,9 +68,6 @@ class Coupling(Map):
         self.net = network(self.sides.seen + condition, law.count * self.sides.moved)
         self.sides.to(torch.get_default_device())
 
-    def __len__(self) -> int:
-        return 1
-
     def _params(self, a: Tensor, args: tuple[Any, ...]) -> Tensor:
         seen = [a, *(beside(x, a) for x in args)]
         out = self.net(torch.cat(seen, 1) if args else a).to(a.dtype)  # under autocast it is not

@@ -16,14 +16,7 @@ from ..dynamics.discrete import Map
 __all__ = ["Dequantize", "Logit", "Standardize", "Whiten"]
 
 
-class _Single(Map):
-    """A map of one step."""
-
-    def __len__(self) -> int:
-        return 1
-
-
-class Standardize(_Single):
+class Standardize(Map):
     """y = (x - mean) / std, component by component; not learned.
 
     The identity until ``start`` sees data, or ``Standardize.of(data)``: then what leaves it has
@@ -71,7 +64,7 @@ class Standardize(_Single):
         return self.std.log().sum().expand(len(y))
 
 
-class Whiten(_Single):
+class Whiten(Map):
     """y = L^-1 (x - mean) of vectors, with L L^T the covariance; not learned.
 
     The identity until ``start`` sees data, or ``Whiten.of(data)``: a flow over it starts at the
@@ -117,7 +110,7 @@ class Whiten(_Single):
         return self.factor.diagonal().log().sum().expand(len(y))
 
 
-class Logit(_Single):
+class Logit(Map):
     """y = logit(margin + (1 - 2 margin) x) of x in [0, 1].
 
     Args:
@@ -145,7 +138,7 @@ class Logit(_Single):
         return slope.flatten(1).sum(-1)
 
 
-class Dequantize(_Single):
+class Dequantize(Map):
     """y = (v + u) / levels of whole numbers v in 0 .. levels - 1, u uniform on (0, 1).
 
     A flow then gives the log-density of v + u, of which the mean over u is at most the

@@ -47,9 +47,6 @@ class Permutation(Map):
         self.register_buffer("order", order.to(device))
         self.register_buffer("places", places.to(device))
 
-    def __len__(self) -> int:
-        return 1
-
     def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         return y.index_select(1, self.order), y.new_zeros(len(y))
 
@@ -74,9 +71,6 @@ class ActNorm(Map):
         super().__init__()
         self.log_scale = nn.Parameter(torch.zeros(rows))
         self.shift = nn.Parameter(torch.zeros(rows))
-
-    def __len__(self) -> int:
-        return 1
 
     def _law(self, y: Tensor) -> tuple[Tensor, Tensor]:
         shape = (-1, *(1,) * (y.ndim - 2))
@@ -122,9 +116,6 @@ class Mixing(Map):
         self.register_buffer("order", order.to(torch.get_default_device()))
         self.log_scale = nn.Parameter(torch.zeros(rows))
         self.triangles = nn.Parameter(torch.zeros(rows, rows))
-
-    def __len__(self) -> int:
-        return 1
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         """P L and U + diag(exp(s)), transposed: they act on rows from the right."""

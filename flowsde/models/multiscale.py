@@ -20,9 +20,6 @@ class Squeeze(Map):
     Source: Dinh et al. 2017, "Density estimation using Real NVP", arXiv 1605.08803.
     """
 
-    def __len__(self) -> int:
-        return 1
-
     def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         return functional.pixel_unshuffle(y, 2), y.new_zeros(len(y))
 
@@ -41,9 +38,6 @@ class Factored(Map):
         super().__init__()
         self.inner = Composed([inner])
         self.random = inner.random
-
-    def __len__(self) -> int:
-        return 1
 
     def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         a, b = y.tensor_split(2, 1)

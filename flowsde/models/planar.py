@@ -54,9 +54,6 @@ class Planar(Map):
         self.push = nn.Parameter(torch.zeros(dim))
         self.bias = nn.Parameter(torch.zeros(()))
 
-    def __len__(self) -> int:
-        return 1
-
     def _law(self) -> tuple[Tensor, Tensor]:
         """u, and w . u."""
         w, raw = self.weight, self.push @ self.weight
@@ -99,9 +96,6 @@ class Sylvester(Map):
         self.outer = nn.Parameter(torch.zeros(rank, rank))
         self.inner = nn.Parameter(torch.randn(rank, rank) / math.sqrt(rank))
         self.bias = nn.Parameter(torch.zeros(rank))
-
-    def __len__(self) -> int:
-        return 1
 
     def _law(self) -> tuple[Tensor, Tensor, Tensor]:
         """Q, R, S."""

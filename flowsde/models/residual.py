@@ -126,9 +126,6 @@ class InvertibleResidual(Map):
         self.net, self.log_det = network, log_det
         self.random = log_det.random
 
-    def __len__(self) -> int:
-        return 1
-
     def prepare(self, y0: Tensor, seed: int | None) -> InvertibleResidual:
         return InvertibleResidual(self.net, self.log_det.prepare(seed)) if self.random else self
 
