@@ -14,11 +14,15 @@ that recur of 25.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Self
 
@@ -79,7 +83,7 @@ class LatentForecast(nn.Module):
     def __init__(self, steps: int) -> None:
         super().__init__()
         self.model = models.LatentODE(
-            2, 4, NOISE / SCALE, solver=fs.Solver(RK4(), fs.Fixed(dt=10 * GAP))
+            2, 4, NOISE / SCALE, solver=fs.Solver(RK4(), fs.Fixed(dt=20 * GAP))
         )
         self.bound = objectives.ELBO(self.model, warmup=steps // 10)
 
@@ -147,14 +151,17 @@ def run(name: str, kept: int, seed: int, options: Any) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     made = reporting.parser(__doc__, dtype="float32")
     made.add_argument("--seeds", type=int, default=3)
-    made.add_argument("--steps", type=int, default=3000, help="of a training")
+    made.add_argument("--steps", type=int, default=12_000, help="of a training")
+    made.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     made.add_argument("--work", type=Path, default=Path("out/spirals"), help="for checkpoints")
     options = reporting.options(made, arguments)
     seeds, kepts = (1, [30]) if options.small else (options.seeds, [30, 50, 100])
+    tasks = list(itertools.product(MODELS, kepts, range(seeds)))
     found: dict[str, dict[int, list[dict[str, float]]]] = {
-        name: {kept: [run(name, kept, seed, options) for seed in range(seeds)] for kept in kepts}
-        for name in MODELS
+        name: {kept: [] for kept in kepts} for name in MODELS
     }
+    for (name, kept, _), result in zip(tasks, results(tasks, options), strict=True):
+        found[name][kept].append(result)
     print("Root mean square error of the next 100 points, without noise\n")
     reporting.table(
         ["model", "points seen", "mean", "least", "greatest", "paper"],
@@ -162,6 +169,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
          for name, of in found.items() for kept, runs in of.items()),
     )  # fmt: skip
     reporting.write("spirals", options, {"found": found})
+
+
+def results(tasks: Sequence[tuple[str, int, int]], options: Any) -> list[dict[str, float]]:
+    """Of all trainings, as many at a time as ``--jobs`` says, each in one thread."""
+    if options.jobs == 1:
+        return [run(*task, options) for task in tasks]
+    with ProcessPoolExecutor(
+        options.jobs, get_context("spawn"), torch.set_num_threads, (1,)
+    ) as pool:
+        return list(pool.map(partial(run, options=options), *zip(*tasks, strict=True)))
 
 
 def spread(values: list[float]) -> tuple[float, float, float]:

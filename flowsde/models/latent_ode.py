@@ -220,7 +220,7 @@ class LatentODE(nn.Module):
 
 def _network(size: int, *hidden: int) -> ODE:
     """dy/dt = net(y)."""
-    field = _Autonomous(MLP([size, *hidden, size], nn.ELU))
+    field = _Autonomous(MLP([size, *hidden, size]))
     return ODE(field, batched_time=True, rowwise=True)
 
 

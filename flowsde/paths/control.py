@@ -50,7 +50,7 @@ class Piecewise(Path, nn.Module):
     def __init__(self, times: Tensor, values: Tensor) -> None:
         super().__init__()
         times = _checked(times, values)
-        x = values.transpose(0, 1).contiguous()  # time first: a piece is one block of memory
+        x = _time_first(values)  # a piece is one block of memory
         t = (times.T if times.ndim == 2 else times[:, None]).unsqueeze(-1)
         self.causal, ends, pieces = self._through(t, x)
         self.register_buffer("_ends", torch.unique(ends), persistent=False)
@@ -258,6 +258,12 @@ class _Observed:
         moves = rank < self.rank[-1:]
         own = x, *(torch.where(moves, c, 0.0) for c in slope)
         return torch.stack(_recentred(own, since), 1)
+
+
+def _time_first(values: Tensor) -> Tensor:
+    """``(n, batch, channels)``, in a row; few channels one by one, which copies longer runs."""
+    x = values.transpose(0, 1)
+    return torch.stack(x.unbind(2), 2) if x.shape[2] < 8 else x.contiguous()
 
 
 def _value(c: Sequence[Tensor], s: Tensor) -> Tensor:

@@ -55,8 +55,9 @@ class NaturalCubic(Cubic):
     def _slopes(self, secant: Tensor, rate: Tensor) -> Tensor:
         before, after = _beside(rate)
         diagonal = 2.0 * (before + after)
-        left, right = _beside(3.0 * rate * secant)
-        return tridiagonal(torch.where(diagonal > 0, diagonal, 1.0), rate, left + right)
+        pull = 3.0 * rate * secant
+        rhs = torch.cat((pull[:1], pull[:-1] + pull[1:], pull[-1:]))
+        return tridiagonal(torch.where(diagonal > 0, diagonal, 1.0), rate, rhs)
 
 
 @final
@@ -134,9 +135,9 @@ def tridiagonal(diagonal: Tensor, beside: Tensor, rhs: Tensor) -> Tensor:
     rest = torch.addcmul(rhs[1::2], a, given[:k], value=-1.0)
     rest[:m].addcmul_(b, given[1:], value=-1.0)
     others = tridiagonal(inner, -b[: k - 1] * left[1:], rest)
-    own = given.clone()
-    own[:k].addcmul_(left, others, value=-1.0)
-    own[1:].addcmul_(right, others[:m], value=-1.0)
+    own = given / here
+    own[:k].addcmul_(a, others, value=-1.0)
+    own[1:].addcmul_(b, others[:m], value=-1.0)
     x = torch.empty_like(rhs)
-    x[::2], x[1::2] = own.div_(here), others
+    x[::2], x[1::2] = own, others
     return x
