@@ -147,6 +147,7 @@ def solve(
     field = Field(dynamics, args, y0)
     grid = None if isinstance(stepping, Adaptive) else _grid(dynamics, integrator, stepping, span)
     integrator = integrator.bind(stepping)
+    integrator = integrator if grid is None else integrator.along(grid)
     if isinstance(integrator, Engine):
         if isinstance(stepping, Adaptive) and (stepping.step_at or stepping.jump_at):
             raise TypeError("an outside engine steps by itself: leave out step_at and jump_at")

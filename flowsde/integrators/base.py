@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -83,6 +84,10 @@ class Integrator(ABC):
 
     def bind(self, stepping: Stepping) -> Integrator:
         """The integrator with the tolerances or step sizes that the solve asks for."""
+        return self
+
+    def along(self, times: Sequence[Scalar]) -> Integrator:
+        """The integrator, told the times of the steps to come, where they are given."""
         return self
 
     def draws(self, dynamics: Dynamics, y: State) -> Draws | None:
