@@ -39,7 +39,7 @@ SaveAt = Tensor | Sequence[float] | Steps | None
 _KINDS = {
     "args": "a tuple of further inputs, args=(u,)",
     "adjoint": "Direct(), Checkpointed(), Reversible() or Backsolve()",
-    "executor": "Eager() or Compiled()",
+    "executor": "Eager(), Compiled() or Picard()",
     "path": "a Brownian(seed), a BrownianTree(seed, t0, t1), or torchsde's BrownianInterval",
 }
 _ERRORS = {

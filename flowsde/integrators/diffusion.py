@@ -365,7 +365,7 @@ class PredictorCorrector(Integrator):
                 f"PredictorCorrector takes corrections >= 1 and snr > 0; got {self.corrections} "
                 f"and {self.snr}"
             )
-        for name in ("order", "dense_order", "static"):
+        for name in ("order", "dense_order", "static", "remembers"):
             object.__setattr__(self, name, getattr(self.predictor, name))
 
     def check(self, dynamics: Dynamics) -> None:

@@ -286,6 +286,7 @@ class Polynomial(Exponential):
     values: int
     start: int
     final: int
+    remembers = True
     _late: tuple[Scalar, ...] = ()  # where the last steps start, and the end
 
     def _settle(self, values: int) -> None:

@@ -25,7 +25,7 @@ class Around(Integrator):
     inner: Integrator
 
     def __post_init__(self) -> None:
-        for name in ("order", "dense_order", "static"):
+        for name in ("order", "dense_order", "static", "remembers"):
             object.__setattr__(self, name, getattr(self.inner, name))
 
     def check(self, dynamics: Dynamics) -> None:
