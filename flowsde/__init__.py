@@ -13,7 +13,7 @@ from .bases import Base, Componentwise, Mixture, Normal
 from .dynamics import CDE, ODE, SDE, Chain, Composed, Denoiser, Dynamics, LinearSDE, Map, Noise
 from .errors import MaxStepsReached, NonFiniteState, NotSettled, SolveError, StepUnderflow
 from .events import Event
-from .executor import Compiled, Eager, Executor
+from .executor import Compiled, Eager, Executor, Picard
 from .flow import Flow, bits_per_dim
 from .integrators.base import Integrator
 from .paths import Brownian, BrownianTree, Path, Schedule
@@ -45,8 +45,8 @@ __all__ = [
     "Chain", "Checkpointed", "Compiled", "Componentwise", "Composed", "Crossings", "Denoiser",
     "Direct", "Divergence", "Dynamics", "Eager", "Event", "Exact", "Executor", "Fixed", "Flow",
     "Grid", "HutchPlusPlus", "Hutchinson", "Integrator", "LinearSDE", "Map", "MaxStepsReached",
-    "Mixture", "Noise", "NonFiniteState", "Normal", "NotSettled", "Path", "Reversible", "Schedule",
-    "Solution", "SolveError", "Solver", "Stats", "Status", "StepUnderflow", "Stepping", "Steps",
-    "bits_per_dim", "bridge", "change_clock", "costate", "girsanov", "learn_horizon", "log_density",
-    "path_kl", "regularize", "solve", "steady_state", "to_ito", "to_stratonovich",
+    "Mixture", "Noise", "NonFiniteState", "Normal", "NotSettled", "Path", "Picard", "Reversible",
+    "Schedule", "Solution", "SolveError", "Solver", "Stats", "Status", "StepUnderflow", "Stepping",
+    "Steps", "bits_per_dim", "bridge", "change_clock", "costate", "girsanov", "learn_horizon",
+    "log_density", "path_kl", "regularize", "solve", "steady_state", "to_ito", "to_stratonovich",
 ]  # fmt: skip

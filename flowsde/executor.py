@@ -16,14 +16,16 @@ from ._graph import Calls, Graph, as_input
 from ._increment import Increment
 from ._leap import Leap
 from ._loop import Loop
+from ._save import SaveEnd
 from ._scalar import Scalar
-from ._state import State, leaves
+from ._state import State, batch_size, describe, leaves
+from ._sweep import Sweeps
 from .dynamics.base import Dynamics
 from .dynamics.field import Field
 from .integrators.base import Carry, Integrator, Step
 from .stepping import Adaptive
 
-__all__ = ["Compiled", "Eager", "Executor"]
+__all__ = ["Compiled", "Eager", "Executor", "Picard"]
 
 
 class Executor(ABC):
@@ -99,6 +101,82 @@ class Compiled(Executor):
         if key not in graphs:
             graphs[key] = Graph(function, self.backend, self.options)
         return graphs[key]
+
+
+@dataclass(frozen=True)
+class Picard(Executor):
+    """Given steps in parallel: all of a window in one call of the field, until they agree.
+
+        x_{i+1} <- x_{i+1} + sum_{j <= i} (step_j(x_j) - x_{j+1})
+
+    The first state of the window is right after one sweep, the k-th after k sweeps, and on smooth
+    problems many at once; the window then moves on behind those whose starts have settled. So a
+    solve takes fewer evaluations one after the other than it has steps, each of a batch that is
+    up to ``window`` times as large; ``stats.evaluations`` counts them, ``stats.attempts`` the
+    sweeps. The noise is that of ``Eager``, and so is the end: to rounding with tolerance 0, else as
+    near as the dynamics keeps states that are off by the tolerance. Gradients are those of the
+    sweeps.
+
+    Rows must not depend on each other, and are repeated with args of as many rows.
+
+    Args:
+        window: steps taken at once, >= 1.
+        tolerance: the change of a state in one sweep, root mean square over the components of each
+            sample, at which it counts as settled.
+
+    Raises:
+        ValueError: on a window or a tolerance out of range.
+        TypeError: on chosen steps, methods whose steps depend on more than their start (multistep,
+            reversible) or are not all of one kind, fields of shared time, states without a batch,
+            probes that belong to rows; where more than the end is wanted (``save_at``, dense
+            output, events); on adjoints that take single steps.
+
+    Source: Shih et al. 2023, "Parallel sampling of diffusion models", arXiv 2305.16317; Song et al.
+    2021, "Accelerating feedforward computation via parallel nonlinear equation solving".
+    """
+
+    window: int = 16
+    tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or not self.tolerance >= 0.0:
+            raise ValueError(
+                f"Picard takes window >= 1 and tolerance >= 0; got {self.window} and "
+                f"{self.tolerance}"
+            )
+
+    def prepare(self, loop: Loop, dynamics: Dynamics) -> None:
+        name = type(loop.integrator).__name__
+        if not loop.integrator.static or loop.integrator.remembers:
+            raise TypeError(
+                f"a step of {name} is no function of its start alone, as steps taken at once must "
+                "be: use DDIM(), DPMSolver(), Heun() or EulerMaruyama(), or executor=Eager()"
+            )
+        if isinstance(loop.stepping, Adaptive):
+            raise TypeError("Picard takes given steps at once: give Fixed(...) or Grid(...)")
+        if not dynamics.batched_time:
+            raise TypeError(
+                f"Picard asks for many times at once, which this {type(dynamics).__name__} was not "
+                "declared to take: give ODE(f, batched_time=True) if f does"
+            )
+        if batch_size(loop.y0) is None:
+            raise TypeError(f"Picard needs a batch-first state; got {describe(loop.y0)}")
+        if loop.dense or loop.watch is not None or not isinstance(loop.saver, SaveEnd):
+            raise TypeError(
+                "Picard gives the end alone: leave out save_at, dense and events, or use "
+                "executor=Eager()"
+            )
+        if dynamics.random and loop.field.dynamics.select(torch.arange(0)) is None:
+            raise TypeError(
+                "this solve has drawn probes for each row, and its field was not declared to take "
+                "any rows: give ODE(f, rowwise=True), or an exact divergence"
+            )
+        loop.advance = _refuse
+        loop.leap = Sweeps(loop, self.window, self.tolerance)
+
+
+def _refuse(*_: Any) -> Step:
+    raise TypeError("Picard takes no single steps, as this adjoint wants: use adjoint=Direct()")
 
 
 class _Steps:

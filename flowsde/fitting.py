@@ -4,6 +4,7 @@ learned here, from fine trajectories of the same model.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,11 +24,14 @@ from .integrators.base import Carry, Integrator, Step
 from .integrators.explicit import Dopri5
 from .integrators.exponential import Exponential
 from .paths.grids import aligned, karras, quadratic, uniform, uniform_lambda
+from .solution import Solution
 from .solve import Solver, solve
 from .stepping import Adaptive, Grid, Stepping
 from .training import load_checkpoint, save_checkpoint
 
-__all__ = ["Nonstationary", "distill_solver", "optimize_grid"]
+__all__ = [
+    "Frontier", "Nonstationary", "Trial", "distill_solver", "frontier", "optimize_grid",
+]  # fmt: skip
 
 FINE = Solver(integrator=Dopri5(), stepping=Adaptive(1e-8, 1e-8))
 
@@ -130,6 +134,92 @@ def check_flow(method: Integrator, dynamics: Dynamics) -> None:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """An integrator on a grid, what it cost, and how far from fine trajectories it ended.
+
+    Attributes:
+        integrator, grid: what was tried.
+        evaluations: of the field, for the whole batch at once.
+        error: root of the mean square over samples and components.
+    """
+
+    integrator: Integrator
+    grid: Grid
+    evaluations: int
+    error: float
+
+    @property
+    def solver(self) -> Solver:
+        """The two, ready to solve."""
+        return Solver(integrator=self.integrator, stepping=self.grid)
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """The trials that no other one beats: each costs more than the one before, and errs less."""
+
+    trials: tuple[Trial, ...]
+
+    def cheapest(self, error: float) -> Trial:
+        """The one of least cost that errs by so much or less.
+
+        Raises:
+            ValueError: where none does.
+        """
+        for trial in self.trials:
+            if trial.error <= error:
+                return trial
+        best = self.trials[-1]
+        raise ValueError(
+            f"none of the trials errs by {error:.3g} or less; {best.integrator} comes to "
+            f"{best.error:.3g} with {best.evaluations} evaluations: allow more steps"
+        )
+
+
+def frontier(
+    dynamics: Dynamics,
+    integrators: Sequence[Integrator],
+    steps: Sequence[int],
+    y0: State,
+    t0: float,
+    t1: float,
+    *,
+    grids: Sequence[Callable[[int], Tensor]] | None = None,
+    fine: Solver = FINE,
+) -> Frontier:
+    """What each number of evaluations can buy: every integrator on every grid, so many steps each.
+
+        frontier(flow, [DPMSolverPP(), UniPC(3)], range(5, 30), x, 1.0, 1e-3).cheapest(error=0.01)
+
+    Errors are those of the end, beside fine trajectories from the same starts. Starts are many
+    enough where others give the same errors.
+
+    Args:
+        dynamics, y0, t0, t1, fine: see ``optimize_grid``.
+        integrators: any that take a ``Grid`` and no noise.
+        steps: the numbers of steps to try.
+        grids: each makes times, ``(n + 1,)`` from t0 to t1, of a number n of steps; by default the
+            usual ones: uniform, and on the flow of a diffusion also quadratic, aligned, uniform in
+            lambda and Karras's.
+
+    Raises:
+        TypeError: on stochastic dynamics, or a sampler that adds noise.
+        ValueError: where no trial is finite.
+    """
+    aim, trials = _Aim.of(dynamics, integrators, y0, t0, t1, fine), list[Trial]()
+    for n, integrator in itertools.product(steps, integrators):
+        tried = _usual(dynamics, t0, t1, n) if grids is None else [Grid(g(n)) for g in grids]
+        trials += [aim.attempt(integrator, grid) for grid in tried]
+    best: list[Trial] = []
+    for trial in sorted(trials, key=lambda trial: (trial.evaluations, trial.error)):
+        if trial.error < (best[-1].error if best else math.inf):
+            best.append(trial)
+    if not best:
+        raise ValueError("no trial is finite at its end: take more steps, or other integrators")
+    return Frontier(tuple(best))
+
+
 def optimize_grid(
     dynamics: Dynamics,
     integrator: Integrator,
@@ -162,10 +252,10 @@ def optimize_grid(
 
     Source: in the spirit of Tong et al. 2024, "LD3", arXiv 2405.15506, for any dynamics.
     """
-    target = _trajectories(dynamics, integrator, y0, t0, t1, fine)
+    aim = _Aim.of(dynamics, [integrator], y0, t0, t1, fine)
 
     def error(grid: Grid) -> Tensor:
-        return _distance(_end(dynamics, integrator, grid, y0, t0, t1), target)
+        return aim.miss(Solver(integrator=integrator, stepping=grid))
 
     with torch.no_grad():
         start = min(_usual(dynamics, t0, t1, steps), key=lambda grid: float(error(grid)))
@@ -210,7 +300,7 @@ def distill_solver(
         )
     check_flow(integrator, dynamics)
     t0, t1 = float(grid.grid[0]), float(grid.grid[-1])
-    target = _trajectories(dynamics, integrator, y0, t0, t1, fine)
+    aim = _Aim.of(dynamics, [integrator], y0, t0, t1, fine)
     with torch.no_grad():
         count = solve(
             dynamics, y0[:1], t0, t1, integrator=integrator, stepping=grid
@@ -224,42 +314,59 @@ def distill_solver(
         plain = _transcribe(dynamics, integrator, Grid(times()), count)
         return Nonstationary(plain.times, plain.table + scale * change, plain.dual)
 
-    def error() -> Tensor:
-        made = fitted()
-        return _distance(_end(dynamics, made, made.grid, y0, t0, t1), target)
-
-    _descend([shares, change], error, iterations)
+    _descend([shares, change], lambda: aim.miss(fitted().solver), iterations)
     best = fitted()
     return Nonstationary(best.times.detach(), best.table.detach(), best.dual)
 
 
-def _trajectories(
-    dynamics: Dynamics, integrator: Integrator, y0: State, t0: float, t1: float, fine: Solver
-) -> State:
-    """Where the fine solver ends."""
-    integrator.check(dynamics)
-    if dynamics.noise is not None or integrator.draws(dynamics, y0) is not None:
-        raise TypeError(
-            "a solver is fitted to trajectories, which noise has none of: use "
-            "probability_flow(denoiser), and an integrator without noise"
-        )
-    with torch.no_grad():
-        return fine.solve(dynamics, y0, t0, t1).y1
+@dataclass(frozen=True, eq=False)
+class _Aim:
+    """Where fine trajectories end, and coarse ones should."""
 
+    dynamics: Dynamics
+    y0: State
+    t0: float
+    t1: float
+    end: State
 
-def _end(
-    dynamics: Dynamics, integrator: Integrator, grid: Grid, y0: State, t0: float, t1: float
-) -> State:
-    """Where the coarse solver ends; perhaps not finite, which the search then turns from."""
-    return solve(dynamics, y0, t0, t1, integrator=integrator, stepping=grid, throw=False).y1
+    @classmethod
+    def of(
+        cls, dynamics: Dynamics, integrators: Sequence[Integrator], y0: State, t0: float, t1: float,
+        fine: Solver,
+    ) -> Self:  # fmt: skip
+        """Of the fine solver, for these integrators to be judged by."""
+        for integrator in integrators:
+            integrator.check(dynamics)
+            if dynamics.noise is not None or integrator.draws(dynamics, y0) is not None:
+                raise TypeError(
+                    "a solver is fitted to trajectories, which noise has none of: use "
+                    "probability_flow(denoiser), and an integrator without noise"
+                )
+        with torch.no_grad():
+            return cls(dynamics, y0, t0, t1, fine.solve(dynamics, y0, t0, t1).y1)
 
+    def run(self, solver: Solver) -> Solution:
+        """A coarse solve; its end is perhaps not finite, which a search then turns from."""
+        return solver.solve(self.dynamics, self.y0, self.t0, self.t1, throw=False)
 
-def _distance(y: State, target: State) -> Tensor:
-    """The logarithm of the mean square; infinite where y is not finite."""
-    gaps = [(a - b).abs().square() for a, b in zip(leaves(y), leaves(target), strict=True)]
-    total = torch.stack([gap.sum() for gap in gaps]).sum()
-    mean = total / sum(gap.numel() for gap in gaps)
-    return mean.clamp(min=torch.finfo(mean.dtype).tiny).log().nan_to_num(nan=math.inf)
+    def distance(self, y: State) -> Tensor:
+        """The logarithm of the mean square; infinite where y is not finite."""
+        pairs = zip(leaves(y), leaves(self.end), strict=True)
+        gaps = [(a - b).abs().square() for a, b in pairs]
+        total = torch.stack([gap.sum() for gap in gaps]).sum()
+        mean = total / sum(gap.numel() for gap in gaps)
+        return mean.clamp(min=torch.finfo(mean.dtype).tiny).log().nan_to_num(nan=math.inf)
+
+    def miss(self, solver: Solver) -> Tensor:
+        """The distance at the end of a coarse solve."""
+        return self.distance(self.run(solver).y1)
+
+    @torch.no_grad()
+    def attempt(self, integrator: Integrator, grid: Grid) -> Trial:
+        """A coarse solve, judged."""
+        sol = self.run(Solver(integrator=integrator, stepping=grid))
+        error = math.exp(0.5 * float(self.distance(sol.y1)))
+        return Trial(integrator, grid, sol.stats.evaluations, error)
 
 
 def _usual(dynamics: Dynamics, t0: float, t1: float, steps: int) -> list[Grid]:

@@ -39,7 +39,7 @@ SaveAt = Tensor | Sequence[float] | Steps | None
 _KINDS = {
     "args": "a tuple of further inputs, args=(u,)",
     "adjoint": "Direct(), Checkpointed(), Reversible() or Backsolve()",
-    "executor": "Eager() or Compiled()",
+    "executor": "Eager(), Compiled() or Picard()",
     "path": "a Brownian(seed), a BrownianTree(seed, t0, t1), or torchsde's BrownianInterval",
 }
 _ERRORS = {
@@ -147,6 +147,7 @@ def solve(
     field = Field(dynamics, args, y0)
     grid = None if isinstance(stepping, Adaptive) else _grid(dynamics, integrator, stepping, span)
     integrator = integrator.bind(stepping)
+    integrator = integrator if grid is None else integrator.along(grid)
     if isinstance(integrator, Engine):
         if isinstance(stepping, Adaptive) and (stepping.step_at or stepping.jump_at):
             raise TypeError("an outside engine steps by itself: leave out step_at and jump_at")

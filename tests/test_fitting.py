@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 import flowsde as fs
 from flowsde import integrators
-from flowsde.fitting import Nonstationary, distill_solver, optimize_grid
+from flowsde.fitting import Nonstationary, distill_solver, frontier, optimize_grid
 from flowsde.integrators import (
     DDIM,
     RK4,
@@ -26,7 +27,7 @@ from flowsde.integrators import (
     UniPC,
 )
 from flowsde.integrators.exponential import Exponential
-from flowsde.paths import EDM, VP, uniform, uniform_lambda
+from flowsde.paths import EDM, VP, karras, uniform, uniform_lambda
 
 from .systems import Mixture, catalogue, generator
 
@@ -88,6 +89,28 @@ def test_fitting_helps_on_other_noises(schedule: fs.Schedule) -> None:
     fitted = distill_solver(dynamics, method, grid, x, iterations=16)
     assert not fitted.table.requires_grad
     assert error(schedule, fitted, fitted.grid, 1) < 0.5 * better
+
+
+@pytest.mark.parametrize("schedule", SPANS, ids=str)
+def test_the_cheapest_reaches_its_error_on_other_noises(schedule: fs.Schedule) -> None:
+    """And nothing cheaper among all that was tried does."""
+    (x, end), (t0, t1), wanted = starts(schedule, 0, 128), SPANS[schedule], 0.065
+    methods, counts = [DDIM(), DPMSolverPP(), EDMHeun(), UniPC(3)], range(4, 9)
+    if schedule == VP():
+        methods.remove(EDMHeun())  # no signal is left at the start
+    grids = [functools.partial(make, schedule, t0, t1) for make in (uniform_lambda, karras)]
+    found = frontier(flow(schedule), methods, counts, x, t0, t1, grids=grids)
+    pick = found.cheapest(wanted)
+    assert error(schedule, pick.integrator, pick.grid, 1) < wanted
+    for method, n, grid in itertools.product(methods, counts, grids):
+        cost = 2 * n if isinstance(method, EDMHeun) else n
+        if cost < pick.evaluations:
+            assert error(schedule, method, fs.Grid(grid(n)), 1) > wanted, (method, n)
+    costs, errors = zip(*((t.evaluations, t.error) for t in found.trials), strict=True)
+    assert list(costs) == sorted(set(costs))
+    assert list(errors) == sorted(set(errors), reverse=True)
+    y = pick.solver.solve(flow(schedule), x, t0, t1).y1
+    assert float((y - end).square().mean().sqrt()) == pytest.approx(pick.error, rel=1e-4)
 
 
 def test_a_grid_fits_any_dynamics() -> None:
@@ -156,6 +179,16 @@ def test_errors_carry_the_cure() -> None:
     reverse = fs.LinearSDE(schedule).reverse_sde(Mixture.two().denoiser(schedule))
     with pytest.raises(TypeError, match="probability_flow"):
         optimize_grid(reverse, EulerMaruyama(), 3, x[:2], t0, t1)
+    with pytest.raises(TypeError, match="probability_flow"):
+        frontier(dynamics, [UniPC(), DDIM(eta=1.0)], [3], x[:2], t0, t1)
+    rough = fs.Solver(UniPC(), grid)
+    with pytest.raises(ValueError, match="allow more steps"):
+        frontier(dynamics, [DDIM()], [2], x[:2], t0, t1, fine=rough).cheapest(1e-6)
+    huge = fs.ODE(lambda t, y: 1e200 * y * y)
+    with pytest.raises(ValueError, match="no trial is finite"):
+        frontier(
+            huge, [RK4()], [2], x[:2], 0.0, 1.0, fine=fs.Solver(RK4(), fs.Fixed(2), throw=False)
+        )
     fitted = distill_solver(dynamics, DPMSolverPPSingle(), grid, x[:2], iterations=0)
     with pytest.raises(ValueError, match=r"fitted\.grid"):
         fs.solve(dynamics, x, t0, t1, integrator=fitted, stepping=grid)

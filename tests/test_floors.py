@@ -21,7 +21,7 @@ FLOORS = [
     {"events"},
     {"_loop"},
     {"_tape", "_graft", "_graph"},
-    {"_backsolve", "_retrace", "_leap"},
+    {"_backsolve", "_retrace", "_leap", "_sweep"},
     {"adjoint", "executor"},
     {"solve", "bases"},
     {"steady"},

@@ -28,6 +28,7 @@ from flowsde.dynamics import (
 from flowsde.dynamics.denoiser import Point
 from flowsde.integrators import DDIM, Tsit5
 from flowsde.objectives import (
+    Ancestral,
     DenoisingScoreMatching,
     Discretized,
     EDMWeight,
@@ -501,6 +502,59 @@ def test_the_best_variance_is_that_of_the_reverse_step() -> None:
     loss = _divergence(schedule, torch.tensor(s), torch.tensor(t), least, found).sum()
     (slope,) = torch.autograd.grad(loss, [network.u])
     assert abs(float(slope)) < 1e-12
+
+
+@torch.no_grad()
+def test_learned_variances_make_few_steps_right() -> None:
+    """Gaussian data: with the variance of the reverse step every x_t has its own law, however far
+    apart the times are; neither of DDPM's two does.
+    """
+    schedule, c, times = VP(), 0.6, torch.tensor([0.02, 0.3, 0.6, 1.0])
+    alpha, sigma = schedule(times)
+    total = (alpha * c) ** 2 + sigma**2  # the variance of x_t
+    true = total[:-1] - (alpha[1:] / alpha[:-1] * total[:-1]) ** 2 / total[1:]
+    low = (sigma[:-1] / sigma[1:]) ** 2 * (
+        sigma[1:] ** 2 - (alpha[1:] / alpha[:-1]) ** 2 * sigma[:-1] ** 2
+    )
+    v = (true / low).log() / (2.0 * (sigma[1:] / sigma[:-1]).log())
+
+    def network(t: Tensor, x: Tensor) -> Tensor:
+        i = int((times - t).abs().argmin())
+        x0 = alpha[i] * c**2 / total[i] * x
+        return torch.cat((x0, (2.0 * v[i - 1] - 1.0).expand_as(x)), dim=1)
+
+    learned, found = LearnedVariance(network, schedule, Data()), []
+    count, expected = 20_000, torch.cat((total[:-1].flip(0), (alpha * c**2)[:1] ** 2 / total[:1]))
+    x = total[-1].sqrt() * torch.randn(count, 1)
+    for each in (learned, *(FixedVariance(learned.denoiser, w) for w in (0.0, 1.0))):
+        sol = fs.solve(Ancestral(each, times), x, generator=generator(1), save_at=fs.Steps())
+        assert sol.stats.evaluations == len(times)
+        found.append(sol.ys[1:].square().mean((1, 2)) / expected - 1.0)
+    noise = 4.0 * math.sqrt(2.0 / count)
+    assert bool((found[0].abs() < noise).all())
+    assert float(found[1][-1]) < -2.0 * noise
+    assert float(found[2][-1]) > 2.0 * noise
+
+
+@pytest.mark.parametrize("schedule", [VP(), EDM(20.0), FlowMatching()], ids=str)
+def test_ancestral_sampling_is_ddims_at_eta_one(schedule: Schedule) -> None:
+    """Sample by sample, from the same generator; then x0_hat."""
+    times, x = schedule.horizon * torch.tensor([0.05, 0.3, 0.7, 0.9]), torch.randn(5, 2)
+    denoiser = fs.Denoiser(MIXTURE.denoiser(schedule), schedule, Data())
+    found = fs.solve(Ancestral(FixedVariance(denoiser), times), x, generator=generator()).y1
+    sol = fs.solve(
+        fs.LinearSDE(schedule).probability_flow(denoiser), x, float(times[-1]), float(times[0]),
+        integrator=DDIM(1.0), stepping=fs.Grid(times.flip(0)), generator=generator(),
+    )  # fmt: skip
+    assert torch.allclose(found, denoiser(times[0], sol.y1), rtol=1e-12, atol=1e-12)
+    halves = LearnedVariance(Halves(0.4, 0.2).float(), schedule, NoisePrediction())
+    for each in (FixedVariance(gaussian_denoiser(schedule, 0.6)), halves):
+        y = fs.solve(Ancestral(each, times), x.float(), generator=generator()).y1
+        assert y.dtype == torch.float32
+    with pytest.raises(TypeError, match="generator"):
+        fs.solve(Ancestral(FixedVariance(denoiser), times), x)
+    with pytest.raises(ValueError, match="rise"):
+        Ancestral(FixedVariance(denoiser), times.flip(0))
 
 
 def test_a_denoiser_of_half_a_network() -> None:

@@ -46,7 +46,7 @@ MIXTURE = Mixture.two()
 SAMPLERS = [
     *catalogue(integrators, Exponential), DPMSolverPP(3), DPMSolverPP(3, start=2), DEIS(3),
     DPMSolver(3), DPMSolverPPSingle(3), UniPC(3, bh=1), UniPC(3, start=3),
-    ExponentialAdams(3, dual=True),
+    ExponentialAdams(3, dual=True), DPMSolverPP(3, start=3, final=1), UniPC(3, start=2, final=1),
 ]  # fmt: skip
 
 
@@ -88,6 +88,8 @@ def reference(schedule: fs.Schedule) -> tuple[Tensor, Tensor]:
         (DEIS(3, start=3), 3), (ExponentialAdams(2, dual=True), 2), (EDMHeun(), 2),
         (ExponentialAdams(3, start=2, dual=True), 3), (UniPC(1), 2), (UniPC(2), 3),
         (UniPC(2, bh=1), 3), (UniPC(3, start=1), 3), (UniPC(3, start=3), 4),
+        (DPMSolverPP(3, start=2, final=1), 2), (DPMSolverPP(3, start=2, final=2), 3),
+        (UniPC(3, start=2, final=1), 2),
     ],
     ids=str,
 )  # fmt: skip
@@ -400,7 +402,8 @@ def test_what_does_not_fit_is_refused() -> None:
         with pytest.raises(TypeError, match=cure):
             run(dynamics, x, method, times, path=fs.Brownian(0))
     for make in (
-        lambda: DPMSolverPP(4), lambda: DPMSolverPP(start=0), lambda: DPMSolver(0),
+        lambda: DPMSolverPP(4), lambda: DPMSolverPP(final=0), lambda: DPMSolverPP(start=0),
+        lambda: DPMSolver(0),
         lambda: UniPC(bh=3), lambda: UniPC(4), lambda: EDMHeun(gamma=-1.0),
         lambda: PredictorCorrector(Heun(), 0), lambda: PredictorCorrector(Heun(), snr=0.0),
     ):  # fmt: skip

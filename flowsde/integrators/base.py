@@ -78,12 +78,14 @@ class Integrator(ABC):
         dense_order: of the states between steps.
         error_order: the exponent q of a step's error estimate, O(dt^q); None without one.
         static: whether all steps are the same operations, whatever the values.
+        remembers: whether a step depends on those before it, by more than its start.
     """
 
     order: int
     dense_order: int
     error_order: float | None = None
     static: bool = True
+    remembers: bool = False
 
     def check(self, dynamics: Dynamics) -> None:
         """Raises TypeError, with the cure, on dynamics without the structure this needs."""
@@ -101,6 +103,10 @@ class Integrator(ABC):
 
     def bind(self, stepping: Stepping) -> Integrator:
         """The integrator with the tolerances or step sizes that the solve asks for."""
+        return self
+
+    def along(self, times: Sequence[Scalar]) -> Integrator:
+        """The integrator, told the times of the steps to come, where they are given."""
         return self
 
     def draws(self, dynamics: Dynamics, y: State) -> Draws | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -224,6 +224,8 @@ class UniPC(Polynomial):
             there are, are corrected, and order 4 is 3 in all; with 2 or 3 they are single steps.
         bh: the weight of two residuals, h B(h) / 2 with B(h) = h (1) or e^h - 1 (2). With more of
             them B cancels.
+        final: how many residuals the last step is predicted through at most; each step before it,
+            and its corrector, one more. With 1 it is as published.
 
     Source: Zhao et al. 2023, arXiv 2302.04867.
     """
@@ -231,6 +233,7 @@ class UniPC(Polynomial):
     p: int = 2
     start: int = 1
     bh: Literal[1, 2] = 2
+    final: int = field(default=3, kw_only=True)
 
     def __post_init__(self) -> None:
         self._settle(self.p)
@@ -254,9 +257,10 @@ class UniPC(Polynomial):
     ) -> Step:
         split = self.form(field)
         residual = field.residual(t0, y, split)
-        if len(carry) > min(self.start, self.p):  # else there was no step, or a single one
+        most = self.limit(carry[1][0]) if carry else 0
+        if len(carry) > min(self.start, self.p, most):  # else there was no step, or a single one
             before, (t, last), *older = carry
-            y = self.through(split, t, t0, before, last, ((t0, residual), *older))
+            y = self.through(split, t, t0, before, last, ((t0, residual), *older[: most - 1]))
         return ExponentialStep(
             self, field, (t0, t1), y, residual, None, carry[1 : self.p]
         )  # fmt: skip
@@ -361,7 +365,7 @@ class PredictorCorrector(Integrator):
                 f"PredictorCorrector takes corrections >= 1 and snr > 0; got {self.corrections} "
                 f"and {self.snr}"
             )
-        for name in ("order", "dense_order", "static"):
+        for name in ("order", "dense_order", "static", "remembers"):
             object.__setattr__(self, name, getattr(self.predictor, name))
 
     def check(self, dynamics: Dynamics) -> None:
@@ -370,6 +374,9 @@ class PredictorCorrector(Integrator):
 
     def bind(self, stepping: Stepping) -> Integrator:
         return replace(self, predictor=self.predictor.bind(stepping))
+
+    def along(self, times: Sequence[Scalar]) -> Integrator:
+        return replace(self, predictor=self.predictor.along(times))
 
     def draws(self, dynamics: Dynamics, y: State) -> Draws | None:
         own = self.predictor.draws(dynamics, y) or Draws(y)

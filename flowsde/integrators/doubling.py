@@ -43,7 +43,7 @@ class StepDoubling(Integrator):
                 f"StepDoubling takes a method for SDEs, such as StochasticHeun(); got "
                 f"{self.method!r}. ODE methods such as Tsit5() have their own error estimate"
             )
-        for name in ("order", "dense_order", "static"):
+        for name in ("order", "dense_order", "static", "remembers"):
             object.__setattr__(self, name, getattr(self.method, name))
 
     def check(self, dynamics: Dynamics) -> None:

@@ -6,13 +6,15 @@ Diffusion's fast samplers are its coefficient choices; no schedule enters here, 
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from .._increment import Draws, Increment
 from .._scalar import Scalar, expand, expm1, isfinite, magnitude, phi1, sqrt, where
@@ -278,20 +280,43 @@ class Polynomial(Exponential):
         values: how many values it goes through.
         start: the order of the first steps, until there are as many. With 1 each of them takes
             the values there are; with 2 or 3 they are single steps of that order.
+        final: how many values the last step goes through at most; each step before it, one more.
     """
 
     values: int
     start: int
+    final: int
+    remembers = True
+    _late: tuple[Scalar, ...] = ()  # where the last steps start, and the end
 
     def _settle(self, values: int) -> None:
         """Checks and takes the data of a subclass."""
-        if values not in NODES or self.start not in NODES:
+        if not NODES.keys() >= {values, self.start, self.final}:
             raise ValueError(
-                f"{type(self).__name__} goes through 1, 2 or 3 values and starts with steps of "
-                f"order 1, 2 or 3; got {values} and {self.start}"
+                f"{type(self).__name__} goes through 1, 2 or 3 values, starts with steps of order "
+                f"1, 2 or 3, and ends with 1, 2 or 3 values; got {values}, {self.start} and "
+                f"{self.final}"
             )
-        object.__setattr__(self, "values", values)
-        object.__setattr__(self, "dense_order", values)
+        for name, value in (
+            ("values", values), ("dense_order", values), ("static", self.final >= values)
+        ):  # fmt: skip
+            object.__setattr__(self, name, value)
+
+    def along(self, times: Sequence[Scalar]) -> Integrator:
+        if self.static:
+            return self
+        bound = copy.copy(self)
+        object.__setattr__(bound, "_late", tuple(times[self.final - len(NODES) - 1 :]))
+        return bound
+
+    def limit(self, t0: Scalar) -> int:
+        """How many values a step from t0 may go through, seen from the end of the solve."""
+        if not self._late:
+            return len(NODES)
+        *late, end = self._late
+        way = magnitude(end - t0)  # 0 in rows that never move
+        ahead = [(magnitude(end - t) < way) | (way == 0) for t in late]
+        return self.final + sum(bool(a.all()) if isinstance(a, Tensor) else a for a in ahead)
 
     def remember(self, t: Scalar, y: State, residual: State, carry: Carry) -> Carry:
         return ((t, residual), *carry)[: self.values - 1]
@@ -308,10 +333,10 @@ class Polynomial(Exponential):
         self, field: Field, t0: Scalar, t1: Scalar, y: State, residual: State,
         z: list[State] | None, carry: Carry,
     ) -> State:  # fmt: skip
-        split = self.form(field)
-        if len(carry) + 1 < min(self.start, self.values):
-            return climb(split, field, t0, t1, y, residual, z, NODES[self.start])
-        y1 = self.through(split, t0, t1, y, residual, carry)
+        split, most = self.form(field), self.limit(t0)
+        if len(carry) + 1 < min(self.start, self.values, most):
+            return climb(split, field, t0, t1, y, residual, z, NODES[min(self.start, most)])
+        y1 = self.through(split, t0, t1, y, residual, carry[: most - 1])
         return y1 if z is None else split.stir(t0, t1, y1, z[-1])
 
     def tilt(self, z: Scalar) -> Scalar:
@@ -391,10 +416,14 @@ class Multistep(Polynomial):
         order: 1 to 3, for one evaluation a step.
         start: the order of the first steps. With 1, as published, each takes the residuals that
             there are, and order 3 is 2 in all; with 2 or 3 they are single steps of that order.
+        final: the order of the last step at most; of each step before it, one more. With 1, as
+            diffusers does where there are fewer than 15 steps, a coarse end is steadier; order 3
+            is 2 in all.
     """
 
     order: int = 2
     start: int = 1
+    final: int = field(default=3, kw_only=True)
 
     def __post_init__(self) -> None:
         self._settle(self.order)
@@ -409,7 +438,7 @@ class ExponentialAdams(Multistep):
     exact weights.
 
     Args:
-        order, start: see ``Multistep``.
+        order, start, final: see ``Multistep``.
         dual: whether to predict noise rather than data.
 
     Source: Hochbruck and Ostermann 2010, "Exponential integrators".

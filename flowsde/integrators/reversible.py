@@ -35,6 +35,7 @@ class AsynchronousLeapfrog(SlopeCarrying, ReversibleIntegrator):
     order = 2
     dense_order = 2
     error_order = 2
+    remembers = True
 
     def step(
         self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
@@ -97,6 +98,7 @@ class ReversibleRK(ReversibleIntegrator):
 
     base: ExplicitRK = Tsit5()
     coupling: float = 0.999
+    remembers = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.base, ExplicitRK):
@@ -172,6 +174,8 @@ class ReversibleHeun(TwoSlope, ReversibleIntegrator):
 
     Source: Kidger, Foster, Li and Lyons 2021, arXiv 2105.13493, algorithms 1 and 2.
     """
+
+    remembers = True
 
     def weak_order(self, noise: Noise) -> float:
         return 2.0 if noise.additive else 1.0

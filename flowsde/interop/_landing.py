@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .._increment import Draws, Increment
@@ -24,7 +25,7 @@ class Around(Integrator):
     inner: Integrator
 
     def __post_init__(self) -> None:
-        for name in ("order", "dense_order", "static"):
+        for name in ("order", "dense_order", "static", "remembers"):
             object.__setattr__(self, name, getattr(self.inner, name))
 
     def check(self, dynamics: Dynamics) -> None:
@@ -32,6 +33,9 @@ class Around(Integrator):
 
     def bind(self, stepping: Stepping) -> Integrator:
         return replace(self, inner=self.inner.bind(stepping))
+
+    def along(self, times: Sequence[Scalar]) -> Integrator:
+        return replace(self, inner=self.inner.along(times))
 
     def draws(self, dynamics: Dynamics, y: State) -> Draws | None:
         return self.inner.draws(dynamics, y)

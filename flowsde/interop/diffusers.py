@@ -28,6 +28,7 @@ from ..dynamics.field import Field
 from ..dynamics.noising import LinearSDE
 from ..dynamics.threshold import clip
 from ..integrators.base import Integrator
+from ..integrators.exponential import Exponential
 from ..paths.brownian import Brownian
 from ..paths.discrete import Discrete
 from ..paths.schedule import FlowMatching, Schedule
@@ -218,7 +219,7 @@ class _Scheduler:
         grid: Callable[[int], Tensor] | None,
     ) -> None:  # fmt: skip
         self._name = type(integrator).__name__
-        if not integrator.static:
+        if not (integrator.static or isinstance(integrator, Exponential)):
             raise TypeError(
                 f"{self._name} asks the network as often as it finds needed, a pipeline as often "
                 "as was said before: use DPMSolverPP(), UniPC() or Heun()"
@@ -383,7 +384,8 @@ class _Run:
         made = dynamics(self._answer)
         made.check_span(grid[0], grid[-1])
         self._field, self._grid = _Known(made, y), grid
-        self._integrator = integrator.bind(Grid(torch.tensor(grid, dtype=torch.float64)))
+        stepping = Grid(torch.tensor(grid, dtype=torch.float64))
+        self._integrator = integrator.bind(stepping).along(grid)
         self._noise = self._source(y, seed)
         self._output: Tensor | None = None
         self._begun, self._carry = False, None

@@ -20,6 +20,7 @@ from .score_matching import (
     v_weight,
 )  # fmt: skip
 from .variational import (
+    Ancestral,
     Bound,
     Discretized,
     FixedVariance,
@@ -30,9 +31,9 @@ from .variational import (
 )  # fmt: skip
 
 __all__ = [
-    "Bound", "DenoisingScoreMatching", "Discretized", "EDMWeight", "ELBO", "EnergyScore",
-    "FixedVariance", "FlowMatching", "HybridLoss", "LearnedVariance", "Levels", "LogNormal",
-    "LogitNormal", "LowDiscrepancy", "MaximumLikelihood", "MinSNR", "ScoreMatching",
+    "Ancestral", "Bound", "DenoisingScoreMatching", "Discretized", "EDMWeight", "ELBO",
+    "EnergyScore", "FixedVariance", "FlowMatching", "HybridLoss", "LearnedVariance", "Levels",
+    "LogNormal", "LogitNormal", "LowDiscrepancy", "MaximumLikelihood", "MinSNR", "ScoreMatching",
     "SlicedScoreMatching", "TimeLaw", "Transition", "UniformLambda", "UniformTime",
     "VariationalBound", "likelihood_weight", "noise_weight", "v_weight",
 ]  # fmt: skip

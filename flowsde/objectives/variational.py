@@ -1,4 +1,4 @@
-"""The variational bound of a diffusion in steps, and the variances that enter it."""
+"""A diffusion in steps: the variational bound, the variances that enter it, and the sampler."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import _random
 from .._scalar import Scalar, expand
 from .._state import check_like
 from ..bases import Normal
 from ..dynamics.denoiser import Denoiser, Point, Prediction
+from ..dynamics.discrete import Chain
+from ..paths.normals import Law, Normals
 from ..paths.schedule import Schedule
 
 __all__ = [
-    "Bound", "Discretized", "FixedVariance", "HybridLoss", "LearnedVariance", "Transition",
-    "VariationalBound",
+    "Ancestral", "Bound", "Discretized", "FixedVariance", "HybridLoss", "LearnedVariance",
+    "Transition", "VariationalBound",
 ]  # fmt: skip
 
 
@@ -49,6 +52,19 @@ class Transition(nn.Module, ABC):
         at = Point.at(self.schedule, t, x)
         output, v = self.output(at, t, x, *args)
         return self.denoiser.prediction.data(at, x, output), v
+
+    def law(self, s: Tensor, t: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        """The mean of p(x_s | x_t), shaped as x, and its standard deviation, to multiply x."""
+        x0, v = self(t.to(x), x, *args)
+        (alpha, sigma), (_, before) = self.schedule(s), self.schedule(t)
+        fresh = -torch.expm1(2.0 * (self._lambda(t) - self._lambda(s)))  # 1 - r
+        keep = (1.0 - fresh).sqrt() * sigma / before
+        wider = expand(torch.as_tensor(before / sigma).log(), x)
+        std = expand(fresh.sqrt() * sigma, x) * torch.exp(v * wider)
+        return expand(keep, x) * x + expand(alpha * fresh, x) * x0, std
+
+    def _lambda(self, t: Tensor) -> Tensor:
+        return torch.as_tensor(self.schedule.half_log_snr(t))
 
 
 class FixedVariance(Transition):
@@ -102,6 +118,55 @@ class _First(nn.Module):
 
     def forward(self, t: Tensor, x: Tensor, *args: Any) -> Tensor:
         return self.network(t, x, *args).chunk(2, dim=1)[0]
+
+
+class Ancestral(Chain):
+    """DDPM's sampler: from noise down the times, x_s from p(x_s | x_t); at the end x0_hat.
+
+        solve(Ancestral(transition, times), x, generator=g).y1
+
+    One evaluation a time. With ``FixedVariance(denoiser)`` it is ``DDIM(eta=1.0)`` on the same
+    times, for the same generator too; the variance that a network has learned is what makes few
+    steps right.
+
+    Args:
+        transition: ``FixedVariance(denoiser)`` or ``LearnedVariance(network, ...)``.
+        times: as of ``VariationalBound``.
+
+    Raises:
+        ValueError: on times that do not rise from some noise.
+        TypeError: from a solve without a generator.
+
+    Source: Ho et al. 2020, arXiv 2006.11239, algorithm 2; Nichol and Dhariwal 2021, arXiv
+    2102.09672.
+    """
+
+    times: Tensor
+    random = True
+
+    def __init__(self, transition: Transition, times: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("times", _rising(times, transition.schedule))
+        self.transition = transition
+        self._normals: Normals | None = None
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def prepare(self, y0: Tensor, seed: int | None) -> Ancestral:
+        prepared = Ancestral(self.transition, self.times)
+        prepared._normals = None if seed is None else Normals(Law(seed), y0)
+        return prepared
+
+    def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, None]:
+        place = len(self) - 1 - k
+        if place == 0:
+            return self.transition(self.times[0].to(y), y, *args)[0], None
+        assert self._normals is not None
+        mean, std = self.transition.law(self.times[place - 1], self.times[place], y, *args)
+        number = torch.tensor([place - 1], device=y.device)  # a path's steps count upwards in time
+        z = self._normals.shape(self._normals.draw(_random.BROWNIAN, number))[0]
+        return mean - std * z, None  # and are taken back on the way down
 
 
 @dataclass(frozen=True)
