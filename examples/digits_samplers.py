@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,39 +63,34 @@ class Budgets:
         from tqdm.auto import tqdm
 
         schedule = self.denoiser.schedule
-        t0 = schedule.horizon
         flow = fs.LinearSDE(schedule).probability_flow(self.denoiser)
+        span = schedule.horizon, self.t1
         with torch.no_grad():
-            exact = FINE.solve(flow, self.noise[: self.known], t0, self.t1).y1
-
-        def solvers() -> Iterator[tuple[str, fs.Solver]]:
-            for budget in self.evaluations:
-                for name, (method, asks) in SAMPLERS.items():
-                    grid = fs.Grid(karras(schedule, t0, self.t1, budget // asks))
-                    yield name, fs.Solver(method, grid)
-            for budget in self.fitted:
-                grid = optimize_grid(
-                    flow, UniPC(), budget, self.other, t0, self.t1, fine=FINE,
-                    iterations=self.iterations // 4,
-                )  # fmt: skip
-                yield "UniPC, fitted grid", fs.Solver(UniPC(), grid)
-                yield (
-                    "fitted solver",
-                    distill_solver(
-                        flow, UniPC(), grid, self.other, fine=FINE, iterations=self.iterations
-                    ).solver,
-                )
-
+            exact = FINE.solve(flow, self.noise[: self.known], *span).y1
         rows, total = [], len(SAMPLERS) * len(self.evaluations) + 2 * len(self.fitted)
-        for name, solver in tqdm(solvers(), total=total, desc="samplers"):
+        for name, solver in tqdm(self._solvers(flow, *span), total=total, desc="samplers"):
             with torch.no_grad():
-                solution = solver.solve(flow, self.noise, t0, self.t1)
+                solution = solver.solve(flow, self.noise, *span)
             gap = solution.y1[: self.known] - exact
             rows.append({
                 "sampler": name, "evaluations": solution.stats.evaluations,
                 "error": float(gap.square().mean().sqrt()), "distance": self.distance(solution.y1),
             })  # fmt: skip
         return rows
+
+    def _solvers(self, flow: Any, t0: float, t1: float) -> Iterator[tuple[str, fs.Solver]]:
+        for budget in self.evaluations:
+            for name, (method, asks) in SAMPLERS.items():
+                times = karras(flow.denoiser.schedule, t0, t1, budget // asks)
+                yield name, fs.Solver(method, fs.Grid(times))
+        method, count = UniPC(), self.iterations
+        for budget in self.fitted:
+            grid = optimize_grid(
+                flow, method, budget, self.other, t0, t1, fine=FINE, iterations=count // 4
+            )
+            yield "UniPC, fitted grid", fs.Solver(method, grid)
+            fitted = distill_solver(flow, method, grid, self.other, fine=FINE, iterations=count)
+            yield "fitted solver", fitted.solver
 
 
 def picture(rows: list[dict], path: Path) -> None:

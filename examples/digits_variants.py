@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import flowsde as fs
 from flowsde import models, objectives
@@ -24,17 +23,15 @@ LEVELS, EACH, STRIDE = 20, 10, 0.3  # of noise; Langevin steps at each; a step o
 Drawn = tuple[Tensor, int]
 
 
-def ddpm(dim: int, seed: int) -> tuple[fs.Denoiser, torch.nn.Module]:
+def ddpm(dim: int) -> tuple[fs.Denoiser, nn.Module]:
     """Noise prediction on VP by the simple loss, at any time. Source: Ho et al. 2020."""
-    torch.manual_seed(seed)
     denoiser = models.score_mlp(dim, VP(), NoisePrediction(), 256, 3)
     times = objectives.UniformTime(T0[VP], 1.0)
     return denoiser, objectives.DenoisingScoreMatching(denoiser, times)
 
 
-def ncsn(dim: int, seed: int) -> tuple[fs.Denoiser, torch.nn.Module]:
+def ncsn(dim: int) -> tuple[fs.Denoiser, nn.Module]:
     """A score over sigma, weighed by sigma^2, at levels of noise. Source: Song and Ermon 2020."""
-    torch.manual_seed(seed)
     denoiser = models.score_mlp(dim, VE(0.02, 10.0), NoisePrediction(), 256, 3)
     levels = objectives.Levels(tuple(uniform(0.0, 1.0, LEVELS - 1).tolist()))
     return denoiser, objectives.DenoisingScoreMatching(denoiser, levels, objectives.noise_weight)
