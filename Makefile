@@ -30,6 +30,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.flows
 	$(BIN)/python -m benchmarks.flow_matching
 	$(BIN)/python -m benchmarks.processes
+	$(BIN)/python -m benchmarks.sampler_overhead
 	$(BIN)/python -m benchmarks.samplers
 
 docs: $(STAMP)

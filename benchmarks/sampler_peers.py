@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["SAMPLER_PEERS", "SamplerPeer"]
+__all__ = ["SAMPLER_PEERS", "SamplerPeer", "sampling"]
 
 Ask = Callable[[Tensor, Tensor], Tensor]
 Run = Callable[[Ask, Tensor, Tensor], Tensor]
@@ -113,7 +113,7 @@ def _multistep(made: Callable[..., Any], config: dict[str, Any]) -> Run:
     return run
 
 
-def _sampling() -> ModuleType:
+def sampling() -> ModuleType:
     """k_diffusion.sampling, without torchvision and skimage, which its package imports to train.
 
     Of its utils the samplers use one function.
@@ -134,13 +134,13 @@ class KDiffusion(SamplerPeer):
     grids = "karras", "uniform lambda", "uniform t", "uniform sigma"
 
     def samplers(self) -> dict[str, tuple[int, Run]]:
-        sampling = _sampling()
+        functions = sampling()
         asks = {
             "euler": 1, "heun": 2, "dpm_2": 2, "lms": 1, "dpmpp_2m": 1, "dpmpp_3m_sde": 1,
         }  # fmt: skip
 
         def bound(name: str) -> Run:
-            function = getattr(sampling, f"sample_{name}")
+            function = getattr(functions, f"sample_{name}")
             still = {"eta": 0.0} if name.endswith("sde") else {}
 
             def run(ask: Ask, ratios: Tensor, z: Tensor) -> Tensor:

@@ -7,20 +7,25 @@ trajectories themselves is the floor). Every fixed sampler takes every grid of i
 best is kept; fitted solvers are fitted on noises of another seed. Libraries beside ours run on
 z = x / alpha, in which a probability flow does not know its schedule. k-diffusion is compared with
 where it is installed; its formulas are among ours in any case (Heun, DPM++ 2M, linear multistep).
+The whole takes hours of one core: ``--parts DIR`` keeps what is done, and takes from there what was
+done with the same settings, also by runs of other laws beside this one.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import flowsde as fs
+from examples import saving
 from examples.measures import sliced_wasserstein
 from flowsde.fitting import Nonstationary, distill_solver, optimize_grid
 from flowsde.integrators import (
@@ -214,12 +219,14 @@ def fixed(
 def fit(
     train: Problem, budget: int, grids: Sequence[str], iterations: int
 ) -> tuple[Integrator, fs.Grid, Nonstationary]:
-    """The best multistep method on a grid fitted for it, and the solver fitted from there."""
+    """The best multistep method on a grid fitted for it, and the solver fitted from there.
+
+    An eighth of the noises tells which method is the best.
+    """
     span, methods = train.span, [method for method, asks in SAMPLERS if asks == 1]
+    few = replace(train, count=max(1, train.count // 8))
     cases = [(method, name) for method in methods for name in grids]
-    best, _ = min(
-        cases, key=lambda case: train.error(train.ours(case[0], train.grid(case[1], budget)))
-    )
+    best, _ = min(cases, key=lambda case: few.error(few.ours(case[0], few.grid(case[1], budget))))
     grid = optimize_grid(train.flow, best, budget, train.noises, *span, iterations=iterations // 4)
     fitted = distill_solver(train.flow, best, grid, train.noises, iterations=iterations)
     return best, grid, fitted
@@ -234,6 +241,19 @@ def fitted(problem: Problem, budget: int, options: Any) -> Iterator[dict[str, An
     ):  # fmt: skip
         x = problem.ours(integrator, times)
         yield problem.row(budget, name, type(integrator).__name__, "fitted", x)
+
+
+def kept(path: Path | None, settings: dict[str, Any], rows: Iterable[Any]) -> list[Any]:
+    """What is at this path, if it was made with these settings; else the rows, put there."""
+    if path is not None and path.exists():
+        found = json.loads(path.read_text())
+        if found["settings"] == settings:
+            return found["rows"]
+    made = list(rows)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        saving.record({"settings": settings, "rows": made}, path)
+    return made
 
 
 def best(rows: Sequence[dict[str, Any]], *libraries: str) -> dict[str, Any] | None:
@@ -291,6 +311,7 @@ def parse(arguments: Sequence[str] | None) -> Any:
     made.add_argument("--count", type=int, default=512, help="noises that errors are taken over")
     made.add_argument("--train", type=int, default=1024, help="noises that are fitted on")
     made.add_argument("--iterations", type=int, default=200, help="of fitting")
+    made.add_argument("--parts", type=Path, help="where to keep what is done, and to go on from")
     options = reporting.options(made, arguments)
     options.spans = list(SPANS)
     if options.small:
@@ -304,19 +325,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     known = SAMPLER_PEERS if options.peers is None else options.peers
     peers, versions = installed([name for name in known if name in SAMPLER_PEERS])
+    settings = {"dtype": options.dtype, "count": options.count, "grids": options.grids}
+    fitting = {**settings, "train": options.train, "iterations": options.iterations}
     record: dict[str, Any] = {}
     for name, law in laws(options.real).items():
         for schedule in options.spans if name in options.laws else ():
-            problem, rows = Problem(law, schedule, options.count, seed=0), []
-            for budget in options.budgets:
-                rows += fixed(problem, budget, options.grids, peers)
-                rows += fitted(problem, budget, options) if budget in FITTED else ()
             label = f"{name}, {type(schedule).__name__}"
+            problem, rows = Problem(law, schedule, options.count, seed=0), []
+
+            def part(kind: str, label: str = label) -> Path | None:
+                return options.parts and options.parts / f"{label}, {kind}.json"
+
+            for budget in options.budgets:
+                own = {**settings, "peers": versions}
+                rows += kept(part(f"{budget}"), own, fixed(problem, budget, options.grids, peers))
+                if budget in FITTED:
+                    rows += kept(
+                        part(f"{budget} fitted"), fitting, fitted(problem, budget, options)
+                    )
             print(f"### {label}\n")
             reporting.table(HEAD, summary(rows, peers))
-            floor = problem.distance(problem.ends)
-            record[label] = {"rows": rows, "floor": floor}
-    reporting.write("samplers", options, {"peers": versions, "problems": record})
+            record[label] = {"rows": rows, "floor": problem.distance(problem.ends)}
+    reporting.write("samplers", options, {"peers": versions, **fitting, "problems": record})
     draw(record, peers, options)
 
 

@@ -4,7 +4,9 @@
 
 Trains a score model on scikit-learn's 8x8 digits, draws from it through the reverse SDE and the
 probability flow from one and the same noise, and compares held-out likelihoods with a coupling
-stack, a continuous normalizing flow, Gaussians and mixtures. Interrupted, it resumes.
+stack, a continuous normalizing flow, Gaussians and mixtures. Beside it stand the models of DDPM and
+NCSN (``digits_variants``), samplers by evaluations, and solvers fitted to the model
+(``digits_samplers``). Interrupted, it resumes.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ import argparse
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +36,10 @@ from flowsde.integrators import (
 from flowsde.nn import MLP
 from flowsde.paths import EDM, karras
 
-from . import saving
+from . import digits_samplers, digits_variants, saving
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 LEVELS, SIDE, DIM, STEPS = 17, 8, 64, 3500
 SCHEDULE = EDM(sigma_max=40.0)
@@ -122,6 +128,12 @@ class Judge:
     def _logits(self, pixels: Tensor) -> Tensor:
         return self.head(self.features(pixels / 8.0 - 1.0).relu())
 
+    def __call__(self, pixels: Tensor) -> dict[str, float]:
+        return {
+            "distance": self.distance(pixels), "copies": self.copies(pixels),
+            "confidence": self.confidence(pixels),
+        }  # fmt: skip
+
     @torch.no_grad()
     def confidence(self, pixels: Tensor) -> float:
         return float(self._logits(pixels).softmax(-1).amax(-1).mean())
@@ -188,6 +200,16 @@ def diffusion(data: Digits, train: Trainer) -> dict[str, fs.Denoiser]:
     bound = objectives.DenoisingScoreMatching(tuned, uniform, objectives.noise_weight)
     train("likelihood", bound, 800, lr=3e-4, ema=0.99, weight_decay=0.05)
     return {"diffusion, EDM weighting": samples, "diffusion, likelihood weighting": tuned}
+
+
+def variants(data: Digits, train: Trainer) -> dict[str, fs.Denoiser]:
+    """Score models of the same network, trained as DDPM and as NCSN have it."""
+    made = {}
+    for name, make in (("DDPM", digits_variants.ddpm), ("NCSN", digits_variants.ncsn)):
+        torch.manual_seed(train.seed)
+        made[name], objective = make(DIM)
+        train(name.lower(), objective.to(data.mean.device), 2000, lr=2e-3, ema=0.995)
+    return made
 
 
 class Whitened(nn.Module):
@@ -283,14 +305,55 @@ def table(data: Digits, denoiser: fs.Denoiser, judge: Judge, count: int, seed: i
         pixels = data.decode(solution.y1)
         rows.append({
             "integrator": sampler.name, "evaluations": solution.stats.evaluations,
-            "seconds": seconds, "distance": judge.distance(pixels),
-            "copies": judge.copies(pixels), "confidence": judge.confidence(pixels),
-            "pixels": pixels[:40],
+            "seconds": seconds, **judge(pixels), "pixels": pixels[:40],
         })  # fmt: skip
+        say(f"{sampler.name}, {seconds:.1f} s", rows[-1])
+    return rows
+
+
+def comparison(
+    data: Digits, denoisers: dict[str, fs.Denoiser], judge: Judge, count: int, seed: int
+) -> list[dict]:
+    """Each way to train by the sampler that came with it, and by another in 20 evaluations."""
+    rows = []
+    for name, denoiser in denoisers.items():
+        schedule = denoiser.schedule
+        base = fs.Normal(DIM, float(schedule.sigma(schedule.horizon))).to(data.mean.device)
+        for sampler, run in digits_variants.SAMPLERS[name].items():
+            with torch.no_grad():
+                z, evaluations = run(denoiser, base.sample(count, seed), seed)
+            pixels = data.decode(z)
+            row = {"training": name, "integrator": sampler, "evaluations": evaluations}
+            rows.append({**row, **judge(pixels), "pixels": pixels[:40]})
+            say(f"{name}, {sampler}", rows[-1])
+    return rows
+
+
+def say(name: str, row: dict) -> None:
+    print(
+        f"{name:24s} {row['evaluations']:5d} evaluations   distance {row['distance']:6.3f}   "
+        f"near copies {row['copies']:6.2%}   confidence {row['confidence']:.3f}", flush=True,
+    )  # fmt: skip
+
+
+def budgets(
+    data: Digits, denoiser: fs.Denoiser, judge: Judge, seed: int, small: bool
+) -> list[dict]:
+    """Samplers by evaluations, and what is fitted."""
+    base = fs.Normal(DIM, SCHEDULE.sigma_max).to(data.mean.device)
+    floor = judge.distance(data.train)
+    table = digits_samplers.Budgets(
+        denoiser, T0, base.sample(50 if small else 2000, seed),
+        base.sample(16 if small else 512, seed + 1),
+        lambda z: judge.distance(data.decode(z)) / floor,
+    )  # fmt: skip
+    if small:
+        table = replace(table, evaluations=(5,), fitted=(5,), iterations=4)
+    rows = table.rows()
+    for row in rows:
         print(
-            f"{sampler.name:18s} {rows[-1]['evaluations']:5d} evaluations  {seconds:6.2f} s   "
-            f"distance {rows[-1]['distance']:6.3f}   near copies {rows[-1]['copies']:6.2%}   "
-            f"confidence {rows[-1]['confidence']:.3f}"
+            f"{row['sampler']:18s} {row['evaluations']:3d} evaluations   "
+            f"error {row['error']:.4f}   distance / floor {row['distance']:.2f}"
         )
     return rows
 
@@ -351,8 +414,33 @@ def baselines(train: Tensor, seed: int) -> dict[str, Callable[[Tensor], Tensor]]
 # --- pictures -------------------------------------------------------------------------------------
 
 
+def show(axis: Axes, pixels: Tensor, title: str, columns: int) -> None:
+    tiles = pixels.cpu().reshape(-1, columns, SIDE, SIDE)
+    tiles = nn.functional.pad(tiles, (1, 1, 1, 1), value=8.0)
+    axis.imshow(tiles.permute(0, 2, 1, 3).reshape(-1, columns * (SIDE + 2)), cmap="gray_r")
+    axis.set_title(title, fontsize=9)
+
+
+def panels(data: Digits, rows: list[dict], title: str, path: Path) -> None:
+    """Images of each row, held-out ones first."""
+    from matplotlib import pyplot as plt
+
+    found = [("held-out images", data.test[:40])]
+    for row in rows:
+        name = ", ".join(row[key] for key in ("training", "integrator") if key in row)
+        found.append((f"{name}, {row['evaluations']} ev.", row["pixels"]))
+    columns = math.ceil(len(found) / 2)
+    figure, axes = plt.subplots(2, columns, figsize=(3.2 * columns, 5.2))
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (name, pixels) in zip(axes.flat, found, strict=False):
+        show(axis, pixels, name, 8 if len(pixels) % 8 == 0 else len(pixels))
+    figure.suptitle(title)
+    saving.picture(figure, path)
+
+
 def pictures(
-    out: Path, data: Digits, denoiser: fs.Denoiser, rows: list[dict],
+    out: Path, data: Digits, denoiser: fs.Denoiser, rows: dict[str, list[dict]],
     likelihood: dict[str, tuple[float, float]], seed: int,
 ) -> None:  # fmt: skip
     import matplotlib as mpl
@@ -360,22 +448,11 @@ def pictures(
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    def show(axis: plt.Axes, pixels: Tensor, title: str, columns: int) -> None:
-        tiles = pixels.cpu().reshape(-1, columns, SIDE, SIDE)
-        tiles = nn.functional.pad(tiles, (1, 1, 1, 1), value=8.0)
-        axis.imshow(tiles.permute(0, 2, 1, 3).reshape(-1, columns * (SIDE + 2)), cmap="gray_r")
-        axis.set_title(title, fontsize=9)
-        axis.axis("off")
-
-    panels = [("held-out images", data.test[:40])]
-    panels += [(f"{row['integrator']}, {row['evaluations']} ev.", row["pixels"]) for row in rows]
-    figure, axes = plt.subplots(2, math.ceil(len(panels) / 2), figsize=(16, 5.2))
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, (title, pixels) in zip(axes.flat, panels, strict=False):
-        show(axis, pixels, title, 8 if len(pixels) % 8 == 0 else len(pixels))
-    figure.suptitle("Digits from one score model, the same noise in every panel")
-    saving.picture(figure, out / "samples.png")
+    title = "Digits from one score model, the same noise in every panel"
+    panels(data, rows["samplers"], title, out / "samples.png")
+    title = "Digits from one network, trained in three ways"
+    panels(data, rows["variants"], title, out / "variants.png")
+    digits_samplers.picture(rows["budgets"], out / "budgets.png")
 
     noise = fs.Normal(DIM, SCHEDULE.sigma_max).to(data.mean.device).sample(8, seed)
     kept = [row for row in samplers() if row.name in ("Euler-Maruyama", "DPM-Solver++(2M)")][:3:2]
@@ -386,6 +463,7 @@ def pictures(
         sizes = (times.to(frames)[:, None, None].square() + 1.0).sqrt()
         x = (frames / sizes) @ data.axes.T + data.mean
         show(axis, ((x + 1.0) * 8.0).clamp(0, 16).transpose(0, 1).flatten(0, 1), sampler.name, 12)
+        axis.axis("off")
     figure.suptitle("From noise (left) to digit (right)")
     saving.picture(figure, out / "trajectories.png")
 
@@ -423,19 +501,29 @@ def main() -> None:
     trainer = Trainer(data, out, options.seed, steps / STEPS)
     denoisers = diffusion(data, trainer)
     denoiser = denoisers["diffusion, EDM weighting"]
+    trained = {"EDM": denoiser, **variants(data, trainer)}
     others = flows(data, trainer)
 
     floor = judge.distance(data.train)
-    rows = table(data, denoiser, judge, count, options.seed)
+    print("One score model by several integrators")
+    rows = {"samplers": table(data, denoiser, judge, count, options.seed)}
     print(
         f"floor: training against held-out images {floor:.3f}; classifier accuracy "
         f"{judge.accuracy:.3f}, confidence on held-out images {judge.confidence(data.test):.3f}"
     )
+    print("One network trained in several ways")
+    rows["variants"] = comparison(data, trained, judge, count, options.seed)
+    print("Few evaluations: distances over the floor, errors to fine trajectories")
+    rows["budgets"] = budgets(data, denoiser, judge, options.seed, options.small)
+    print("Held-out likelihood")
     likelihood = likelihoods(data, denoisers, others, options.seed, held)
     pictures(out, data, denoiser, rows, likelihood, options.seed)
     record = {
         "floor": floor, "accuracy": judge.accuracy, "confidence": judge.confidence(data.test),
-        "samplers": [{k: v for k, v in row.items() if k != "pixels"} for row in rows],
+        **{
+            name: [{k: v for k, v in row.items() if k != "pixels"} for row in own]
+            for name, own in rows.items()
+        },
         "bits per dim": likelihood, "seconds": time.perf_counter() - start,
     }  # fmt: skip
     saving.record(record, out / "results.json")

@@ -36,6 +36,7 @@ from benchmarks import (
     overhead,
     peers,
     problems,
+    sampler_overhead,
     samplers,
     sde_gradients,
     sde_overhead,
@@ -166,6 +167,15 @@ def test_samplers_of_diffusers() -> None:
         x, asked = problem.theirs(run, times)
         assert asked == 6 * asks
         torch.testing.assert_close(x, problem.ours(method, times), rtol=1e-5, atol=1e-5)
+
+
+def test_sampler_overhead(tmp_path: Path) -> None:
+    """Its claim too: twelve operations a step of DPM-Solver++(2M) beyond the network, or fewer."""
+    sampler_overhead.main(["--small", "--peers", "--out", str(tmp_path)])
+    counted = record(tmp_path, "sampler_overhead")["counts"]
+    for row in counted["DPM++ 2M"].values():
+        assert row["operations"] <= 12
+        assert row["reads"] == 0
 
 
 def test_overhead(tmp_path: Path) -> None:
