@@ -347,6 +347,42 @@ def test_per_sample_gradients_replay() -> None:
         assert torch.allclose(other, found[0], rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("ito", [False, True], ids=["stratonovich", "ito"])
+def test_backsolve_meets_the_exact_gradient_as_the_tolerance_falls(ito: bool) -> None:
+    """Geometric Brownian motion, back over the steps that were accepted, from saved times too."""
+    sde = fs.SDE(
+        lambda t, y, a, b: a * y, lambda t, y, a, b: b * y, noise="diagonal", stratonovich=not ito
+    )
+    method = StepDoubling(Milstein()) if ito else StochasticHeun()
+    path, at = BrownianTree(SEEDS, 0.0, 1.0), torch.tensor([0.4, 1.0])
+    start = torch.linspace(0.5, 1.0, len(SEEDS))[:, None]
+    given = [start, torch.full_like(start, 0.3), torch.full_like(start, 0.8)]
+    y0, a, b = (x.clone().requires_grad_() for x in given)
+    tree = path.tree(0.0, 1.0, Draws(start))
+    rate = a - 0.5 * b * b if ito else a
+    ends = [y0 * torch.exp(rate * t + b * tree(0, 0.0, t).w) for t in at.tolist()]
+    exact = torch.autograd.grad(torch.stack(ends).square().sum(), [y0, a, b])
+    errors, powers = [], (2, 4, 6)
+    for n in powers:
+        sol = fs.solve(
+            sde, y0, 0.0, 1.0, args=(a, b), integrator=method, path=path, save_at=at,
+            stepping=fs.Adaptive(2.0**-n, 2.0**-n, **GAINS), adjoint=fs.Backsolve(),
+        )  # fmt: skip
+        near = torch.autograd.grad(sol.ys.square().sum(), [y0, a, b])
+        gaps = (p - q for p, q in zip(near, exact, strict=True))
+        errors.append(float(sum(gap.square().mean() for gap in gaps)) ** 0.5)
+    assert errors == sorted(errors, reverse=True), errors
+    found = slope(errors, [2**n for n in powers])
+    assert found > 1.0 / method.exponent(sde) - 0.2, (found, errors)
+
+
+def test_backsolve_refuses_samples_with_steps_of_their_own() -> None:
+    refused(
+        "Checkpointed", y0=torch.ones(3, 2, requires_grad=True), adjoint=fs.Backsolve(),
+        stepping=fs.Adaptive(per_sample=True),
+    )  # fmt: skip
+
+
 # --- the first step -------------------------------------------------------------------------------
 
 
