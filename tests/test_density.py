@@ -93,6 +93,14 @@ def test_estimators_are_unbiased(estimator: fs.Divergence) -> None:
         assert bool(((value.detach().mean(0) - truth.detach()).abs() < 5 * error + 1e-12).all())
 
 
+@pytest.mark.parametrize("estimator", [fs.Exact(), *ESTIMATORS], ids=str)
+def test_no_sample_has_no_density(estimator: fs.Divergence) -> None:
+    ode = fs.ODE(lambda t, y: -y.sin())
+    flow = fs.Flow(fs.Normal((2, 3)), ode, divergence=estimator)
+    found = flow.log_prob(torch.zeros(0, 2, 3), generator=generator(0))
+    assert found.shape == (0,)
+
+
 def test_more_probes_spread_less() -> None:
     made, x, t = field(5, 3), torch.randn(1, 5).expand(3000, 5), torch.tensor(0.3)
     spreads = [

@@ -165,7 +165,7 @@ class Dequantize(Map):
         assert seed is not None
         key = _random.keys(seed, len(y0), y0.device, _random.EXTRA)
         steps = torch.zeros(1, dtype=torch.int64, device=y0.device)
-        u = _random.uniform(key, steps, y0[0].numel()).reshape(y0.shape).to(y0.dtype)
+        u = _random.uniform(key, steps, y0.shape[1:].numel()).reshape(y0.shape).to(y0.dtype)
         made = Dequantize(self.levels)
         made._u = u.clamp(max=1.0 - 2.0 * self.levels * torch.finfo(y0.dtype).eps)
         return made
@@ -183,4 +183,4 @@ class Dequantize(Map):
         return (y * self.levels).floor().clamp(0, self.levels - 1), self._volume(y)
 
     def _volume(self, y: Tensor) -> Tensor:
-        return y.new_full((len(y),), y[0].numel() * math.log(self.levels))
+        return y.new_full((len(y),), y.shape[1:].numel() * math.log(self.levels))

@@ -112,7 +112,7 @@ class Exact(Divergence):
     """The trace itself: one vector-Jacobian product a component, vectorised."""
 
     def directions(self, out: Tensor, y: Tensor) -> Tensor:
-        size = y[0].numel()
+        size = y.shape[1:].numel()
         basis = torch.eye(size, dtype=y.dtype, device=y.device)
         return basis[:, None].expand(size, len(y), size).reshape(size, *y.shape)
 
@@ -136,7 +136,7 @@ class _Drawn(Divergence):
         key = _random.keys(seed, len(y0), y0.device, _random.PROBE)
         draw = _random.rademacher if self.probe == "rademacher" else _random.normal
         steps = torch.arange(self.draws * self.samples, device=y0.device)
-        drawn = draw(key, steps, y0[0].numel(), y0.dtype)
+        drawn = draw(key, steps, y0.shape[1:].numel(), y0.dtype)
         drawn = drawn * self.samples**-0.5
         return replace(self, drawn=drawn.reshape(len(steps), *y0.shape))
 
@@ -188,7 +188,8 @@ class HutchPlusPlus(_Drawn):
         basis = torch.linalg.qr(columns).Q
         rest = self.drawn[self.samples :].flatten(2).permute(1, 2, 0)
         rest = rest - basis @ (basis.mT @ rest)
-        return torch.cat((basis, rest), -1).permute(2, 0, 1).reshape(-1, *y.shape)
+        both = torch.cat((basis, rest), -1)
+        return both.permute(2, 0, 1).reshape(both.shape[-1], *y.shape)
 
 
 @overload
