@@ -355,7 +355,8 @@ class _Aim:
         gaps = [(a - b).abs().square() for a, b in pairs]
         total = torch.stack([gap.sum() for gap in gaps]).sum()
         mean = total / sum(gap.numel() for gap in gaps)
-        return mean.clamp(min=torch.finfo(mean.dtype).tiny).log().nan_to_num(nan=math.inf)
+        mean = mean.clamp(min=torch.finfo(mean.dtype).tiny)
+        return mean.log().nan_to_num(nan=math.inf, posinf=math.inf)
 
     def miss(self, solver: Solver) -> Tensor:
         """The distance at the end of a coarse solve."""

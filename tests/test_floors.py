@@ -24,7 +24,7 @@ FLOORS = [
     {"_backsolve", "_retrace", "_leap", "_sweep"},
     {"adjoint", "executor"},
     {"solve", "bases"},
-    {"steady"},
+    {"steady", "accuracy"},
     {"flow"},
     {"objectives"},
     {"models"},
