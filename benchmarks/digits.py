@@ -18,6 +18,8 @@ import torch
 
 from examples.digits import STEPS, Digits, Trainer, bits, diffusion, likelihood_flow
 
+NAMES = "training", "integrator", "evaluations"
+
 
 def spread(values: list[float]) -> str:
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
@@ -29,12 +31,19 @@ def summary(records: list[dict]) -> None:
     for name in ("floor", "accuracy", "confidence", "seconds"):
         print(f"  {name:34s} {spread([r[name] for r in records])}")
     print("  sampler, evaluations: distance, distance / floor, near copies, confidence")
-    for rows in zip(*(r["samplers"] for r in records), strict=True):
-        label = f"{rows[0]['integrator']}, {rows[0]['evaluations']}"
-        ratio = [row["distance"] / r["floor"] for row, r in zip(rows, records, strict=True)]
-        columns = [spread([row[key] for row in rows]) for key in ("copies", "confidence")]
-        distance = spread([row["distance"] for row in rows])
-        print(f"  {label:34s} {distance}  {spread(ratio)}  {columns[0]}  {columns[1]}")
+    for table in ("samplers", "variants"):
+        for rows in zip(*(r[table] for r in records), strict=True):
+            names = [str(rows[0][key]) for key in NAMES if key in rows[0]]
+            ratio = [row["distance"] / r["floor"] for row, r in zip(rows, records, strict=True)]
+            columns = [spread([row[key] for row in rows]) for key in ("copies", "confidence")]
+            distance = spread([row["distance"] for row in rows])
+            label = ", ".join(names)
+            print(f"  {label:34s} {distance}  {spread(ratio)}  {columns[0]}  {columns[1]}")
+    print("  sampler, evaluations: trajectory error, distance / floor")
+    for rows in zip(*(r["budgets"] for r in records), strict=True):
+        label = f"{rows[0]['sampler']}, {rows[0]['evaluations']}"
+        columns = [spread([row[key] for row in rows]) for key in ("error", "distance")]
+        print(f"  {label:34s} {columns[0]}  {columns[1]}")
     print("  held-out bits/dim")
     for name in records[0]["bits per dim"]:
         print(f"  {name:34s} {spread([r['bits per dim'][name][0] for r in records])}")

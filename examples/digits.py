@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 LEVELS, SIDE, DIM, STEPS = 17, 8, 64, 3500
 SCHEDULE = EDM(sigma_max=40.0)
-T0 = 0.005  # where data stands: a twelfth of the half-width of a grey level
+T0 = digits_variants.T0[EDM]  # where data stands: a twelfth of the half-width of a grey level
 
 
 # --- data -----------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def plain(law: TwoModes, x: Tensor, seed: int) -> Tensor:
 
 
 def annealed(law: TwoModes, x: Tensor, seed: int) -> Tensor:
-    """As many steps, an equal part of them at each level of noise."""
+    """As many steps, an equal part at each level of noise; that of the last is left in."""
     schedule = EDM(sigma_max=20.0)
     levels = torch.logspace(math.log10(schedule.sigma_max), 0.0, LEVELS)
     dynamics = fs.LinearSDE(schedule).annealed_langevin(
