@@ -219,6 +219,8 @@ def test_cde(tmp_path: Path) -> None:
     found = record(tmp_path, "cde")
     assert all(row["gap"] < 1e-4 for row in found["splines"].values())
     assert found["training"]["torchcde, midpoint, backpropagation"]["gap"] < 1e-5
+    evaluations = {name: row["evaluations"] for name, row in found["long"].items()}
+    assert evaluations == {"point by point": 199, "log-ODE, depth 1": 20, "log-ODE, depth 2": 20}
 
 
 def test_spirals(tmp_path: Path) -> None:

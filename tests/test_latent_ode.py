@@ -144,6 +144,67 @@ def test_the_bound_lies_below_the_exact_evidence() -> None:
     assert bool((free > bounds).all())
 
 
+class LogRates(nn.Module):
+    """log lambda = (a + b z_0, a + b z_0)."""
+
+    def __init__(self, a: float, b: float) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Parameter(torch.tensor(v)) for v in (a, b))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return (self.a + self.b * z[..., :1]).expand(*z.shape[:-1], 2)
+
+
+@pytest.mark.parametrize("b", [0.0, 0.7])
+def test_times_are_a_poisson_process(b: float) -> None:
+    """Where z_0 goes at unit speed, rates and their integral are known; so are the gradients."""
+    x = collate(ragged())
+    drift = fs.ODE(lambda t, z: torch.ones_like(z), batched_time=True)
+    rates, found = LogRates(0.3, b), []
+    for intensity in (None, rates):
+        model = latent(dynamics=drift, intensity=intensity, solver=TIGHT)
+        found.append(model.elbo(x.values, x.times, generator=generator(5)))
+    mean, std = model.encode(x.values, x.times)
+    z0 = (mean + std * torch.randn(mean.shape, generator=generator(5)))[:, :1]
+    a, w = (torch.tensor(float(v), requires_grad=True) for v in (rates.a, rates.b))
+    seen = x.mask.any(-1)
+    last = torch.where(seen, x.times, 0.0).amax(1, keepdim=True)
+    over = torch.expm1(w * last) / w if b else last
+    expected = 2.0 * torch.exp(a + w * z0) * over
+    logs = x.mask.sum(-1) * (a + w * (z0 + x.times))
+    exact = torch.where(seen, logs, 0.0).sum(1) - expected[:, 0]
+    assert torch.allclose(found[1] - found[0], exact, rtol=1e-7, atol=1e-7)
+    grads = torch.autograd.grad(found[1].sum(), [rates.a, rates.b])
+    wanted = torch.autograd.grad(exact.sum(), [a, w])
+    assert torch.allclose(grads[0], wanted[0], rtol=1e-6)
+    assert not b or torch.allclose(grads[1], wanted[1], rtol=1e-6)
+
+
+def test_noise_is_learned_where_its_logarithm_is_a_parameter() -> None:
+    """The bound is that of the same number; and at its best the noise is the error's own size."""
+    x, log_noise = collate(ragged()), nn.Parameter(torch.tensor([0.5, 0.5]).log())
+    fixed, learned = latent(), latent()
+    learned.log_noise = log_noise
+    bounds = [m.elbo(x.values, x.times, generator=generator(5)) for m in (fixed, learned)]
+    assert torch.allclose(*bounds, rtol=1e-12)
+    assert log_noise in set(learned.parameters())
+    grad = torch.autograd.grad(bounds[1].sum(), log_noise)[0]
+    error = torch.where(x.mask, x.values - learned.infer(
+        x.values, x.times, generator=generator(5)), 0.0)  # fmt: skip
+    wanted = (error.square() / 0.25 - x.mask.to(error.dtype)).sum((0, 1))
+    assert torch.allclose(grad, wanted, rtol=1e-10)
+
+
+def test_an_encoder_may_be_given_the_past_alone() -> None:
+    x = collate(ragged())
+    past = x.values.masked_fill(x.times[..., None] > 0.4, torch.nan)
+    model = latent()
+    whole = model.elbo(x.values, x.times, past, generator=generator(5), weight=0.0)
+    path = model.infer(past, x.times, generator=generator(5), at=x.times)
+    exact = torch.distributions.Normal(path, 0.5).log_prob(x.values.nan_to_num())
+    assert torch.allclose(whole, torch.where(x.mask, exact, 0.0).sum((1, 2)), rtol=1e-8)
+
+
 @encoders
 @torch.no_grad()
 def test_what_was_not_seen_changes_nothing(kind: Any) -> None:

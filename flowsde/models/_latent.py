@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from .._scalar import Scalar, log
+
 
 def draw(mean: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
     """One draw of N(mean, std^2), differentiable by both."""
@@ -21,11 +23,11 @@ def divergence(mean: Tensor, std: Tensor, other: Tensor, log_std: Tensor) -> Ten
     return (0.5 * (ratio.square() + gap.square() - 1.0) - ratio.log()).sum(-1)
 
 
-def seen_log_prob(x: Tensor, mean: Tensor, noise: float) -> Tensor:
+def seen_log_prob(x: Tensor, mean: Tensor, noise: Scalar) -> Tensor:
     """log N(x; mean, noise^2) of the values of ``(batch, n, channels)`` that are numbers."""
     seen = ~torch.isnan(x)
     error = (torch.where(seen, x, 0.0) - mean) / noise
-    log_prob = -0.5 * error.square() - math.log(noise * math.sqrt(2.0 * math.pi))
+    log_prob = -0.5 * error.square() - log(noise) - 0.5 * math.log(2.0 * math.pi)
     return torch.where(seen, log_prob, 0.0).sum((1, 2))
 
 

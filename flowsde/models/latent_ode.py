@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from .._scalar import Scalar, exp
 from ..dynamics.base import Dynamics
 from ..dynamics.differential import ODE
 from ..integrators.explicit import Dopri5, Midpoint
 from ..nn import MLP
 from ..solve import Solver
 from ..stepping import Adaptive, Fixed
+from ..transforms.augmented import Augmented
 from ._latent import divergence, draw, seen_log_prob
 
 __all__ = ["Encoder", "GapGRU", "LatentODE", "ODERNN"]
@@ -119,10 +123,13 @@ class LatentODE(nn.Module):
 
     Args:
         channels, latent: sizes of x and z.
-        noise: standard deviation of an observation.
+        noise: standard deviation of an observation; or, to be learned, a parameter that holds the
+            logarithm of it, ``()`` or ``(channels,)``.
         encoder: ``GapGRU(channels)`` by default, or ``ODERNN(channels)``.
         dynamics: of z; by default a network with two hidden layers of 20.
         decoder: from ``(..., latent)`` to ``(..., channels)``; one hidden layer of 20 by default.
+        intensity: from ``(..., latent)`` to ``(..., channels)``, the logarithms of rates: where one
+            is given, when values are seen is a Poisson process of these, until the last one.
         start: the time t_0.
         solver: of every path.
 
@@ -135,16 +142,24 @@ class LatentODE(nn.Module):
     """
 
     def __init__(
-        self, channels: int, latent: int, noise: float, *, encoder: Encoder | None = None,
-        dynamics: Dynamics | None = None, decoder: nn.Module | None = None, start: float = 0.0,
+        self, channels: int, latent: int, noise: float | nn.Parameter, *,
+        encoder: Encoder | None = None, dynamics: Dynamics | None = None,
+        decoder: nn.Module | None = None, intensity: nn.Module | None = None, start: float = 0.0,
         solver: Solver = Solver(Dopri5(), Adaptive(1e-3, 1e-4)),
     ) -> None:  # fmt: skip
         super().__init__()
-        self.noise, self.latent, self.start, self.solver = noise, latent, start, solver
+        self.latent, self.start, self.solver = latent, start, solver
+        self.log_noise = noise if isinstance(noise, nn.Parameter) else math.log(noise)
         self.encoder = GapGRU(channels) if encoder is None else encoder
         self.starter = nn.Linear(self.encoder.width, 2 * latent)
         self.dynamics = _network(latent, 20, 20) if dynamics is None else dynamics
         self.decoder = MLP([latent, 20, channels], nn.ReLU) if decoder is None else decoder
+        self.intensity = intensity
+
+    @property
+    def noise(self) -> Scalar:
+        """Standard deviation of an observation."""
+        return exp(self.log_noise)
 
     def encode(self, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
         """(m_x, s_x), ``(batch, latent)`` each: of the rows in which something was seen."""
@@ -165,32 +180,48 @@ class LatentODE(nn.Module):
 
         Every series is kept at the times of all: irregular ones share what times they can.
         """
+        return self._solve(self.dynamics, z0, times)
+
+    def _solve(self, dynamics: Dynamics, z0: Tensor, times: Tensor) -> Tensor:
         if times.requires_grad:
             raise TypeError("the times of series carry no gradient: detach() them")
         if not bool((times >= self.start).all()):
             raise ValueError(f"times are numbers from {self.start}, the start, on")
         union, place = torch.unique(times, return_inverse=True)
         end = float(union[-1])
-        ys = self.solver.solve(self.dynamics, z0, self.start, end, save_at=union).ys
+        ys = self.solver.solve(dynamics, z0, self.start, end, save_at=union).ys
         assert isinstance(ys, Tensor)
         return ys[place, torch.arange(len(z0), device=z0.device)[:, None]]
 
     def elbo(
-        self, x: Tensor, times: Tensor, *, generator: torch.Generator, weight: float = 1.0
-    ) -> Tensor:
+        self, x: Tensor, times: Tensor, given: Tensor | None = None, *,
+        generator: torch.Generator, weight: float = 1.0,
+    ) -> Tensor:  # fmt: skip
         """A lower bound of log p(x), in one sample ``(batch,)``.
 
             log p(x | z) - weight KL(q(z_0) || p(z_0))
 
+        With an intensity log p(x | z) has two terms more, of the times at which values were seen:
+
+            sum_i log lambda(z(t_i)) - integral of lambda(z(t)) dt from t_0 to the last of them
+
         Args:
+            given: what the encoder reads, shaped as x: x, or what was seen of it by a certain time,
+                so that the posterior learns to forecast the rest.
             generator: of the draws.
             weight: of the divergence; below one while training warms up.
         """
-        mean, std = self.encode(x, times)
+        mean, std = self.encode(x if given is None else given, times)
         at = torch.where(_seen(x), self._own(times, x), self.start)
-        z = self.paths(draw(mean, std, generator), at)
-        zero = torch.zeros_like(mean[0])
-        fit = seen_log_prob(x, self.decoder(z), self.noise)
+        z0, zero = draw(mean, std, generator), torch.zeros_like(mean[0])
+        if self.intensity is None:
+            z, fit = self.paths(z0, at), zero.new_zeros(len(x))
+        else:
+            both = _Counted(self.dynamics, self.intensity)
+            z, expected = both.leave(self._solve(both, both.enter(z0), at))
+            fit = torch.where(torch.isnan(x), 0.0, self.intensity(z)).sum((1, 2))
+            fit = fit - expected.amax(1)
+        fit = fit + seen_log_prob(x, self.decoder(z), self.noise)
         return fit - weight * divergence(mean, std, zero, zero)
 
     def infer(
@@ -216,6 +247,17 @@ class LatentODE(nn.Module):
                 f"{tuple(x.shape)} and {tuple(times.shape)}"
             )
         return times.expand(x.shape[:2])
+
+
+class _Counted(Augmented):
+    """z, and how many values are to be seen so far: the integral of all rates."""
+
+    def __init__(self, dynamics: Dynamics, intensity: nn.Module) -> None:
+        super().__init__(dynamics, None)
+        self.dynamics, self.intensity = dynamics, intensity
+
+    def drift_and_rate(self, t: Tensor, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        return self.dynamics(t, y), self.intensity(y).exp().sum(-1)
 
 
 def _network(size: int, *hidden: int) -> ODE:

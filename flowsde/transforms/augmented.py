@@ -24,7 +24,7 @@ class Augmented(Dynamics):
     ``enter(y)`` starts it, ``leave(z)`` gives (y, l) of a state or of saved states.
     """
 
-    def __init__(self, dynamics: Dynamics, noise: Noise) -> None:
+    def __init__(self, dynamics: Dynamics, noise: Noise | None) -> None:
         super().__init__()
         self.noise, self.horizon = noise, dynamics.horizon
         self.batched_time, self.random = dynamics.batched_time, dynamics.random
