@@ -97,6 +97,27 @@ def test_the_context_knows_what_is_to_come_and_nothing_else() -> None:
         assert torch.allclose(own, drift(torch.tensor(t), y, context))
 
 
+@torch.no_grad()
+def test_the_bound_pays_the_divergence_of_the_paths() -> None:
+    """The posterior knows what steers it, ``path_kl`` finds it from the two drifts: on one path."""
+    model, x, draws = latent(), series(), generator(8)
+    mean, std, context = model.encode(x)
+    both = fs.path_kl(model.posterior, model.prior)
+    start = mean + std * torch.randn(mean.shape, generator=draws)
+    saved = model.solver.solve(
+        both, both.enter(start), 0.0, 1.0, args=(context,), save_at=model.times, generator=draws
+    ).ys  # fmt: skip
+    z, kl = both.leave(saved.transpose(0, 1))
+    laws = (
+        torch.distributions.Normal(mean, std),
+        torch.distributions.Normal(model.start[0], model.start[1].exp()),
+    )
+    ends = torch.distributions.kl_divergence(*laws).sum(-1)
+    bound = log_likelihood(x, model.decoder(z), model.noise) - kl[:, -1] - ends
+    assert torch.allclose(model.elbo(x, generator=generator(8)), bound, rtol=1e-10)
+    assert bool((kl[:, -1] > 0.0).all())
+
+
 def test_each_component_has_a_diffusion_of_its_own() -> None:
     """So that methods for diagonal noise hold; and prior and posterior share it."""
     model, y = latent(), torch.randn(2)

@@ -14,7 +14,7 @@ from ..integrators.stochastic import EulerMaruyama
 from ..nn import MLP
 from ..solve import Solver
 from ..stepping import Fixed
-from ..transforms import path_kl
+from ..transforms.augmented import Augmented, noise_of
 from ._latent import beside, divergence, draw, seen_log_prob
 
 __all__ = ["LatentSDE"]
@@ -24,11 +24,12 @@ class LatentSDE(nn.Module):
     """Series seen through noise, of a diffusion that is not seen.
 
         prior        z(t_0) ~ N(m, s^2),       dz = h(t, z) dt + g(z) dW
-        posterior    z(t_0) ~ N(m_x, s_x^2),   dz = f(t, z, c_x(t)) dt + g(z) dW
+        posterior    z(t_0) ~ N(m_x, s_x^2),   dz = (h(t, z) + g(z) u(t, z, c_x(t))) dt + g(z) dW
         likelihood   x_i ~ N(W z(t_i) + b, noise^2)
 
     c_x(t) is what a GRU, run backwards over the series, knows at the first of the times after t,
-    together with the time until then.
+    together with the time until then. u = k (m - z) pulls to a place m(t, z, c) by k(t, z, c) > 0;
+    |u|^2 / 2 over time is what ``path_kl`` of the two gathers.
     ``prior`` and ``posterior`` are SDEs, the latter with the context ``(batch, n, context)`` as its
     argument. A series x is ``(batch, n, channels)`` at the n times, not-a-number where nothing was
     seen.
@@ -60,12 +61,14 @@ class LatentSDE(nn.Module):
         self.noise, self.solver = noise, solver
         shared = _Diagonal(latent, width // 4)
         self.prior = SDE(_Prior(latent, width), shared, noise="diagonal", batched_time=True)
-        drift = _Posterior(times, latent, context, width)
+        drift = _Steered(self.prior, times, latent, context, width)
         self.posterior = SDE(drift, shared, noise="diagonal", batched_time=True)
         self.encoder = nn.GRU(2 * channels + 1, width, batch_first=True)
-        self.reader, self.starter = nn.Linear(width, context), nn.Linear(width, 2 * latent)
+        known = width + 2 * channels + 1
+        self.reader, self.starter = nn.Linear(known, context), nn.Linear(known, 2 * latent)
         self.start = nn.Parameter(torch.zeros(2, latent))  # the prior's m and log s
         self.decoder = nn.Linear(latent, channels)
+        nn.init.orthogonal_(self.decoder.weight)  # z starts on the scale of x
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(m_x, s_x, c_x): the posterior's start, ``(batch, latent)`` each, and its context."""
@@ -77,7 +80,7 @@ class LatentSDE(nn.Module):
         seen = ~torch.isnan(x)
         gaps = functional.pad(self.times.diff(), (0, 1))[:, None].expand(*x.shape[:2], 1)
         inputs = torch.cat((torch.where(seen, x, 0.0), seen.to(x.dtype), gaps), -1)
-        known = self.encoder(inputs.flip(1))[0].flip(1)
+        known = torch.cat((self.encoder(inputs.flip(1))[0].flip(1), inputs), -1)
         mean, log_std = self.starter(known[:, 0]).chunk(2, -1)
         return mean, log_std.exp(), self.reader(known)
 
@@ -91,7 +94,7 @@ class LatentSDE(nn.Module):
             weight: of the divergences; below one while training warms up.
         """
         mean, std, context = self.encode(x)
-        both = path_kl(self.posterior, self.prior)
+        both = _WithDivergence(self.posterior)
         start = both.enter(draw(mean, std, generator))
         z, kl = both.leave(self._solve(both, start, self.times, generator, (context,)))
         fit = seen_log_prob(x, self.decoder(z), self.noise)
@@ -135,26 +138,52 @@ class _Prior(nn.Module):
         return self.net(beside(t, y))
 
 
-class _Posterior(nn.Module):
+class _Steered(nn.Module):
+    """The posterior's drift, h + g u with u = k (m - z): k > 0 and m are a network's."""
+
     times: Tensor
 
-    def __init__(self, times: Tensor, latent: int, context: int, width: int) -> None:
+    def __init__(self, prior: SDE, times: Tensor, latent: int, context: int, width: int) -> None:
         super().__init__()
         self.register_buffer("times", times)
-        self.net = MLP([latent + 2 + context, width, width, latent], nn.Softplus)
+        self.prior = prior
+        self.net = MLP([latent + 2 + context, width, width, 2 * latent], nn.Softplus)
 
     def forward(self, t: Tensor, y: Tensor, context: Tensor) -> Tensor:
+        return self.steer(t, y, context)[0]
+
+    def steer(self, t: Tensor, y: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """The drift, and u."""
         i = torch.searchsorted(self.times, t.detach(), right=True).clamp(max=len(self.times) - 1)
         if t.ndim:
             now = context[torch.arange(len(y), device=y.device), i]
         else:
             now = context.index_select(1, i.reshape(1))[:, 0]
         wait = self.times[i].to(t.dtype) - t
-        return self.net(torch.cat((beside(wait, beside(t, y)), now), -1))
+        pull, aim = self.net(torch.cat((beside(wait, beside(t, y)), now), -1)).chunk(2, -1)
+        control = functional.softplus(pull) * (aim - y)
+        return self.prior(t, y) + self.prior.diffusion(t, y) * control, control
+
+
+class _WithDivergence(Augmented):
+    """[z, l] as of ``path_kl``, dl/dt = 1/2 |u|^2, by the control itself: h is evaluated once."""
+
+    def __init__(self, posterior: SDE) -> None:
+        super().__init__(posterior, noise_of(posterior))
+        drift = posterior.f
+        assert isinstance(drift, _Steered)
+        self.posterior, self.drift = posterior, drift
+
+    def drift_and_rate(self, t: Tensor, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        drift, control = self.drift.steer(t, y, *args)
+        return drift, 0.5 * control.square().sum(-1)
+
+    def diffusion(self, t: Tensor, y: Tensor, *args: Any) -> Tensor:
+        return functional.pad(self.posterior.diffusion(t, y[:, :-1]), (0, 1))
 
 
 class _Diagonal(nn.Module):
-    """g_i(y_i) in (0, 1): a network of its own for each component, all in one operation."""
+    """g_i(y_i) > 0: a network of its own for each component, all in one operation."""
 
     def __init__(self, latent: int, width: int) -> None:
         super().__init__()
@@ -166,4 +195,4 @@ class _Diagonal(nn.Module):
     def forward(self, t: Tensor, y: Tensor, *args: Tensor) -> Tensor:
         hidden = functional.softplus(y[..., None] * self.scale + self.shift)
         mixed = (hidden * self.mix).sum(-1) / math.sqrt(self.mix.shape[1])
-        return (mixed + self.level).sigmoid()
+        return functional.softplus(mixed + self.level)
