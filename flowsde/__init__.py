@@ -5,7 +5,7 @@
 
 Catalogues stay in their modules: ``flowsde.integrators``, ``flowsde.paths``, ``flowsde.models``,
 ``flowsde.objectives``, ``flowsde.nn``, ``flowsde.training``, ``flowsde.fitting``,
-``flowsde.series``, ``flowsde.interop``.
+``flowsde.accuracy``, ``flowsde.series``, ``flowsde.interop``.
 """
 
 from .adjoint import Adjoint, Backsolve, Checkpointed, Direct, Reversible

@@ -15,6 +15,7 @@ from flowsde.integrators import (
     DDIM,
     RK4,
     SEEDS,
+    Dopri8,
     DPMSolverPP,
     Euler,
     EulerMaruyama,
@@ -29,7 +30,7 @@ from .systems import Mixture, generator, slope
 
 MIXTURE = Mixture.two()
 METHODS: list[tuple[Integrator, int]] = [
-    (DDIM(), 1), (DPMSolverPP(3, start=2), 3), (UniPC(), 3), (Heun(), 2), (RK4(), 4),
+    (DDIM(), 1), (DPMSolverPP(3, start=2), 3), (UniPC(), 3), (RK4(), 4),
 ]  # fmt: skip
 
 
@@ -38,7 +39,8 @@ def starts(schedule: fs.Schedule, t0: float, t1: float) -> tuple[fs.Dynamics, Te
     """The mixture's flow, noises, and where they end."""
     flow = fs.LinearSDE(schedule).probability_flow(MIXTURE.denoiser(schedule))
     x = schedule.sigma(t0) * torch.randn(20, 2, generator=generator())
-    return flow, x, fs.solve(flow, x, t0, t1, stepping=fs.Adaptive(1e-10, 1e-10)).y1
+    tight = fs.Adaptive(1e-10, 1e-10)
+    return flow, x, fs.solve(flow, x, t0, t1, integrator=Dopri8(), stepping=tight).y1
 
 
 def rms(x: Tensor) -> Tensor:
@@ -83,16 +85,16 @@ def test_it_is_solve_for_half_as_many_evaluations_again() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("method", [EulerMaruyama(), ExponentialEuler(), DPMSolverPP()], ids=str)
+@pytest.mark.parametrize("method", [EulerMaruyama(), ExponentialEuler()], ids=str)
 def test_errors_of_paths(method: Integrator) -> None:
     """With noise, beside a fine solve on the same path; from a generator too."""
-    schedule, x = VP(), torch.randn(60, 2)
+    schedule, x = VP(), torch.randn(40, 2)
     sde = fs.LinearSDE(schedule).reverse_sde(MIXTURE.denoiser(schedule))
-    times = torch.linspace(0.9, 0.1, 20 * 12 + 1)
+    times = torch.linspace(0.9, 0.1, 20 * 8 + 1)
     path, keywords = fs.Brownian(1, times), {"integrator": method}
     truth = fs.solve(sde, x, 0.9, 0.1, path=path, stepping=fs.Grid(times), **keywords).y1
     sol, error = solve_with_error(
-        sde, x, 0.9, 0.1, path=path, stepping=fs.Grid(times[::12]), **keywords
+        sde, x, 0.9, 0.1, path=path, stepping=fs.Grid(times[::8]), **keywords
     )  # fmt: skip
     assert 1 / 3 < float(rms(error) / rms(rms(sol.y1 - truth))) < 3.0
     drawn, again = (
@@ -109,9 +111,9 @@ def test_probes_are_those_of_one_solve() -> None:
         solve_with_error(
             density, start, integrator=RK4(), stepping=fs.Fixed(steps=n), generator=generator()
         )[1]
-        for n in (10, 20)
+        for n in (4, 8)
     ]
-    assert bool((errors[1] < errors[0] / 10).all())
+    assert bool((errors[1] < errors[0] / 6).all())
 
 
 def test_what_cannot_be_told() -> None:

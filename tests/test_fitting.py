@@ -91,15 +91,14 @@ def test_fitting_helps_on_other_noises(schedule: fs.Schedule) -> None:
     assert error(schedule, fitted, fitted.grid, 1) < 0.5 * better
 
 
-@pytest.mark.parametrize("schedule", SPANS, ids=str)
-def test_the_cheapest_reaches_its_error_on_other_noises(schedule: fs.Schedule) -> None:
+def test_the_cheapest_reaches_its_error_on_other_noises() -> None:
     """And nothing cheaper among all that was tried does."""
-    (x, end), (t0, t1), wanted = starts(schedule, 0, 128), SPANS[schedule], 0.065
+    schedule, wanted = EDM(20.0), 0.065
+    (x, end), (t0, t1) = starts(schedule, 0, 128), SPANS[schedule]
     methods, counts = [DDIM(), DPMSolverPP(), EDMHeun(), UniPC(3)], range(4, 9)
-    if schedule == VP():
-        methods.remove(EDMHeun())  # no signal is left at the start
     grids = [functools.partial(make, schedule, t0, t1) for make in (uniform_lambda, karras)]
-    found = frontier(flow(schedule), methods, counts, x, t0, t1, grids=grids)
+    fine = fs.Solver(integrators.Dopri8(), fs.Adaptive(1e-7, 1e-7))
+    found = frontier(flow(schedule), methods, counts, x, t0, t1, grids=grids, fine=fine)
     pick = found.cheapest(wanted)
     assert error(schedule, pick.integrator, pick.grid, 1) < wanted
     for method, n, grid in itertools.product(methods, counts, grids):
