@@ -150,10 +150,12 @@ def fit(data: Windows, steps: int, seed: int, path: Path) -> LatentODE:
         dynamics=fs.ODE(field, batched_time=True, rowwise=True), decoder=nn.Linear(LATENT, 1),
         solver=fs.Solver(Dopri5(), fs.Adaptive(1e-3, 1e-4), fs.Direct()),
     )  # fmt: skip
+    with torch.no_grad():
+        model.starter.bias[LATENT:] = -2.0  # draws of the posterior are to be close from the start
     training.fit(
         objectives.ELBO(model, warmup=steps // 4),
         (data.ahead, data.TIMES.expand(len(data.values), -1), data.seen), steps=steps,
-        batch_size=64, seed=seed, lr=1e-2, warmup=steps // 20, ema=0.98, clip=10.0,
+        batch_size=32, seed=seed, lr=3e-2, warmup=steps // 20, ema=0.98, clip=10.0,
         accelerator=Accelerator(cpu=True), checkpoint=path, description="latent ODE",
     )  # fmt: skip
     return model
