@@ -6,7 +6,7 @@ Mauna Loa's record of 1958 to 2001, which ships with statsmodels, some of its we
 latent ODE reads two years and forecasts the third; it learns, with its weights, the noise about
 forecasts, from the years before 1990, and is then left alone. Of the years after, unseen, it prints
 the error of its forecasts, beside that of last year's values and of statsmodels' exponential
-smoothing, which is fitted anew to all that came before each forecast; and how often its bands of 50
+smoothing, which is fitted anew to the ten years before each forecast; and how often its bands of 50
 and 90 % hold what was measured. Interrupted, it resumes.
 
 Source: Keeling and Whorf, Scripps Institution of Oceanography; Rubanova et al. 2019, arXiv
@@ -62,9 +62,9 @@ class Record:
         return Windows.of(inside.unfold(0, SEEN + AHEAD, every))
 
     def before(self, window: int, since: float, every: int) -> Tensor:
-        """All values until that window's forecast begins, missing ones filled in between others."""
-        first = int((self.years < since).sum()) + window * every
-        return filled(self.values[: first + SEEN])
+        """Ten years of values until that window's forecast begins, missing ones filled in."""
+        end = int((self.years < since).sum()) + window * every + SEEN
+        return filled(self.values[end - 10 * YEAR : end])
 
 
 def filled(values: Tensor) -> Tensor:
