@@ -6,7 +6,7 @@ Mauna Loa's record of 1958 to 2001, which ships with statsmodels, some of its we
 latent ODE reads two years and forecasts the third; it learns, with its weights, the noise about
 forecasts, from the years before 1990, and is then left alone. Of the years after, unseen, it prints
 the error of its forecasts, beside that of last year's values and of statsmodels' exponential
-smoothing, which is fitted anew to all that came before each forecast; and how often its bands of 50
+smoothing, which is fitted anew to the ten years before each forecast; and how often its bands of 50
 and 90 % hold what was measured. Interrupted, it resumes.
 
 Source: Keeling and Whorf, Scripps Institution of Oceanography; Rubanova et al. 2019, arXiv
@@ -62,9 +62,9 @@ class Record:
         return Windows.of(inside.unfold(0, SEEN + AHEAD, every))
 
     def before(self, window: int, since: float, every: int) -> Tensor:
-        """All values until that window's forecast begins, missing ones filled in between others."""
-        first = int((self.years < since).sum()) + window * every
-        return filled(self.values[: first + SEEN])
+        """Ten years of values until that window's forecast begins, missing ones filled in."""
+        end = int((self.years < since).sum()) + window * every + SEEN
+        return filled(self.values[end - 10 * YEAR : end])
 
 
 def filled(values: Tensor) -> Tensor:
@@ -150,10 +150,12 @@ def fit(data: Windows, steps: int, seed: int, path: Path) -> LatentODE:
         dynamics=fs.ODE(field, batched_time=True, rowwise=True), decoder=nn.Linear(LATENT, 1),
         solver=fs.Solver(Dopri5(), fs.Adaptive(1e-3, 1e-4), fs.Direct()),
     )  # fmt: skip
+    with torch.no_grad():
+        model.starter.bias[LATENT:] = -2.0  # draws of the posterior are to be close from the start
     training.fit(
         objectives.ELBO(model, warmup=steps // 4),
         (data.ahead, data.TIMES.expand(len(data.values), -1), data.seen), steps=steps,
-        batch_size=64, seed=seed, lr=1e-2, warmup=steps // 20, ema=0.98, clip=10.0,
+        batch_size=32, seed=seed, lr=3e-2, warmup=steps // 20, ema=0.98, clip=10.0,
         accelerator=Accelerator(cpu=True), checkpoint=path, description="latent ODE",
     )  # fmt: skip
     return model

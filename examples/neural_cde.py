@@ -76,12 +76,16 @@ class SplineCDE(nn.Module):
 
 
 class GapGRU(nn.Module):
-    """A GRU over the points that are left, each with the time since the one before."""
+    """A GRU over the points that are left, each with the time since the one before, in units of the
+    mean gap; positions are in units of their deviation.
+    """
 
     def __init__(self, train: Spirals, test: Spirals) -> None:
         super().__init__()
         self.cell, self.readout = nn.GRU(3, 48, batch_first=True), nn.Linear(48, 2)
-        self.inputs = [self._inputs(s) for s in (train, test)]
+        raw = [self._inputs(s) for s in (train, test)]
+        gap, size = raw[0][:, 1:, 0].mean(), raw[0][..., 1:].std()
+        self.inputs = [x / torch.stack((gap, size, size)) for x in raw]
 
     @staticmethod
     def _inputs(spirals: Spirals) -> Tensor:

@@ -126,11 +126,9 @@ def expand(x: Tensor, like: Tensor) -> Tensor: ...
 @overload
 def expand(x: Scalar, like: Tensor) -> Scalar: ...
 def expand(x: Scalar, like: Tensor) -> Scalar:
-    """A float, 0-d or ``(batch,)`` scalar, ready to multiply ``like`` of shape ``(batch, ...)``;
-    many of them, ``(n, 1)`` or ``(n, batch)``, give ``(n, batch, ...)``.
-    """
+    """A float, 0-d or ``(batch,)`` scalar, ready to multiply ``like`` of shape ``(batch, ...)``."""
     if not isinstance(x, Tensor) or (x.ndim == 0 and like.ndim > 0):
         return x
     real = like.dtype.to_real() if like.is_complex() else like.dtype
     dtype = real if x.is_floating_point() else x.dtype
-    return x.to(dtype).reshape(x.shape + (1,) * (like.ndim - 1))
+    return x.to(dtype).reshape(x.shape + (1,) * (like.ndim - x.ndim))

@@ -48,6 +48,11 @@ def field(rate: Tensor) -> fs.ODE:
     return fs.ODE(lambda t, y: y @ rate.T, batched_time=True, rowwise=True)
 
 
+def straight() -> fs.ODE:
+    """At unit speed: any steps are exact."""
+    return fs.ODE(lambda t, y: torch.ones_like(y), batched_time=True, rowwise=True)
+
+
 # --- one solve ------------------------------------------------------------------------------------
 
 
@@ -159,14 +164,13 @@ class LogRates(nn.Module):
 def test_times_are_a_poisson_process(b: float) -> None:
     """Where z_0 goes at unit speed, rates and their integral are known; so are the gradients."""
     x = collate(ragged())
-    drift = fs.ODE(lambda t, z: torch.ones_like(z), batched_time=True)
     rates, found = LogRates(0.3, b), []
     for intensity in (None, rates):
-        model = latent(dynamics=drift, intensity=intensity, solver=TIGHT)
+        model = latent(dynamics=straight(), intensity=intensity, solver=TIGHT)
         found.append(model.elbo(x.values, x.times, generator=generator(5)))
     mean, std = model.encode(x.values, x.times)
     z0 = (mean + std * torch.randn(mean.shape, generator=generator(5)))[:, :1]
-    a, w = (torch.tensor(float(v), requires_grad=True) for v in (rates.a, rates.b))
+    a, w = (v.detach().clone().requires_grad_() for v in (rates.a, rates.b))
     seen = x.mask.any(-1)
     last = torch.where(seen, x.times, 0.0).amax(1, keepdim=True)
     over = torch.expm1(w * last) / w if b else last
@@ -183,7 +187,7 @@ def test_times_are_a_poisson_process(b: float) -> None:
 def test_noise_is_learned_where_its_logarithm_is_a_parameter() -> None:
     """The bound is that of the same number; and at its best the noise is the error's own size."""
     x, log_noise = collate(ragged()), nn.Parameter(torch.tensor([0.5, 0.5]).log())
-    fixed, learned = latent(), latent()
+    fixed, learned = latent(dynamics=straight()), latent(dynamics=straight())
     learned.log_noise = log_noise
     bounds = [m.elbo(x.values, x.times, generator=generator(5)) for m in (fixed, learned)]
     assert torch.allclose(*bounds, rtol=1e-12)
@@ -198,7 +202,7 @@ def test_noise_is_learned_where_its_logarithm_is_a_parameter() -> None:
 def test_an_encoder_may_be_given_the_past_alone() -> None:
     x = collate(ragged())
     past = x.values.masked_fill(x.times[..., None] > 0.4, torch.nan)
-    model = latent()
+    model = latent(dynamics=straight())
     whole = model.elbo(x.values, x.times, past, generator=generator(5), weight=0.0)
     path = model.infer(past, x.times, generator=generator(5), at=x.times)
     exact = torch.distributions.Normal(path, 0.5).log_prob(x.values.nan_to_num())

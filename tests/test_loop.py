@@ -164,11 +164,17 @@ def test_many_saved_times_are_the_states_between_steps_and_so_are_their_gradient
         assert torch.allclose(a, b, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("shape", [(), (3,), (3, 2)])
 @pytest.mark.parametrize("method", [Dopri5(), Heun(), integrators.Kvaerno5()], ids=str)
-def test_states_of_any_shape_are_saved_at_many_times(method: Integrator) -> None:
-    start = {"a": torch.ones(3, 2), "b": torch.tensor(2.0), "c": torch.ones(2, 1, 2)}
-    if isinstance(method, ExplicitRK):
-        start["c"] = start["c"] * 1j
+def test_states_of_any_shape_are_saved_at_many_times(
+    method: Integrator, shape: tuple[int, ...], mixed: bool
+) -> None:
+    start = {"a": torch.ones(shape), "b": torch.full(shape, 2.0)}
+    if mixed:
+        start["c"] = torch.ones(2, 1, 2, 1)
+    elif isinstance(method, ExplicitRK):
+        start["c"] = torch.ones(shape) * 1j
     ode = fs.ODE(lambda t, y: {name: -t * value for name, value in y.items()})
     times = torch.linspace(0.0, 1.0, 40)
     keywords: dict[str, Any] = {"integrator": method, "stepping": fs.Fixed(steps=2)}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._increment import Draws, Increment
 from .._scalar import Scalar
-from .._state import State, leaves, tree_map, unstack
+from .._state import State, leaves, unstack
 from ..dynamics.base import Dynamics, Noise
 from ..dynamics.discrete import Chain
 from ..dynamics.field import Field
@@ -58,16 +58,16 @@ class Step(ABC):
 
     def along(self, thetas: Sequence[Scalar]) -> list[State]:
         """The states at places that all samples share, many of them at once."""
-        if not self.formula or len(thetas) < _MANY:
+        like, ranks = leaves(self.y1)[0], {leaf.ndim for leaf in leaves(self.y1)}
+        if not self.formula or len(thetas) < _MANY or len(ranks) > 1:
             return [self.dense(theta) for theta in thetas]
-        device = leaves(self.y1)[0].device
-        wide = torch.float32 if device.type == "mps" else torch.float64
+        wide = torch.float32 if like.device.type == "mps" else torch.float64
         if isinstance(thetas[0], Tensor):
             places = torch.stack([theta for theta in thetas if isinstance(theta, Tensor)])
         else:
             places = torch.tensor(thetas, dtype=wide)
-        states = self.dense(places.to(device, wide)[:, None])
-        return unstack(tree_map(lambda x, y: x.reshape(-1, *y.shape), states, self.y1))
+        places = places.to(like.device, wide).reshape(-1, *like.ndim * (1,))
+        return unstack(self.dense(places))
 
 
 class Integrator(ABC):
