@@ -10,7 +10,6 @@ distance of whole paths, are printed beside those of held-out data.
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from pathlib import Path
 
@@ -42,21 +41,28 @@ def paths(count: int, seed: int) -> Tensor:
 
 
 class Game:
-    """Generator and critic, in turn: a Wasserstein game on batches drawn by seed and step."""
+    """Generator and critic, in turn: a Wasserstein game on batches drawn by seed and step.
 
-    def __init__(self, data: Tensor, seed: int, batch: int) -> None:
+    Learning rates fall linearly to zero over the steps: at a constant rate the means swing.
+    """
+
+    def __init__(self, data: Tensor, seed: int, batch: int, steps: int) -> None:
         torch.manual_seed(seed)
         times = torch.linspace(0.0, 1.0, POINTS)
-        steps = fs.Solver(StochasticHeun(), fs.Grid(times))
-        self.data, self.seed, self.batch = data, seed, batch
-        self.generator = models.PathGenerator(times, 1, solver=steps)
+        solver = fs.Solver(StochasticHeun(), fs.Grid(times))
+        self.data, self.seed, self.batch, self.steps = data, seed, batch, steps
+        self.generator = models.PathGenerator(times, 1, solver=solver)
         self.critic = models.PathDiscriminator(times, 1)
         self.critic.clip()
         self.players = (
-            torch.optim.Adam(self.generator.parameters(), 5e-4, betas=(0.0, 0.99)),
+            torch.optim.Adam(self.generator.parameters(), 3e-3, betas=(0.0, 0.99)),
             torch.optim.Adam(self.critic.parameters(), 5e-3, betas=(0.0, 0.99)),
         )
-        self.average = training.EMA(self.generator, 0.995)
+        self.rates = [
+            torch.optim.lr_scheduler.PolynomialLR(player, total_iters=steps)
+            for player in self.players
+        ]
+        self.average = training.EMA(self.generator, 0.97)
 
     def step(self, n: int) -> float:
         """One step of both; the critic's estimate of the distance."""
@@ -72,14 +78,16 @@ class Game:
             p.grad = -p.grad  # the critic climbs what the generator descends
         for player in self.players:
             player.step()
+        for rate in self.rates:
+            rate.step()
         self.critic.clip()
         self.average.update(self.generator)
         return float(gap.detach())
 
-    def play(self, steps: int) -> list[float]:
+    def play(self) -> list[float]:
         from tqdm.auto import tqdm
 
-        bar, gaps = tqdm(range(steps), desc="SDE-GAN", mininterval=0.5), []
+        bar, gaps = tqdm(range(self.steps), desc="SDE-GAN", mininterval=0.5), []
         for n in bar:
             gaps.append(self.step(n))
             if n % 20 == 0:
@@ -107,7 +115,7 @@ def report(drawn: Tensor, data: Tensor, seed: int) -> dict[str, float]:
         "mean off by": float((drawn.mean(0) - data.mean(0)).abs().mean()),
         "deviation off by": float((drawn.std(0) - data.std(0)).abs().mean()),
         "steps' deviation, ratio": float(steps),
-        "sliced Wasserstein": distance(drawn, data, seed) / math.sqrt(POINTS),
+        "sliced Wasserstein": distance(drawn, data, seed),
     }
 
 
@@ -146,9 +154,9 @@ def main() -> None:
     train, held = paths(count, seed), paths(count, seed + 1)
     mean, spread = train.mean(), train.std()
     train, held = (train - mean) / spread, (held - mean) / spread
-    game = Game(train, seed, batch)
+    game = Game(train, seed, batch, steps)
     before = report(game.draw(count, seed), held, seed)
-    gaps = game.play(steps)
+    gaps = game.play()
     drawn = game.draw(count, seed)
     rows = {
         "untrained": before, "trained": report(drawn, held, seed),
