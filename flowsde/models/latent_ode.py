@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
 
 from .._scalar import Scalar, exp
 from ..dynamics.base import Dynamics
@@ -57,10 +56,9 @@ class GapGRU(Encoder):
     def forward(self, x: Tensor, times: Tensor, to: float) -> Tensor:
         gaps = times.diff(dim=1, append=torch.full_like(times[:, :1], to)).abs()
         inputs = torch.cat((_marked(x), gaps[..., None].to(x.dtype)), -1)
-        rows = torch.arange(1, x.shape[1] + 1, device=x.device)
-        lengths = (rows * _seen(x)).amax(1).clamp(min=1).cpu()
-        packed = pack_padded_sequence(inputs, lengths, batch_first=True, enforce_sorted=False)
-        return self.cell(packed)[1][0]
+        states = self.cell(inputs)[0]  # of those after a series's last row no use is made
+        last = (_seen(x) * torch.arange(x.shape[1], device=x.device)).amax(1)
+        return states[torch.arange(len(x), device=x.device), last]
 
 
 class ODERNN(Encoder):
