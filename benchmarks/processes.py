@@ -8,7 +8,7 @@ table has the mean square error of the mean, times 100: mean and standard error 
 The budget is the paper's: 30 epochs in batches of 5, at a rate of 1e-3. Neural processes start
 slowly, and with batches of 20 and ``--lr 5e-3`` come far lower than it lets them.
 
-Every run is a function of its seed and is kept in ``--out``; interrupted, the benchmark resumes.
+Every run is a function of its seed and is kept in ``--work``; interrupted, the benchmark resumes.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Run:
     def place(self) -> Path:
         name = f"{self.family}-{self.process}-{self.seed}"
         budget = f"{self.options.steps}x{self.options.batch}-{self.options.lr:g}"
-        return self.options.out / "processes" / f"{name}-{budget}"
+        return self.options.work / f"{name}-{budget}"
 
     def trained(self) -> tuple[models.NeuralProcess, Tensor]:
         """The process and its test functions; trained now, or as far as it was not yet."""
@@ -142,6 +142,7 @@ def parse(arguments: Sequence[str] | None) -> Any:
     made.add_argument("--processes", nargs="*", choices=PROCESSES, default=["CNP", "NP", "NDP"])
     made.add_argument("--steps", type=int, default=2940, help="of training")
     made.add_argument("--contexts", type=int, default=20, help="of each function left out")
+    made.add_argument("--work", type=Path, default=Path("out/processes"), help="for checkpoints")
     made.add_argument("--batch", type=int, default=5)
     made.add_argument("--lr", type=float, default=1e-3)
     options = reporting.options(made, arguments)

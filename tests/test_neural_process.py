@@ -294,7 +294,7 @@ def test_the_benchmark_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     from benchmarks import processes
 
     torch.set_default_dtype(torch.float32)
-    arguments = ["--small", "--processes", "NP", "--out", str(tmp_path)]
+    arguments = ["--small", "--processes", "NP", "--out", str(tmp_path), "--work", str(tmp_path)]
     with torch.device("cpu"):
         processes.main(arguments)
         first = json.loads((tmp_path / "processes-cpu.json").read_text())
