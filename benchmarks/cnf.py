@@ -19,7 +19,6 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -59,12 +58,6 @@ class Task:
         place = {"device": options.device, "dtype": options.real}
         return cls(net.to(**place), x.to(**place), None if probe is None else probe.to(**place))
 
-    @cached_property
-    def density(self) -> fs.Dynamics:
-        """Of (z, log p); made once, since what an executor compiles lives as long as it does."""
-        dynamics = fs.ODE(self.net, traced=self.net.traced)  # type: ignore[arg-type]
-        return fs.log_density(dynamics, None if self.probe is None else Given(self.probe))
-
     def double(self) -> Task:
         probe = None if self.probe is None else self.probe.double()
         return Task(copy.deepcopy(self.net).double(), self.x.double(), probe)
@@ -92,12 +85,17 @@ class Given(fs.Divergence):
 Step = Callable[[Task, float], Tensor]  # (task, tolerance) to the loss
 
 
-def ours(**keywords: Any) -> Step:
+def density(task: Task) -> fs.Dynamics:
+    dynamics = fs.ODE(task.net, traced=task.net.traced)  # type: ignore[arg-type]
+    return fs.log_density(dynamics, None if task.probe is None else Given(task.probe))
+
+
+def ours(adjoint: fs.Adjoint) -> Step:
     def step(task: Task, tolerance: float) -> Tensor:
         start = task.x, task.x.new_zeros(len(task.x))
         z, change = fs.solve(
-            task.density, start, integrator=Dopri5(),
-            stepping=fs.Adaptive(tolerance, tolerance), **keywords,
+            density(task), start, integrator=Dopri5(), adjoint=adjoint,
+            stepping=fs.Adaptive(tolerance, tolerance),
         ).y1  # fmt: skip
         return task.loss(z, change)
 
@@ -152,10 +150,8 @@ def zuko(task: Task, tolerance: float) -> Tensor:
 
 def steps(names: Sequence[str]) -> dict[str, Step]:
     found: dict[str, Step] = {
-        "flowsde Direct": ours(adjoint=fs.Direct()),
-        "flowsde Direct, Compiled": ours(adjoint=fs.Direct(), executor=fs.Compiled()),
-        "flowsde Checkpointed": ours(adjoint=fs.Checkpointed()),
-    }
+        "flowsde Direct": ours(fs.Direct()), "flowsde Checkpointed": ours(fs.Checkpointed())
+    }  # fmt: skip
     peers: dict[str, Step] = {"torchdiffeq": torchdiffeq, "zuko": zuko}
     return found | {name: peers[name] for name in names}
 
@@ -166,7 +162,7 @@ def steps(names: Sequence[str]) -> dict[str, Step]:
 def counts(task: Task) -> dict[str, list[int]]:
     """Dispatcher operations of one evaluation, and of one with its gradient by the parameters."""
     t, start = task.x.new_tensor(0.3), (task.x, task.x.new_zeros(len(task.x)))
-    fields = {"flowsde": task.density}
+    fields = {"flowsde": density(task)}
     if task.probe is None:
         fields["flowsde Exact()"] = fs.log_density(fs.ODE(task.net), fs.Exact())
     found = {}
