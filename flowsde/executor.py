@@ -73,7 +73,8 @@ class Compiled(Executor):
 
     Raises:
         TypeError: on an integrator whose steps are not all of one kind (implicit, multistep, maps
-            and chains, engines from outside).
+            and chains, engines from outside), and on dynamics that take derivatives of a field
+            (densities by ``Exact()`` or ``Hutchinson()``, Jacobian penalties, costates).
     """
 
     backend: Any = "inductor"
@@ -87,6 +88,12 @@ class Compiled(Executor):
             raise TypeError(
                 f"{type(loop.integrator).__name__} takes steps of more than one kind, which one "
                 "graph does not hold: use executor=Eager(), or an explicit method such as Tsit5()"
+            )
+        if dynamics.pulls:
+            raise TypeError(
+                f"{type(dynamics).__name__} takes derivatives of its field, which torch.compile "
+                "does not trace: use executor=Eager(), or for a density give the field's own "
+                "divergence, ODE(f, traced=...)"
             )
         graph = functools.partial(self._graph, loop, dynamics)
         within = loop.dense or loop.watch is not None or loop.saver.times is not None

@@ -309,3 +309,21 @@ def test_other_batches_and_late_branches_compile_again_and_agree() -> None:
         ).y1
         rate = -1.0 if batch < 4 else -2.0
         assert_same([y1], [torch.full((batch, 2), rate).exp()], 1e-6)
+
+
+@pytest.mark.parametrize("divergence", [None, fs.Exact(), fs.Hutchinson(), fs.HutchPlusPlus()])
+def test_fields_that_are_differentiated_are_not_compiled(divergence: fs.Divergence | None) -> None:
+    """But a density by the field's own divergence is."""
+    y0, generator = (torch.randn(3, 2), torch.zeros(3)), torch.Generator()
+    for traced in (None, lambda t, y: (-y, torch.full((3,), -2.0))):
+        density = fs.log_density(fs.ODE(lambda t, y: -y, traced=traced), divergence)
+        keywords: dict[str, Any] = {
+            "integrator": RK4(), "stepping": fs.Fixed(steps=2),
+            "generator": generator if density.random else None,
+        }  # fmt: skip
+        if divergence is None and traced is not None:
+            own = fs.solve(density, y0, executor=fs.Compiled("eager"), **keywords).y1
+            assert torch.allclose(own[1], fs.solve(density, y0, **keywords).y1[1])
+        else:
+            with pytest.raises(TypeError, match="derivatives of its field"):
+                fs.solve(density, y0, executor=fs.Compiled("eager"), **keywords)

@@ -178,6 +178,7 @@ class Dynamics(nn.Module, ABC):
         batched_time: whether it accepts t of shape ``(batch,)`` beside 0-d.
         separable: whether y = (q, p) with dq/dt = v(t, p) and dp/dt = a(t, q).
         random: whether ``prepare`` draws (a solve then needs a generator).
+        pulls: whether its drift takes derivatives, which ``torch.compile`` does not trace.
         horizon: the end of its natural time, from 0; where generative models hold noise.
     """
 
@@ -185,6 +186,7 @@ class Dynamics(nn.Module, ABC):
     batched_time: bool = True
     separable: bool = False
     random: bool = False
+    pulls: bool = False
     horizon: float = 1.0
 
     def hold(self, name: str, value: Scalar | None) -> None:

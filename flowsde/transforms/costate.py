@@ -61,7 +61,7 @@ class _Costate(Dynamics):
             self.noise = _CostateNoise(
                 noise.kind, False, noise.additive, noise.commutative, noise.size
             )
-        self.dynamics, self.horizon = dynamics, dynamics.horizon
+        self.dynamics, self.horizon, self.pulls = dynamics, dynamics.horizon, True
         self._targets = tuple(targets)
         self.batched_time = dynamics.batched_time and not targets
 

@@ -259,6 +259,7 @@ class FlowDensity(Dynamics):
         self._own = divergence is None and dynamics.traced() is not None
         self.batched_time, self.horizon = dynamics.batched_time, dynamics.horizon
         self.random = dynamics.random or self.divergence.random
+        self.pulls = dynamics.pulls or not self._own
 
     def prepare(self, y0: State, seed: int | None) -> FlowDensity:
         x = _tensor(y0)

@@ -73,6 +73,7 @@ class Regularized(Dynamics):
         self.dynamics, self.divergence, self._asked = dynamics, divergence, asked
         self.batched_time, self.horizon = dynamics.batched_time, dynamics.horizon
         self.random = dynamics.random or (asked[1] and divergence.random)
+        self.pulls = dynamics.pulls or asked[1]
 
     @property
     def _field(self) -> Dynamics:
