@@ -116,14 +116,17 @@ class Run:
 
 
 def picture(options: Any) -> None:
-    """Functions of the posterior, of the first seed, given 5 points of one that was left out."""
+    """Functions of the posterior, of the first seed, given 5 points of the one that was left out
+    and varies most.
+    """
     figure, axes = reporting.figure(len(options.families), len(options.processes))
     for row, family in zip(axes, options.families, strict=True):
         for axis, process in zip(row, options.processes, strict=True):
             net, test = Run(family, process, 0, options).trained()
             draws = torch.Generator().manual_seed(1)
-            context, _ = models.ContextSplit((5, 5), (0, 0)).draw(test[:1], draws)
-            x, y = test[:1].split(1, -1)
+            one = test[test[..., 1].std(1).argmax()][None]
+            context, _ = models.ContextSplit((5, 5), (0, 0)).draw(one, draws)
+            x, y = one.split(1, -1)
             with torch.no_grad():
                 many = net.functions(context, x, samples=20, generator=draws).mean
                 mean, std = net.predict(context, x, samples=50, generator=draws)

@@ -203,12 +203,15 @@ def diffusion(data: Digits, train: Trainer) -> dict[str, fs.Denoiser]:
 
 
 def variants(data: Digits, train: Trainer) -> dict[str, fs.Denoiser]:
-    """Score models of the same network, trained as DDPM and as NCSN have it."""
+    """Score models of the same network, trained as DDPM and as NCSN have it: of z / spread, since
+    theirs do not know the data's scale.
+    """
     made = {}
     for name, make in (("DDPM", digits_variants.ddpm), ("NCSN", digits_variants.ncsn)):
         torch.manual_seed(train.seed)
         made[name], objective = make(DIM)
-        train(name.lower(), objective.to(data.mean.device), 2000, lr=2e-3, ema=0.995)
+        objective = OfWhitened(objective, data.spread).to(data.mean.device)
+        train(name.lower(), objective, 2000, lr=2e-3, ema=0.995)
     return made
 
 
@@ -235,16 +238,22 @@ def flows(data: Digits, train: Trainer) -> dict[str, Whitened]:
     tolerance = fs.Solver(Tsit5(), fs.Adaptive(1e-4, 1e-4))
     continuous = Whitened(fs.Flow(fs.Normal(DIM), ode, tolerance).to(device), data.spread)
     train("coupling", objectives.MaximumLikelihood(coupling), 800, lr=1e-3, weight_decay=0.1)
-    train("cnf", Matching(ode, data.spread), 2000, lr=1e-3, weight_decay=0.05)
+    train(
+        "cnf",
+        OfWhitened(objectives.FlowMatching(ode), data.spread),
+        2000,
+        lr=1e-3,
+        weight_decay=0.05,
+    )
     return {"coupling stack": coupling, "CNF": continuous}
 
 
-class Matching(nn.Module):
-    """Flow matching of z / spread."""
+class OfWhitened(nn.Module):
+    """An objective, of z / spread."""
 
-    def __init__(self, ode: fs.ODE, spread: Tensor) -> None:
+    def __init__(self, objective: nn.Module, spread: Tensor) -> None:
         super().__init__()
-        self.objective, self.spread = objectives.FlowMatching(ode), spread
+        self.objective, self.spread = objective, spread
 
     def forward(self, z: Tensor, *, generator: torch.Generator) -> Tensor:
         return self.objective(z / self.spread, generator=generator)
@@ -317,12 +326,12 @@ def comparison(
     """Each way to train by the sampler that came with it, and by another in 20 evaluations."""
     rows = []
     for name, denoiser in denoisers.items():
-        schedule = denoiser.schedule
+        schedule, scale = denoiser.schedule, 1.0 if name == "EDM" else data.spread
         base = fs.Normal(DIM, float(schedule.sigma(schedule.horizon))).to(data.mean.device)
         for sampler, run in digits_variants.SAMPLERS[name].items():
             with torch.no_grad():
                 z, evaluations = run(denoiser, base.sample(count, seed), seed)
-            pixels = data.decode(z)
+            pixels = data.decode(scale * z)
             row = {"training": name, "integrator": sampler, "evaluations": evaluations}
             rows.append({**row, **judge(pixels), "pixels": pixels[:40]})
             say(f"{name}, {sampler}", rows[-1])

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 import flowsde as fs
-from flowsde import models, objectives
+from flowsde import objectives
 from flowsde.dynamics import NoisePrediction
 from flowsde.integrators import DDIM, DPMSolverPP, EDMHeun, EulerMaruyama
+from flowsde.nn import TimeMLP
 from flowsde.paths import EDM, VE, VP, Schedule, karras, uniform
 
 __all__ = ["SAMPLERS", "ddpm", "ncsn"]
@@ -23,16 +25,38 @@ LEVELS, EACH, STRIDE = 20, 10, 0.3  # of noise; Langevin steps at each; a step o
 Drawn = tuple[Tensor, int]
 
 
+class Corrected(nn.Module):
+    """Noise as it is predicted for data N(0, 1), plus what a network adds to it.
+
+        sigma x / (alpha^2 + sigma^2) + net(t, x)
+
+    Without the first term a small dense network spends its training on it.
+    """
+
+    def __init__(self, dim: int, schedule: Schedule) -> None:
+        super().__init__()
+        self.net, self.schedule = TimeMLP(dim), schedule
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        alpha, sigma = map(torch.as_tensor, self.schedule(t))
+        gain = sigma / (alpha.square() + sigma.square())
+        return gain.reshape(-1, *(1,) * (x.ndim - 1)) * x + self.net(t, x)
+
+
+def _predictor(dim: int, schedule: Schedule) -> fs.Denoiser:
+    return fs.Denoiser(Corrected(dim, schedule), schedule, NoisePrediction())
+
+
 def ddpm(dim: int) -> tuple[fs.Denoiser, nn.Module]:
     """Noise prediction on VP by the simple loss, at any time. Source: Ho et al. 2020."""
-    denoiser = models.score_mlp(dim, VP(), NoisePrediction(), 256, 3)
+    denoiser = _predictor(dim, VP())
     times = objectives.UniformTime(T0[VP], 1.0)
     return denoiser, objectives.DenoisingScoreMatching(denoiser, times)
 
 
 def ncsn(dim: int) -> tuple[fs.Denoiser, nn.Module]:
     """A score over sigma, weighed by sigma^2, at levels of noise. Source: Song and Ermon 2020."""
-    denoiser = models.score_mlp(dim, VE(0.02, 10.0), NoisePrediction(), 256, 3)
+    denoiser = _predictor(dim, VE(0.02, 10.0))
     levels = objectives.Levels(tuple(uniform(0.0, 1.0, LEVELS - 1).tolist()))
     return denoiser, objectives.DenoisingScoreMatching(denoiser, levels, objectives.noise_weight)
 
