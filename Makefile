@@ -30,7 +30,9 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.flows
 	$(BIN)/python -m benchmarks.flow_matching
 	$(BIN)/python -m benchmarks.processes
+	$(BIN)/python -m benchmarks.spirals --jobs 2
 	$(BIN)/python -m benchmarks.sampler_overhead
+	$(BIN)/python -m benchmarks.trees
 	$(BIN)/python -m benchmarks.samplers
 
 docs: $(STAMP)

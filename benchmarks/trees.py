@@ -51,9 +51,9 @@ def ask(queries: Callable[..., Any], ends: Ends) -> None:
 
 def held(root: object) -> int:
     """Bytes of all that an object reaches: containers, attributes, storages of tensors."""
-    found, todo, total = set(), [root], 0
-    while todo:
-        x = todo.pop()
+    found, waiting, total = set(), [root], 0
+    while waiting:
+        x = waiting.pop()
         if id(x) in found or isinstance(x, type):
             continue
         found.add(id(x))
@@ -61,11 +61,11 @@ def held(root: object) -> int:
         if isinstance(x, Tensor):
             total += x.untyped_storage().nbytes()
         elif isinstance(x, dict):
-            todo += [*x.keys(), *x.values()]
+            waiting += [*x.keys(), *x.values()]
         elif isinstance(x, (tuple, list, set)):
-            todo += x
+            waiting += x
         else:
-            todo += vars(x).values() if hasattr(x, "__dict__") else ()
+            waiting += vars(x).values() if hasattr(x, "__dict__") else ()
     return total
 
 

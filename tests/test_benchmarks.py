@@ -41,6 +41,7 @@ from benchmarks import (
     sde_gradients,
     sde_overhead,
     spirals,
+    trees,
     work_precision,
 )
 from benchmarks.sampler_peers import SAMPLER_PEERS
@@ -167,6 +168,13 @@ def test_samplers_of_diffusers() -> None:
         x, asked = problem.theirs(run, times)
         assert asked == 6 * asks
         torch.testing.assert_close(x, problem.ours(method, times), rtol=1e-5, atol=1e-5)
+
+
+def test_trees(tmp_path: Path) -> None:
+    trees.main(["--small", "--peers", "--out", str(tmp_path)])
+    few, many = record(tmp_path, "trees")["memory"]
+    assert many["queries"] == 10 * few["queries"]
+    assert many["bytes"] < 1.1 * few["bytes"]
 
 
 def test_sampler_overhead(tmp_path: Path) -> None:
