@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._random import widest
 from ._state import State, builder, leaves
 from .integrators.base import Step
 
@@ -188,7 +189,7 @@ def as_input(t: Any, y: State) -> Tensor:
     device = leaves(y)[0].device
     if isinstance(t, Tensor):
         return t.contiguous()
-    wide = torch.float32 if device.type == "mps" else torch.float64
+    wide = widest(device)
     rows = [x for x in t if isinstance(x, Tensor)] if isinstance(t, (list, tuple)) else []
     if not rows:
         return torch.tensor(t, dtype=wide, device=device)

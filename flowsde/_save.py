@@ -125,7 +125,7 @@ class SaveTimes(Saver):
         if accept is not False:
             inside = bisect_right if self.times.requires_grad else bisect_left
             due = self._entries[len(self._ys) : inside(self._at, self._sign * to_float(t1))]
-            self._ys += step.along([(t - t0) / (t1 - t0) for t in due])
+            self._ys += step.between([(t - t0) / (t1 - t0) for t in due])
             self._rest(t1, step.y1)
 
     def finish(self, t: Scalar, y: State) -> tuple[Tensor | None, State | None]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ._plan import Accept
+from ._random import widest
 from ._save import Found, scatter
 from ._scalar import Scalar, to_float
 from ._state import State, check_like, leaves, stack, tree_map, where
@@ -116,7 +117,7 @@ class Watch:
     def begin(self, t: Scalar, y: State) -> None:
         """Sees the initial state; raises TypeError on values of another shape."""
         device = leaves(y)[0].device
-        self._wide = torch.float32 if device.type == "mps" else torch.float64
+        self._wide = widest(device)
         shape = (-1,) if self._batch is None else (-1, 1)
         up, down = ([e.direction != s for e in self.events] for s in (-1, 1))
         self._up, self._down = (torch.tensor(x, device=device).reshape(shape) for x in (up, down))

@@ -300,7 +300,7 @@ class _Span:
         batch, device = batch_size(y0), leaves(y0)[0].device
         if batch is None:
             raise TypeError(f"per-sample times need a batch-first state; got {describe(y0)}")
-        wide = torch.float32 if device.type == "mps" else torch.float64
+        wide = _random.widest(device)
         columns = []
         for t, name in zip(ends, ("t0", "t1"), strict=True):
             column = _wide(t)

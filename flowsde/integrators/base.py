@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._increment import Draws, Increment
+from .._random import widest
 from .._scalar import Scalar
 from .._state import State, leaves, unstack
 from ..dynamics.base import Dynamics, Noise
@@ -56,12 +57,12 @@ class Step(ABC):
     def dense(self, theta: Scalar) -> State:
         """The state at t0 + theta (t1 - t0), to the method's ``dense_order``."""
 
-    def along(self, thetas: Sequence[Scalar]) -> list[State]:
+    def between(self, thetas: Sequence[Scalar]) -> list[State]:
         """The states at places that all samples share, many of them at once."""
         like, ranks = leaves(self.y1)[0], {leaf.ndim for leaf in leaves(self.y1)}
         if not self.formula or len(thetas) < _MANY or len(ranks) > 1:
             return [self.dense(theta) for theta in thetas]
-        wide = torch.float32 if like.device.type == "mps" else torch.float64
+        wide = widest(like.device)
         if isinstance(thetas[0], Tensor):
             places = torch.stack([theta for theta in thetas if isinstance(theta, Tensor)])
         else:
