@@ -6,6 +6,7 @@ from .coupling import Coupling, checkerboard, half
 from .data import Dequantize, Logit, Standardize, Whiten
 from .elementwise import Additive, Affine, Elementwise, FromTorch, RationalQuadraticSpline
 from .flow_matching import StochasticInterpolant, reflow, straightness
+from .gru_ode_bayes import GRUODEBayes
 from .latent_ode import ODERNN, Encoder, GapGRU, LatentODE
 from .latent_sde import LatentSDE
 from .mixing import ActNorm, Mixing, Permutation
@@ -32,14 +33,14 @@ from .score import score_mlp, score_unet
 from .sde_gan import LipSwish, PathDiscriminator, PathGenerator
 
 __all__ = [
-    "ODERNN", "ActNorm", "Additive", "Affine", "AttentionAggregator", "Autoregressive",
-    "ConstantPath", "ContextSplit", "Coupling", "Dequantize", "Elementwise", "Encoder",
-    "ExactLogDet", "Factored", "FromTorch", "GapGRU", "GaussianHead", "InvertibleResidual",
-    "LatentODE", "LatentSDE", "LipSwish", "LogDet", "Logit", "MeanAggregator", "Mixing",
-    "NeuralCDE", "NeuralODE", "NeuralProcess", "PathDiscriminator", "PathGenerator", "Permutation",
-    "Planar", "RationalQuadraticSpline", "RouletteLogDet", "SolvedPath", "Squeeze", "Standardize",
-    "StochasticInterpolant", "Sylvester", "Whiten", "attentive_process", "checkerboard", "cnf",
-    "conditional_process", "glow", "half", "maf", "multiscale", "neural_ode_process",
-    "neural_process", "nice", "nsf", "planar_cnf", "realnvp", "reflow", "score_mlp", "score_unet",
-    "straightness",
+    "GRUODEBayes", "ODERNN", "ActNorm", "Additive", "Affine", "AttentionAggregator",
+    "Autoregressive", "ConstantPath", "ContextSplit", "Coupling", "Dequantize", "Elementwise",
+    "Encoder", "ExactLogDet", "Factored", "FromTorch", "GapGRU", "GaussianHead",
+    "InvertibleResidual", "LatentODE", "LatentSDE", "LipSwish", "LogDet", "Logit", "MeanAggregator",
+    "Mixing", "NeuralCDE", "NeuralODE", "NeuralProcess", "PathDiscriminator", "PathGenerator",
+    "Permutation", "Planar", "RationalQuadraticSpline", "RouletteLogDet", "SolvedPath", "Squeeze",
+    "Standardize", "StochasticInterpolant", "Sylvester", "Whiten", "attentive_process",
+    "checkerboard", "cnf", "conditional_process", "glow", "half", "maf", "multiscale",
+    "neural_ode_process", "neural_process", "nice", "nsf", "planar_cnf", "realnvp", "reflow",
+    "score_mlp", "score_unet", "straightness",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ from ..nn import MLP
 from ..solve import Solver
 from ..stepping import Adaptive, Fixed
 from ..transforms.augmented import Augmented
-from ._latent import divergence, draw, seen_log_prob
+from ._latent import divergence, draw, own_times, seen_log_prob, seen_rows
 
 __all__ = ["Encoder", "GapGRU", "LatentODE", "ODERNN"]
 
@@ -57,7 +57,7 @@ class GapGRU(Encoder):
         gaps = times.diff(dim=1, append=torch.full_like(times[:, :1], to)).abs()
         inputs = torch.cat((_marked(x), gaps[..., None].to(x.dtype)), -1)
         states = self.cell(inputs)[0]  # of those after a series's last row no use is made
-        last = (_seen(x) * torch.arange(x.shape[1], device=x.device)).amax(1)
+        last = (seen_rows(x) * torch.arange(x.shape[1], device=x.device)).amax(1)
         return states[torch.arange(len(x), device=x.device), last]
 
 
@@ -72,6 +72,7 @@ class ODERNN(Encoder):
         channels, width: of the series, and of h.
         dynamics: of h; by default a network with one hidden layer. It takes ``(batch,)`` times.
         solver: from one row to the next; its steps are given ones.
+        cell: h of (row, h), the row's values next to where they were seen; by default a GRU.
 
     Source: Rubanova, Chen and Duvenaud 2019, "Latent ODEs for irregularly-sampled time series",
     arXiv 1907.03907.
@@ -79,11 +80,11 @@ class ODERNN(Encoder):
 
     def __init__(
         self, channels: int, width: int = 25, dynamics: Dynamics | None = None,
-        solver: Solver = Solver(Midpoint(), Fixed(steps=1)),
+        solver: Solver = Solver(Midpoint(), Fixed(steps=1)), cell: nn.Module | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.width, self.solver = width, solver
-        self.cell = nn.GRUCell(2 * channels, width)
+        self.cell = nn.GRUCell(2 * channels, width) if cell is None else cell
         self.dynamics = _network(width, width) if dynamics is None else dynamics
 
     def forward(self, x: Tensor, times: Tensor, to: float) -> Tensor:
@@ -92,14 +93,20 @@ class ODERNN(Encoder):
 
     def states(self, x: Tensor, times: Tensor) -> Tensor:
         """h after each row, ``(batch, n, width)``: of that row and those before it alone."""
-        h, now, found = x.new_zeros(len(x), self.width), times[:, 0], list[Tensor]()
+        return self.walk(x, times)[1]
+
+    def walk(self, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+        """h just before each row and after it, ``(batch, n, width)`` each."""
+        h, now = x.new_zeros(len(x), self.width), times[:, 0]
+        before, after = list[Tensor](), list[Tensor]()
         for row, seen, t in zip(
-            _marked(x).unbind(1), _seen(x)[..., None].unbind(1), times.unbind(1), strict=True
+            _marked(x).unbind(1), seen_rows(x)[..., None].unbind(1), times.unbind(1), strict=True
         ):
-            h, now = self._move(h, now, t) if found else h, t
+            h, now = self._move(h, now, t) if after else h, t
+            before.append(h)
             h = torch.where(seen, self.cell(row, h), h)
-            found.append(h)
-        return torch.stack(found, 1)
+            after.append(h)
+        return torch.stack(before, 1), torch.stack(after, 1)
 
     def _move(self, h: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
         end = self.solver.solve(self.dynamics, h, t0, t1).y1
@@ -161,10 +168,8 @@ class LatentODE(nn.Module):
 
     def encode(self, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
         """(m_x, s_x), ``(batch, latent)`` each: of the rows in which something was seen."""
-        times = self._own(times, x)
-        if not bool((times.diff(dim=1) > 0).all() & (times[:, 0] >= self.start).all()):
-            raise ValueError(f"the times of a series increase, from {self.start}, the start, on")
-        seen = _seen(x)
+        times = own_times(times, x, self.start)
+        seen = seen_rows(x)
         order = torch.where(seen, -times, torch.inf).argsort(dim=1)
         rows = torch.arange(len(x), device=x.device)[:, None]
         mine = torch.where(seen, times, self.start)  # rows of nothing wait at the start
@@ -210,7 +215,7 @@ class LatentODE(nn.Module):
             weight: of the divergence; below one while training warms up.
         """
         mean, std = self.encode(x if given is None else given, times)
-        at = torch.where(_seen(x), self._own(times, x), self.start)
+        at = torch.where(seen_rows(x), times.expand(x.shape[:2]), self.start)
         z0, zero = draw(mean, std, generator), torch.zeros_like(mean[0])
         if self.intensity is None:
             z, fit = self.paths(z0, at), zero.new_zeros(len(x))
@@ -228,23 +233,14 @@ class LatentODE(nn.Module):
         """What lies under the series: one path a series of the posterior, decoded at its times or
         at others, between them or beyond, ``(batch, n, channels)``.
         """
-        at = self._own(times, x) if at is None else at.expand(len(x), -1)
-        return self.decoder(self.paths(draw(*self.encode(x, times), generator), at))
+        z0 = draw(*self.encode(x, times), generator)
+        return self.decoder(self.paths(z0, (times if at is None else at).expand(len(x), -1)))
 
     def sample(self, count: int, times: Tensor, *, generator: torch.Generator) -> Tensor:
         """Series of the prior, ``(count, n, channels)``, without the noise of observation."""
         zero = self.starter.weight.new_zeros(count, self.latent)
         z0 = draw(zero, torch.ones_like(zero), generator)
         return self.decoder(self.paths(z0, times.expand(count, -1)))
-
-    def _own(self, times: Tensor, x: Tensor) -> Tensor:
-        """The times of each series, ``(batch, n)``."""
-        if x.ndim != 3 or times.shape not in (x.shape[:2], x.shape[1:2]):
-            raise ValueError(
-                "series are (batch, n, channels), their times (n,) or (batch, n); got "
-                f"{tuple(x.shape)} and {tuple(times.shape)}"
-            )
-        return times.expand(x.shape[:2])
 
 
 class _Counted(Augmented):
@@ -273,11 +269,6 @@ class _Autonomous(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         return self.net(y)
-
-
-def _seen(x: Tensor) -> Tensor:
-    """The rows in which something was seen, ``(batch, n)``."""
-    return ~torch.isnan(x).all(-1)
 
 
 def _marked(x: Tensor) -> Tensor:
