@@ -143,16 +143,18 @@ def test_a_path_that_stands_still_is_a_neural_process() -> None:
 
 @torch.no_grad()
 def test_paths_are_solutions() -> None:
-    """dl/dx = d l, each row at its own times, the start and equal times among them; and of second
-    order p'' = -d p, in closed form.
+    """dl/dx = d l with d beside it, each row at its own times, the start and equal times among
+    them; and of second order p'' = -d p, in closed form.
     """
     x = points(5)[..., :1]
     x[0, :2], x[1, 3] = -2.0, x[2, 1]
     z = 0.5 + torch.rand(3, 4)
     path = models.SolvedPath(fs.ODE(lambda t, y, d: d * y), 2, -2.0, TIGHT)
     exact = z[:, None, :2] * (z[:, None, 2:] * (x + 2.0)).exp()
-    assert torch.allclose(path(x, z), exact, rtol=1e-7)
-    assert torch.equal(path(x[:1, :2], z[:1]), z[:1, None, :2].expand(-1, 2, -1))
+    moved, control = path(x, z).chunk(2, -1)
+    assert torch.allclose(moved, exact, rtol=1e-7)
+    assert torch.equal(control, z[:, None, 2:].expand_as(control))
+    assert torch.equal(path(x[:1, :2], z[:1]), z[:1, None].expand(-1, 2, -1))
     net = process("second-order ODE", control=1, state=2).path
     assert isinstance(net, models.SolvedPath)
     net.dynamics.f.net = Spring()

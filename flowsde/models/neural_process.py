@@ -128,7 +128,7 @@ class ConstantPath(nn.Module):
 
 
 class SolvedPath(nn.Module):
-    """l(x) of dl/dx = f(x, l, d), l(start) = l_0, where z = (l_0, d).
+    """(l(x), d) of dl/dx = f(x, l, d), l(start) = l_0, where z = (l_0, d).
 
     One solve for all rows, over the union of their times, of which each row takes its own: times
     that rows share cost once.
@@ -157,7 +157,7 @@ class SolvedPath(nn.Module):
             raise TypeError("a path takes its times without a gradient: detach() x")
         start, control = z[:, : self.state], z[:, self.state :]
         if not x.numel():
-            return z.new_empty((*x.shape[:2], self.state))
+            return z.new_empty((*x.shape[:2], z.shape[1]))
         times, place = torch.unique(x[..., 0], return_inverse=True)
         if times[0] < self.start:
             raise ValueError(f"x = {float(times[0])} lies before the path's start, {self.start}")
@@ -165,7 +165,8 @@ class SolvedPath(nn.Module):
             self.dynamics, start, self.start, float(times[-1]), args=(control,), save_at=times
         ).ys
         assert isinstance(saved, Tensor)
-        return saved[place, torch.arange(len(x), device=x.device)[:, None]]
+        path = saved[place, torch.arange(len(x), device=x.device)[:, None]]
+        return torch.cat((path, control[:, None].expand(-1, x.shape[1], -1)), -1)
 
 
 # --- the frame ------------------------------------------------------------------------------------
@@ -380,7 +381,8 @@ def neural_ode_process(
     least: float = 0.1, second_order: bool = False, split: ContextSplit = ContextSplit(),
     solver: Solver = Solver(Dopri5(), Adaptive(1e-3, 1e-4)),
 ) -> NeuralProcess:  # fmt: skip
-    """Neural ODE process: a neural process whose latent (l_0, d) moves, dl/dx = f(x, l, d).
+    """Neural ODE process: a neural process, one part of whose latent (l_0, d) moves by the other,
+    dl/dx = f(x, l, d); the decoder sees (x, l, d).
 
     Args:
         start: where l_0 stands, before all x.
@@ -394,10 +396,10 @@ def neural_ode_process(
     if second_order and state % 2:
         raise ValueError(f"position and velocity share the state: an even size, not {state}")
     moved = state // 2 if second_order else state
-    net = MLP([state + control + 1, width, width, moved])
+    net = MLP([state + control + 1, width, width, moved], nn.Tanh)
     dynamics = ODE((_Acceleration if second_order else _Velocity)(net), batched_time=True)
     return NeuralProcess(
-        1, _encoder(1, channels, width), _decoder(1 + state, channels, width, least),
+        1, _encoder(1, channels, width), _decoder(1 + state + control, channels, width, least),
         law=_law(state + control, width), path=SolvedPath(dynamics, state, start, solver),
         split=split,
     )  # fmt: skip
