@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +23,7 @@ from .dynamics.noising import Reverse
 from .integrators.base import Carry, Integrator, Step
 from .integrators.explicit import Dopri5
 from .integrators.exponential import Exponential
+from .paths import NaturalCubic
 from .paths.grids import aligned, karras, quadratic, uniform, uniform_lambda
 from .solution import Solution
 from .solve import Solver, solve
@@ -107,15 +108,23 @@ class Nonstationary(Integrator):
         self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
     ) -> Step:
         assert field.split is not None
-        split = field.split.dual if self.dual else field.split
+        split = self.split(field.split)
         start, before = carry
         residuals = (*before, field.residual(t0, y, split))
-        row = self.table[len(before), : len(residuals) + 1]
+        return _End(self.state(split, start, residuals), (start, residuals))
+
+    def split(self, split: SemiLinear) -> SemiLinear:
+        """The one that it steps by: a flow's own, or its dual."""
+        return split.dual if self.dual else split
+
+    def state(self, split: SemiLinear, start: Tensor, residuals: Sequence[Tensor]) -> Tensor:
+        """After as many steps as there are residuals."""
+        row = self.table[len(residuals) - 1, : len(residuals) + 1]
         own, *weights = row.unbind() if row.requires_grad else row.tolist()
-        y1 = own * start
+        y = own * start
         for weight, residual in zip(weights, residuals, strict=True):
-            y1 = split.add(y1, weight, residual)
-        return _End(y1, (start, residuals))
+            y = split.add(y, weight, residual)
+        return y
 
 
 class _End(Step):
@@ -273,18 +282,23 @@ def distill_solver(
     fine: Solver = FINE,
     iterations: int = 200,
 ) -> Nonstationary:
-    """The times and weights, from those of this integrator on this grid, that end nearest to fine
+    """The times and weights, from those of this integrator on this grid, that stay nearest to fine
     trajectories of the same model.
 
-    The integrator is run on symbols for residuals, so that its weights are known at any times; what
-    is learned are the times and what is added to each weight. On the given starts the result is
-    never worse than where it came from; judge it on others. Few starts are learned by heart: in
-    many dimensions give a thousand.
+        min over (times, weights) of  mean |x_N - x(t_N)|^2
+                                      + mean over k of |x0_hat(t_k, x_k) - x0_hat(t_k, x(t_k))|^2
+
+    x_k are what the model is asked at, x(t) the fine trajectory from the same start, x0_hat the
+    model's data. The end alone tells little where trajectories contract to few points and part
+    before: by what the model says on the way every start counts. The integrator is run on symbols
+    for residuals, so that its weights are known at any times; what is learned are the times and
+    what is added to each weight. Judge the result on other starts: few are learned by heart, and in
+    many dimensions thousands are not too many.
 
     Args:
         dynamics: a probability flow.
         integrator: whose weights it starts from: ``DPMSolverPP()``, ``UniPC()``, ``DEIS(3)``, ...
-        grid: whose times it starts from: see ``optimize_grid``.
+        grid: whose times it starts from, the best among the usual ones or ``optimize_grid``'s.
         y0, fine, iterations: see ``optimize_grid``.
 
     Raises:
@@ -299,24 +313,89 @@ def distill_solver(
             "DPMSolverPP() or another exponential integrator"
         )
     check_flow(integrator, dynamics)
+    _check_noiseless(dynamics, integrator, y0)
     t0, t1 = float(grid.grid[0]), float(grid.grid[-1])
-    aim = _Aim.of(dynamics, [integrator], y0, t0, t1, fine)
     with torch.no_grad():
         count = solve(
             dynamics, y0[:1], t0, t1, integrator=integrator, stepping=grid
         ).stats.evaluations
-        first = _transcribe(dynamics, integrator, grid, count).table
+        plain = _transcribe(dynamics, integrator, grid, count)
     times, shares = _movable(dynamics, grid.grid)
-    scale = first.abs().amax(1, keepdim=True) * torch.ones_like(first).tril(1)
-    change = torch.zeros_like(first, requires_grad=True)
+    scale = plain.table.abs().amax(1, keepdim=True) * torch.ones_like(plain.table).tril(1)
+    change = torch.zeros_like(plain.table, requires_grad=True)
 
     def fitted() -> Nonstationary:
-        plain = _transcribe(dynamics, integrator, Grid(times()), count)
-        return Nonstationary(plain.times, plain.table + scale * change, plain.dual)
+        moved = _transcribe(dynamics, integrator, Grid(times()), count)
+        return Nonstationary(moved.times, moved.table + scale * change, moved.dual)
 
-    _descend([shares, change], lambda: aim.miss(fitted().solver), iterations)
+    if iterations:
+        whole = _Course.of(dynamics, plain, y0, fine)
+        few, half = whole.first(max(1, len(y0) // 4)), iterations // 2
+        for course, part in ((few, half), (whole, iterations - half)):  # most of the way costs less
+            _descend([shares, change], course.missed_by(fitted), part)
     best = fitted()
     return Nonstationary(best.times.detach(), best.table.detach(), best.dual)
+
+
+@dataclass(frozen=True, eq=False)
+class _Course:
+    """Fine trajectories: where they end, and the model's residuals on the way.
+
+    Attributes:
+        start, end: ``(batch, *shape)``.
+        residuals: of the flow's clock, or of t where that has no ends.
+        clock: to the argument of ``residuals``.
+        own, data: the split that residuals are of, and the one whose residual is the data.
+    """
+
+    start: Tensor
+    end: Tensor
+    residuals: NaturalCubic
+    clock: Clock
+    own: SemiLinear
+    data: SemiLinear
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, dynamics: Reverse, solver: Nonstationary, y0: Tensor, fine: Solver) -> Self:
+        """At sixteen places for each time at which this solver asks the model."""
+        data, ends = dynamics.split(), solver.times[[0, -1]]
+        own, clock, time = solver.split(data), *_clock(dynamics, ends)
+        low, high = clock(ends).tolist()
+        s = torch.linspace(low, high, 16 * len(solver.table) + 1, dtype=torch.float64)
+        times = torch.cat((ends[:1], time(s[1:-1]), ends[1:]))
+        saved = fine.solve(dynamics, y0, *ends.tolist(), save_at=times).ys
+        assert isinstance(saved, Tensor)
+        found = [own.residual(t.to(x), x).flatten(1) for t, x in zip(times, saved, strict=True)]
+        if high < low:
+            s, found = s.flip(0), found[::-1]
+        course = NaturalCubic(s.to(y0.device), torch.stack(found, 1))
+        return cls(y0, saved[-1], course, clock, own, data)
+
+    def first(self, count: int) -> Self:
+        """So many of them."""
+        rows = torch.arange(count, device=self.start.device)
+        return replace(
+            self, start=self.start[rows], end=self.end[rows], residuals=self.residuals.select(rows)
+        )
+
+    def missed_by(self, fitted: Callable[[], Nonstationary]) -> Callable[[], Tensor]:
+        """``miss`` of what this makes."""
+        return lambda: self.miss(fitted())
+
+    def miss(self, solver: Nonstationary) -> Tensor:
+        """The logarithm of the mean square of what it misses; infinite where it is not finite."""
+        x, residuals, missed = self.start, list[Tensor](), list[Tensor]()
+        for t in solver.times[:-1]:
+            residuals.append(self.own.residual(t.to(x), x))
+            true = self.residuals.evaluate(self.clock(t).to(x.device)).reshape(x.shape)
+            gain = self.own.scale(t) / self.data.scale(t)
+            missed.append((gain * (residuals[-1] - true)).square().mean())
+            x = solver.state(self.own, self.start, residuals)
+        total = (x - self.end).square().mean()
+        if len(missed) > 1:  # at the start there is nothing to miss
+            total = total + torch.stack(missed[1:]).mean()
+        return _log(total)
 
 
 @dataclass(frozen=True, eq=False)
@@ -336,12 +415,7 @@ class _Aim:
     ) -> Self:  # fmt: skip
         """Of the fine solver, for these integrators to be judged by."""
         for integrator in integrators:
-            integrator.check(dynamics)
-            if dynamics.noise is not None or integrator.draws(dynamics, y0) is not None:
-                raise TypeError(
-                    "a solver is fitted to trajectories, which noise has none of: use "
-                    "probability_flow(denoiser), and an integrator without noise"
-                )
+            _check_noiseless(dynamics, integrator, y0)
         with torch.no_grad():
             return cls(dynamics, y0, t0, t1, fine.solve(dynamics, y0, t0, t1).y1)
 
@@ -354,9 +428,7 @@ class _Aim:
         pairs = zip(leaves(y), leaves(self.end), strict=True)
         gaps = [(a - b).abs().square() for a, b in pairs]
         total = torch.stack([gap.sum() for gap in gaps]).sum()
-        mean = total / sum(gap.numel() for gap in gaps)
-        mean = mean.clamp(min=torch.finfo(mean.dtype).tiny)
-        return mean.log().nan_to_num(nan=math.inf, posinf=math.inf)
+        return _log(total / sum(gap.numel() for gap in gaps))
 
     def miss(self, solver: Solver) -> Tensor:
         """The distance at the end of a coarse solve."""
@@ -368,6 +440,21 @@ class _Aim:
         sol = self.run(Solver(integrator=integrator, stepping=grid))
         error = math.exp(0.5 * float(self.distance(sol.y1)))
         return Trial(integrator, grid, sol.stats.evaluations, error)
+
+
+def _check_noiseless(dynamics: Dynamics, integrator: Integrator, y0: State) -> None:
+    integrator.check(dynamics)
+    if dynamics.noise is not None or integrator.draws(dynamics, y0) is not None:
+        raise TypeError(
+            "a solver is fitted to trajectories, which noise has none of: use "
+            "probability_flow(denoiser), and an integrator without noise"
+        )
+
+
+def _log(mean: Tensor) -> Tensor:
+    """Of a number from 0 on; infinite where it is none."""
+    found = mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
+    return found.nan_to_num(nan=math.inf, posinf=math.inf)
 
 
 def _usual(dynamics: Dynamics, t0: float, t1: float, steps: int) -> list[Grid]:
@@ -386,11 +473,9 @@ def _movable(dynamics: Dynamics, start: Tensor) -> tuple[Callable[[], Tensor], T
 
     A share stays above a tenth of the smallest one at the start, so that times never meet.
     """
-    start, split = start.detach().double().cpu(), dynamics.split()
-    with torch.no_grad():
-        s = start if split is None else torch.as_tensor(split.clock(start))
-    if not bool(s.isfinite().all()):
-        s, split = start, None
+    start = start.detach().double().cpu()
+    clock, time = _clock(dynamics, start)
+    s = clock(start)
     first, length = s[0], s[-1] - s[0]
     shares = s.diff() / length
     least = 0.1 * float(shares.min())
@@ -398,11 +483,23 @@ def _movable(dynamics: Dynamics, start: Tensor) -> tuple[Callable[[], Tensor], T
 
     def times() -> Tensor:
         parts = least + (1.0 - len(shares) * least) * logits.softmax(0)
-        inner = first + length * parts.cumsum(0)[:-1]
-        inner = inner if split is None else torch.as_tensor(split.time(inner))
-        return torch.cat([start[:1], inner, start[-1:]])
+        return torch.cat([start[:1], time(first + length * parts.cumsum(0)[:-1]), start[-1:]])
 
     return times, logits
+
+
+Clock = Callable[[Tensor], Tensor]
+
+
+@torch.no_grad()
+def _clock(dynamics: Dynamics, times: Tensor) -> tuple[Clock, Clock]:
+    """From times to the split's clock, and back; nothing where there is none, or where it is
+    infinite at one of these.
+    """
+    split = dynamics.split()
+    if split is None or not bool(torch.as_tensor(split.clock(times)).isfinite().all()):
+        return (lambda t: t), (lambda t: t)
+    return (lambda t: torch.as_tensor(split.clock(t))), (lambda s: torch.as_tensor(split.time(s)))
 
 
 def _descend(parameters: Sequence[Tensor], loss: Callable[[], Tensor], iterations: int) -> None:
