@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LEVELS, SIDE, DIM, STEPS = 17, 8, 64, 3500
-SCHEDULE = EDM(sigma_max=40.0)
-T0 = digits_variants.T0[EDM]  # where data stands: a twelfth of the half-width of a grey level
+START, T0 = digits_variants.SPANS[EDM]  # the latter a twelfth of the half-width of a grey level
+SCHEDULE = EDM(sigma_max=START)
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -83,6 +83,11 @@ class Digits:
             axes.float(), variances.sqrt().float(),
         )  # fmt: skip
         return cls(*(part.to(device) for part in parts))
+
+    @property
+    def scale(self) -> float:
+        """Root mean square of a coordinate of z."""
+        return float(self.spread.square().mean().sqrt())
 
     def encode(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         noise = torch.rand(pixels.shape, generator=generator, device=pixels.device)
@@ -186,11 +191,11 @@ def accelerator(device: torch.device) -> object:
 
 def diffusion(data: Digits, train: Trainer) -> dict[str, fs.Denoiser]:
     """A score model trained with EDM's weighting, and a copy tuned with the likelihood's."""
-    spread = float(data.spread.square().mean().sqrt())
 
     def build() -> fs.Denoiser:
         torch.manual_seed(train.seed)
-        return models.score_mlp(DIM, SCHEDULE, EDMPrediction(spread), 256, 3).to(data.mean.device)
+        made = models.score_mlp(DIM, SCHEDULE, EDMPrediction(data.scale), 256, 3)
+        return made.to(data.mean.device)
 
     samples, tuned = build(), build()
     law = objectives.LogNormal(SCHEDULE, -1.0, 1.3)
@@ -203,15 +208,15 @@ def diffusion(data: Digits, train: Trainer) -> dict[str, fs.Denoiser]:
 
 
 def variants(data: Digits, train: Trainer) -> dict[str, fs.Denoiser]:
-    """Score models of the same network, trained as DDPM and as NCSN have it: of z / spread, since
+    """Score models of the same network, trained as DDPM and as NCSN have it: of z / scale, since
     theirs do not know the data's scale.
     """
     made = {}
     for name, make in (("DDPM", digits_variants.ddpm), ("NCSN", digits_variants.ncsn)):
         torch.manual_seed(train.seed)
-        made[name], objective = make(DIM)
-        objective = OfWhitened(objective, data.spread).to(data.mean.device)
-        train(name.lower(), objective, 2000, lr=2e-3, ema=0.995)
+        made[name], objective = make(data.spread / data.scale)
+        objective = OfScaled(objective, data.scale).to(data.mean.device)
+        train(name.lower(), objective, STEPS, lr=2e-3, ema=0.995)
     return made
 
 
@@ -240,7 +245,7 @@ def flows(data: Digits, train: Trainer) -> dict[str, Whitened]:
     train("coupling", objectives.MaximumLikelihood(coupling), 800, lr=1e-3, weight_decay=0.1)
     train(
         "cnf",
-        OfWhitened(objectives.FlowMatching(ode), data.spread),
+        OfScaled(objectives.FlowMatching(ode), data.spread),
         2000,
         lr=1e-3,
         weight_decay=0.05,
@@ -248,15 +253,15 @@ def flows(data: Digits, train: Trainer) -> dict[str, Whitened]:
     return {"coupling stack": coupling, "CNF": continuous}
 
 
-class OfWhitened(nn.Module):
-    """An objective, of z / spread."""
+class OfScaled(nn.Module):
+    """An objective, of z / scale."""
 
-    def __init__(self, objective: nn.Module, spread: Tensor) -> None:
+    def __init__(self, objective: nn.Module, scale: Tensor | float) -> None:
         super().__init__()
-        self.objective, self.spread = objective, spread
+        self.objective, self.scale = objective, scale
 
     def forward(self, z: Tensor, *, generator: torch.Generator) -> Tensor:
-        return self.objective(z / self.spread, generator=generator)
+        return self.objective(z / self.scale, generator=generator)
 
 
 # --- sampling -------------------------------------------------------------------------------------
@@ -326,7 +331,7 @@ def comparison(
     """Each way to train by the sampler that came with it, and by another in 20 evaluations."""
     rows = []
     for name, denoiser in denoisers.items():
-        schedule, scale = denoiser.schedule, 1.0 if name == "EDM" else data.spread
+        schedule, scale = denoiser.schedule, 1.0 if name == "EDM" else data.scale
         base = fs.Normal(DIM, float(schedule.sigma(schedule.horizon))).to(data.mean.device)
         for sampler, run in digits_variants.SAMPLERS[name].items():
             with torch.no_grad():
