@@ -109,10 +109,6 @@ class Points:
 
         return x0
 
-    def single(self) -> Points:
-        """In single precision."""
-        return replace(self, points=self.points.float())
-
     def sample(self, count: int, draws: torch.Generator) -> Tensor:
         rows = torch.randint(len(self.points), (count,), generator=draws)
         noise = torch.randn(count, self.points.shape[1], generator=draws, dtype=self.points.dtype)
@@ -226,7 +222,7 @@ def fit(
     """The best multistep method on a grid fitted for it, and the solver fitted from its best grid.
 
     An eighth of the noises tells which they are and fits the grid, which is of few numbers; all of
-    them, in single precision, fit the solver.
+    them fit the solver.
     """
     few = replace(train, count=max(1, train.count // 8))
     cases = [(method, name) for method, asks in SAMPLERS if asks == 1 for name in grids]
@@ -236,9 +232,8 @@ def fit(
     grid = optimize_grid(
         few.flow, best, budget, few.noises, *train.span, iterations=iterations // 4
     )
-    fast = replace(train, law=train.law.single())
-    start, fine = fs.Grid(train.grid(name, budget)), fs.Solver(stepping=fs.Adaptive(1e-5, 1e-5))
-    fitted = distill_solver(fast.flow, best, start, fast.noises, fine=fine, iterations=iterations)
+    start, fine = fs.Grid(train.grid(name, budget)), fs.Solver(Dopri8(), fs.Adaptive(1e-7, 1e-7))
+    fitted = distill_solver(train.flow, best, start, train.noises, fine=fine, iterations=iterations)
     return best, grid, fitted
 
 
@@ -319,8 +314,8 @@ def parse(arguments: Sequence[str] | None) -> Any:
     made.add_argument("--laws", nargs="+", default=["mixture 2", "mixture 16", "digits 64"])
     made.add_argument("--grids", nargs="+", choices=GRIDS, default=list(GRIDS), help="of ours")
     made.add_argument("--count", type=int, default=512, help="noises that errors are taken over")
-    made.add_argument("--train", type=int, default=2048, help="noises that are fitted on")
-    made.add_argument("--iterations", type=int, default=200, help="of fitting")
+    made.add_argument("--train", type=int, default=1024, help="noises that are fitted on")
+    made.add_argument("--iterations", type=int, default=400, help="of fitting")
     made.add_argument("--parts", type=Path, help="where to keep what is done, and to go on from")
     options = reporting.options(made, arguments)
     options.spans = list(SPANS)
