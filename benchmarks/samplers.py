@@ -4,11 +4,12 @@ Denoisers are exact: of Gaussian mixtures in 2 and 16 dimensions and of the empi
 scikit-learn's digits in 64. Trajectory error is the root mean square distance to where tight
 tolerances end, from the same noises; sliced Wasserstein is to fresh data (the reading for the
 trajectories themselves is the floor). Every fixed sampler takes every grid of its library and the
-best is kept; fitted solvers are fitted on noises of another seed. Libraries beside ours run on
-z = x / alpha, in which a probability flow does not know its schedule. k-diffusion is compared with
-where it is installed; its formulas are among ours in any case (Heun, DPM++ 2M, linear multistep).
-The whole takes hours of one core: ``--parts DIR`` keeps what is done, and takes from there what was
-done with the same settings, also by runs of other laws beside this one.
+best is kept, by either measure; fitted solvers are fitted on noises of another seed. Libraries
+beside ours run on z = x / alpha, in which a probability flow does not know its schedule.
+k-diffusion is compared with where it is installed; its formulas are among ours in any case (Heun,
+DPM++ 2M, linear multistep). The whole takes hours of one core: ``--parts DIR`` keeps what is done,
+and takes from there what was done with the same settings, also by runs of other laws beside this
+one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -261,12 +263,25 @@ def kept(path: Path | None, settings: dict[str, Any], rows: Iterable[Any]) -> li
     return made
 
 
-def best(rows: Sequence[dict[str, Any]], *libraries: str) -> dict[str, Any] | None:
+def best(
+    rows: Sequence[dict[str, Any]], *libraries: str, by: str = "error"
+) -> dict[str, Any] | None:
     own = [row for row in rows if row["library"] in libraries]
-    return min(own, key=lambda row: row["error"]) if own else None
+    return min(own, key=itemgetter(by)) if own else None
 
 
-def summary(rows: Sequence[dict[str, Any]], peers: Sequence[str]) -> list[list[Any]]:
+def leaders(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each budget and library the nearest to the trajectories, and the nearest to the data."""
+    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["evaluations"], row["library"]), []).append(row)
+    found = [
+        min(own, key=itemgetter(by)) for own in groups.values() for by in ("error", "distance")
+    ]
+    return list({id(row): row for row in found}.values())
+
+
+def summary(rows: Sequence[dict[str, Any]], peers: Sequence[str], floor: float) -> list[list[Any]]:
     """A line a budget: the best of ours, of the peers, and what was fitted, over the best peer."""
     lines = []
     for budget in sorted({row["evaluations"] for row in rows}):
@@ -279,13 +294,16 @@ def summary(rows: Sequence[dict[str, Any]], peers: Sequence[str]) -> list[list[A
             )
         for found in (ours, best(now, "fitted grid"), best(now, "fitted solver")):
             cells.append(found["error"] / peer["error"] if found and peer else None)
+        for libraries in (["flowsde"], peers, ["fitted solver"]):
+            nearest = best(now, *libraries, by="distance")
+            cells.append(nearest["distance"] / floor if nearest else None)
         lines.append(cells)
     return lines
 
 
 HEAD = (
     "evaluations", "best of ours", "error", "best peer", "error", "ours / peer",
-    "fitted grid / peer", "fitted solver / peer",
+    "fitted grid / peer", "fitted solver / peer", "distance / floor: ours", "peer", "fitted",
 )  # fmt: skip
 
 
@@ -303,6 +321,8 @@ def draw(record: dict[str, Any], peers: Sequence[str], options: Any) -> None:
                     points[budget] = row["error"]
             axis.plot(list(points), list(points.values()), marker=".", label=label)
         axis.set(xscale="log", yscale="log", title=name, xlabel="evaluations")
+        axis.set_xticks(options.budgets, [str(budget) for budget in options.budgets])
+        axis.minorticks_off()
     axes[0, 0].set_ylabel("trajectory error")
     axes[0, 0].legend(fontsize=8)
     reporting.save("samplers", options, figure)
@@ -322,7 +342,7 @@ def parse(arguments: Sequence[str] | None) -> Any:
     if options.small:
         options.laws, options.budgets, options.spans = options.laws[:1], [5], options.spans[:1]
         options.grids = ["quadratic", "aligned 1.0"]
-        options.count, options.train, options.iterations = 32, 16, 12
+        options.count, options.train, options.iterations = 32, 32, 30
     return options
 
 
@@ -348,9 +368,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     rows += kept(
                         part(f"{budget} fitted"), fitting, fitted(problem, budget, options)
                     )
-            print(f"### {label}\n")
-            reporting.table(HEAD, summary(rows, peers))
-            record[label] = {"rows": rows, "floor": problem.distance(problem.ends)}
+            floor = problem.distance(problem.ends)
+            print(f"### {label}, distance of the trajectories themselves {floor:.3g}\n")
+            reporting.table(HEAD, summary(rows, peers, floor))
+            record[label] = {"rows": leaders(rows), "floor": floor}
     reporting.write("samplers", options, {"peers": versions, **fitting, "problems": record})
     draw(record, peers, options)
 
