@@ -45,11 +45,14 @@ class GRUODEBayes(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.noise, self.start = noise, start
-        self.head = _Head(channels, width)
-        self.filter = ODERNN(
-            channels, width, ODE(_GRUField(width), batched_time=True, rowwise=True), solver,
-            _Update(self.head, channels, width, prepared),
-        )  # fmt: skip
+        field = ODE(_GRUField(width), batched_time=True, rowwise=True)
+        cell = _Update(channels, width, prepared)
+        self.filter = ODERNN(channels, width, field, solver, cell)
+
+    def law(self, h: Tensor) -> Normal:
+        """Of a row, of h just before it."""
+        found: Normal = self.filter.cell.head(h)  # type: ignore[operator]
+        return found
 
     def laws(self, x: Tensor, times: Tensor) -> tuple[Normal, Normal]:
         """Of each row: the law before it was seen, and after, ``(batch, n, channels)``.
@@ -104,7 +107,7 @@ class GRUODEBayes(nn.Module):
         first = torch.full_like(times[:, :1], self.start)
         nothing = torch.full_like(x[:, :1], torch.nan)
         before, after = self.filter.walk(torch.cat((nothing, x), 1), torch.cat((first, times), 1))
-        return self.head(before[:, 1:]), self.head(after[:, 1:])
+        return self.law(before[:, 1:]), self.law(after[:, 1:])
 
     def _log_probs(self, x: Tensor, law: Normal) -> Tensor:
         found: Tensor = law.log_prob(torch.where(torch.isnan(x), law.mean, x))  # type: ignore[no-untyped-call]
@@ -136,11 +139,11 @@ class _Head(nn.Module):
 
 
 class _Update(nn.Module):
-    """h after a row; the head is the model's own, and belongs to it."""
+    """h after a row, told how far off the law was that the head had for it."""
 
-    def __init__(self, head: _Head, channels: int, width: int, prepared: int) -> None:
+    def __init__(self, channels: int, width: int, prepared: int) -> None:
         super().__init__()
-        self.head = head
+        self.head = _Head(channels, width)
         self.weight = nn.Parameter(torch.randn(channels, 4, prepared) * 0.5)
         self.bias = nn.Parameter(torch.zeros(channels, prepared))
         self.cell = nn.GRUCell(channels * prepared, width)
