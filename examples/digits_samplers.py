@@ -101,6 +101,7 @@ def picture(rows: list[dict], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.5))
+    ticks = sorted({row["evaluations"] for row in rows})
     for axis, key, title in (
         (axes[0], "error", "trajectory error"), (axes[1], "distance", "distance / floor"),
     ):  # fmt: skip
@@ -109,5 +110,7 @@ def picture(rows: list[dict], path: Path) -> None:
             style = "*--" if "fitted" in name else ".-"
             axis.plot(*zip(*own, strict=True), style, label=name)
         axis.set(xscale="log", yscale="log", xlabel="evaluations", title=title)
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.minorticks_off()
     axes[0].legend(fontsize=8)
     saving.picture(figure, path)
