@@ -20,7 +20,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.work_precision --set nonstiff
 	$(BIN)/python -m benchmarks.work_precision --set stiff
-	$(BIN)/python -m benchmarks.heterogeneous
+	$(BIN)/python -m benchmarks.heterogeneous --compiled
 	$(BIN)/python -m benchmarks.adjoints
 	$(BIN)/python -m benchmarks.sde_overhead
 	$(BIN)/python -m benchmarks.sde_gradients

@@ -7,15 +7,20 @@ measured error of the last state (root mean square over the batch; the worst sam
 Costs are seconds, and rows: the sum over the calls of the field of the rows it was called with,
 finished ones included. ``needed`` are the rows that had not finished, which is what compaction can
 come down to. mu is a component of the state that stands still, so that a row needs no other.
+``--compiled`` adds compiled steps, of all rows until the last has finished: their rows are not
+told. The first solve at each tolerance, which compiles, is not timed.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+
+import flowsde as fs
 
 from . import reporting
 from .peers import Failed, Flowsde, Library, Place, peers
@@ -24,30 +29,34 @@ from .timing import alternate
 from .work_precision import Curve, cost
 
 BASE = "flowsde per sample Tsit5"
+COMPILED = "flowsde per sample, compiled Tsit5"
 
 
-def entries(others: Sequence[Library]) -> dict[str, tuple[Library, str]]:
+def entries(others: Sequence[Library], compiled: bool) -> dict[str, tuple[Library, str]]:
     """Methods of order five, by how they step."""
     by_step = {"flowsde per sample": Flowsde(per_sample=True), "flowsde shared": Flowsde()}
     by_step |= {peer.name: peer for peer in others}
-    return {
+    found: dict[str, tuple[Library, str]] = {
         f"{name} {method}": (library, method)
         for name, library in by_step.items()
         for method in library.methods(stiff=False)
         if method.lower() in ("dopri5", "tsit5")
     }
+    if compiled:
+        found[COMPILED] = Flowsde(per_sample=True, executor=fs.Compiled()), "Tsit5"
+    return found
 
 
 def measure(
     count: int, end: float, tolerances: Sequence[float], place: Place, turns: int,
-    others: Sequence[Library],
+    others: Sequence[Library], compiled: bool,
 ) -> tuple[dict[str, Curve], dict[str, str]]:  # fmt: skip
     problem = oscillators(count, end)
     found: dict[str, Curve] = {}
     complaints: dict[str, str] = {}
     for rtol in tolerances:
         clocks, points = {}, {}
-        for name, (library, method) in entries(others).items():
+        for name, (library, method) in entries(others, compiled).items():
             solver = library.solver(problem, method, rtol, place)
             try:
                 answer = solver.count()
@@ -56,6 +65,9 @@ def measure(
                 continue
             errors = np.sqrt(np.mean(problem.errors(answer.y1) ** 2, -1))
             clocks[name] = solver.time
+            if name == COMPILED:
+                solver.time()
+                answer = replace(answer, rows=None, needed=None)
             points[name] = {
                 "rtol": rtol, "error": problem.error(answer.y1), "worst": float(errors.max()),
                 "evaluations": answer.calls, "rows": answer.rows, "needed": answer.needed,
@@ -91,6 +103,8 @@ def draw(options: Any, found: dict[str, Curve]) -> None:
     figure, axes = reporting.figure(1, 2)
     for axis, key in zip(axes[0], ("rows", "seconds"), strict=True):
         for name, curve in found.items():
+            if curve[0][key] is None:
+                continue
             style = "-" if name.startswith("flowsde") else "--"
             points = zip(*((p[key], p["error"]) for p in curve), strict=True)
             axis.loglog(*points, style, marker="o", markersize=3, label=name)
@@ -102,14 +116,18 @@ def draw(options: Any, found: dict[str, Curve]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = reporting.options(reporting.parser(__doc__, turns=3), arguments)
+    made = reporting.parser(__doc__, turns=3)
+    made.add_argument("--compiled", action="store_true")
+    options = reporting.options(made, arguments)
     small = options.small
     asked = ["torchdiffeq", "torchode"] if options.peers is None else options.peers
     others, versions = peers(asked)
     place = Place(options.device, options.real)
     tolerances = [10.0**-n for n in ((3, 5) if small else range(2, 9))]
     count, end = (16, 4.0) if small else (256, 20.0)
-    found, complaints = measure(count, end, tolerances, place, options.turns, others)
+    found, complaints = measure(
+        count, end, tolerances, place, options.turns, others, options.compiled
+    )
     report(found, 1e-4)
     reporting.write(
         "heterogeneous", options, {"peers": versions, "curves": found, "complaints": complaints}

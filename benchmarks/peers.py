@@ -73,13 +73,13 @@ class Answer:
     Attributes:
         y1: the last state, ``(batch, dim)``.
         calls: of the field, a batched call counting once.
-        rows: of the batch in those calls, summed.
+        rows: of the batch in those calls, summed; None where they are not told.
         needed: rows that were not finished yet, where the library says so.
     """
 
     y1: np.ndarray
     calls: int
-    rows: int
+    rows: int | None
     needed: int | None = None
 
 
@@ -170,13 +170,17 @@ class _TorchSolver(Solver):
 
 
 class Flowsde(TorchLibrary):
-    """This library, over its catalogue: every integrator with an error estimate."""
+    """This library, over its catalogue: every integrator with an error estimate.
+
+    Evaluations are counted eagerly, whatever the executor.
+    """
 
     name = "flowsde"
     failures = (fs.SolveError,)
 
-    def __init__(self, per_sample: bool = False) -> None:
-        self._per_sample = per_sample
+    def __init__(self, per_sample: bool = False, executor: fs.Executor = fs.Eager()) -> None:
+        self._per_sample, self._executor = per_sample, executor
+        self._dynamics: dict[Field, fs.ODE] = {}  # what is compiled lives as long as its dynamics
         self._last: tuple[fs.Stats, int] | None = None
         self.skipped: dict[str, str] = {}
 
@@ -206,10 +210,12 @@ class Flowsde(TorchLibrary):
         self, f: Field, y0: Tensor, end: float, method: str, rtol: float, atol: float
     ) -> Tensor:
         stepping = fs.Adaptive(rtol, atol, per_sample=self._per_sample)
-        dynamics = fs.ODE(f, batched_time=self._per_sample, rowwise=self._per_sample)
+        if f not in self._dynamics:
+            self._dynamics[f] = fs.ODE(f, batched_time=self._per_sample, rowwise=self._per_sample)
         solution = fs.solve(
-            dynamics, y0, 0.0, end, max_steps=1_000_000, integrator=self.catalogue[method],
-            stepping=stepping,
+            self._dynamics[f], y0, 0.0, end, max_steps=1_000_000,
+            integrator=self.catalogue[method], stepping=stepping,
+            executor=fs.Eager() if isinstance(f, Counted) else self._executor,
         )  # fmt: skip
         self._last = solution.stats, len(y0)
         return solution.y1
