@@ -111,7 +111,7 @@ def draw(options: Any, found: dict[str, Curve]) -> None:
         axis.set_xlabel(key)
         axis.set_ylabel("error")
         axis.grid(alpha=0.3)
-    axes[0, 0].legend(fontsize=8)
+    axes[0, 1].legend(fontsize=8)
     reporting.save("heterogeneous", options, figure)
 
 
