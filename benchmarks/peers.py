@@ -73,13 +73,13 @@ class Answer:
     Attributes:
         y1: the last state, ``(batch, dim)``.
         calls: of the field, a batched call counting once.
-        rows: of the batch in those calls, summed; None where they are not told.
+        rows: of the batch in those calls, summed.
         needed: rows that were not finished yet, where the library says so.
     """
 
     y1: np.ndarray
     calls: int
-    rows: int | None
+    rows: int
     needed: int | None = None
 
 

@@ -388,13 +388,14 @@ class _Course:
         x, residuals, missed = self.start, list[Tensor](), list[Tensor]()
         for t in solver.times[:-1]:
             residuals.append(self.own.residual(t.to(x), x))
-            true = self.residuals.evaluate(self.clock(t).to(x.device)).reshape(x.shape)
-            gain = self.own.scale(t) / self.data.scale(t)
-            missed.append((gain * (residuals[-1] - true)).square().mean())
+            if len(residuals) > 1:  # at the start there is nothing to miss
+                true = self.residuals.evaluate(self.clock(t).to(x.device)).reshape(x.shape)
+                gain = self.own.scale(t) / self.data.scale(t)
+                missed.append((gain * (residuals[-1] - true)).square().mean())
             x = solver.state(self.own, self.start, residuals)
         total = (x - self.end).square().mean()
-        if len(missed) > 1:  # at the start there is nothing to miss
-            total = total + torch.stack(missed[1:]).mean()
+        if missed:
+            total = total + torch.stack(missed).mean()
         return _log(total)
 
 

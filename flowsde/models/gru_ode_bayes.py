@@ -60,11 +60,13 @@ class GRUODEBayes(nn.Module):
         Raises:
             ValueError: on shapes that do not fit, times that do not increase or before the start.
         """
-        return self._laws(x, own_times(times, x, self.start))
+        before, after = self._states(x, own_times(times, x, self.start))
+        return self.law(before), self.law(after)
 
     def log_prob(self, x: Tensor, times: Tensor) -> Tensor:
         """log p(x) = sum_i log p(x_i | rows before), of what was seen, ``(batch,)``."""
-        return _seen_sum(x, self._log_probs(x, self.laws(x, times)[0]))
+        before, _ = self._states(x, own_times(times, x, self.start))
+        return _seen_sum(x, self._log_probs(x, self.law(before)))
 
     def elbo(
         self, x: Tensor, times: Tensor, *, generator: torch.Generator | None = None,
@@ -99,15 +101,17 @@ class GRUODEBayes(nn.Module):
         nothing = x.new_full((*at.shape, x.shape[2]), torch.nan)
         both, order = torch.cat((times, at), 1).sort(dim=1, stable=True)
         place = order[..., None].expand(-1, -1, x.shape[2])
-        law, _ = self._laws(torch.cat((x, nothing), 1).gather(1, place), both)
+        before, _ = self._states(torch.cat((x, nothing), 1).gather(1, place), both)
+        law = self.law(before)
         back = order.argsort(1)[:, n:, None].expand(-1, -1, x.shape[2])
         return law.mean.gather(1, back), law.stddev.gather(1, back)
 
-    def _laws(self, x: Tensor, times: Tensor) -> tuple[Normal, Normal]:
+    def _states(self, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+        """h before each row and after it, from the start on."""
         first = torch.full_like(times[:, :1], self.start)
         nothing = torch.full_like(x[:, :1], torch.nan)
         before, after = self.filter.walk(torch.cat((nothing, x), 1), torch.cat((first, times), 1))
-        return self.law(before[:, 1:]), self.law(after[:, 1:])
+        return before[:, 1:], after[:, 1:]
 
     def _log_probs(self, x: Tensor, law: Normal) -> Tensor:
         found: Tensor = law.log_prob(torch.where(torch.isnan(x), law.mean, x))  # type: ignore[no-untyped-call]
