@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ class Graph:
     def __init__(
         self, function: Callable[..., Any], backend: Any, options: Mapping[str, Any] | None
     ) -> None:
-        own = types.FunctionType(function.__code__.replace(), function.__globals__)
+        own = types.FunctionType(_renamed(function.__code__), function.__globals__)
         if isinstance(backend, str):
             backend = torch._dynamo.lookup_backend(backend)
         if options is not None:  # by the name under which inductor's compiler takes them
@@ -73,6 +74,18 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def _renamed(code: types.CodeType) -> types.CodeType:
+    """The same under a name of its own.
+
+    The compiler takes what differs from one call of a code to the next, a tolerance even, for an
+    unknown of its graphs, which makes them ten times slower; and it knows a code by name and line.
+    """
+    return code.replace(co_name=f"{code.co_name}_{next(_numbers)}")
+
+
+_numbers = itertools.count()
 
 
 def _needed(guards: Sequence[Any]) -> list[bool]:

@@ -214,6 +214,26 @@ def test_changes_between_solves_are_seen() -> None:
         net.train()
 
 
+def test_no_tolerance_is_an_unknown_of_a_graph() -> None:
+    """The compiler would take what differs between solves for one, and graphs ten times slower."""
+    seen: list[int] = []
+
+    def backend(module: Any, examples: list[Any]) -> Any:
+        seen.append(len(examples))
+        return module.forward
+
+    run = fs.Compiled(backend=backend)
+    for tolerance, rate in ((1e-2, 1.0), (1e-3, 2.0), (1e-4, 3.0)):
+        field = Turn().double()
+        field.rate = rate
+        with torch.no_grad():
+            fs.solve(
+                fs.ODE(field), torch.ones(2, 3), 0.0, 1.0, executor=run,
+                stepping=fs.Adaptive(rtol=tolerance, atol=tolerance),
+            )  # fmt: skip
+    assert len(seen) == 3 and len(set(seen)) == 1
+
+
 def test_a_field_that_changes_itself_stays_with_the_guards() -> None:
     """It hands a tensor from one call to the next, which a graph by itself would not."""
 
