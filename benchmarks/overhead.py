@@ -28,7 +28,7 @@ from .timing import alternate, clock, ratio
 
 TOLERANCE = 1e-6
 TUNED = {"cpp_wrapper": True, "cpp.use_decompose_tanh": True}  # see Compiled
-SIZES = ((64, 2, 64, 1.35), (256, 16, 128, 1.2), (512, 64, 256, 1.1), (2048, 64, 512, 1.1))
+SIZES = ((64, 2, 64, 1.25), (256, 16, 128, 1.12), (512, 64, 256, 1.05), (2048, 64, 512, 1.05))
 
 
 class Field(nn.Module):

@@ -35,11 +35,7 @@ class Graph:
         self, function: Callable[..., Any], backend: Any, options: Mapping[str, Any] | None
     ) -> None:
         own = types.FunctionType(_renamed(function.__code__), function.__globals__)
-        if isinstance(backend, str):
-            backend = torch._dynamo.lookup_backend(backend)
-        if options is not None:  # by the name under which inductor's compiler takes them
-            backend = functools.partial(backend, config_patches=dict(options))
-        self._backend, self._heard = backend, list[Call]()
+        self._backend, self._options, self._heard = backend, options, list[Call]()
         self.sure: set[Callable[..., Any]] = set()  # graphs seen to be called alike twice
         self.fits = True  # whether the compiler takes it as it is
         self.costs: dict[Any, int | None] = {}  # evaluations in one step, for each kind of inputs
@@ -50,7 +46,15 @@ class Graph:
 
     def _lower(self, module: Any, examples: Any) -> Callable[..., Any]:
         """The backend's own callable, overheard: its documented seam."""
-        graph = self._backend(module, examples)
+        compiler, options = self._backend, self._options
+        if compiler == "inductor" and options is None:
+            near = all(x.device.type == "cpu" for x in examples if isinstance(x, Tensor))
+            options = {"cpp_wrapper": near}
+        if isinstance(compiler, str):
+            compiler = torch._dynamo.lookup_backend(compiler)
+        if options is not None:  # by the name under which inductor's compiler takes them
+            compiler = functools.partial(compiler, config_patches=dict(options))
+        graph = compiler(module, examples)
 
         def overheard(*inputs: Any) -> Any:
             outputs = graph(*inputs)

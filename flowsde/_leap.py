@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from ._loop import Loop
 from ._outset import Outset
 from ._plan import AdaptivePlan, GivenPlan, too_small
 from ._save import SaveEnd
+from ._scalar import Scalar
 from ._state import State, builder, leaves, mapped, where
 from .dynamics.field import Field
 from .integrators.base import Carry, Integrator
@@ -25,6 +26,7 @@ __all__ = ["Leap"]
 
 _loop: Callable[..., Any] = torch.while_loop
 _STEPS, _CALLS = 8, 16  # given steps that one graph takes at most, with so many evaluations
+_NUMBERS = 1 << 16  # of increments that are put together for several calls
 
 
 def chosen(
@@ -198,34 +200,51 @@ class Leap:
         count, marks, y, carry = found
         assert isinstance(self._loop.plan, AdaptivePlan)
         self._loop.plan.resume(marks)
-        self._told(int(count), y, carry, stats)
+        stats.attempts += int(count)
+        self._loop.field.evaluations += int(count) * (self._cost(y, carry) or 0)
         return y, carry
-
-    def _told(self, count: int, y: State, carry: Carry, stats: Stats) -> None:
-        stats.attempts += count
-        self._loop.field.evaluations += count * (self._cost(y, carry) or 0)
 
     def _given(
         self, plan: GivenPlan, room: int, y: State, carry: Carry, stats: Stats
     ) -> tuple[State, Carry]:
-        noise, cost = self._loop.noise, self._cost(y, carry)
+        cost = self._cost(y, carry)
         most = min(_STEPS, _CALLS // max(1, cost or _CALLS))
-        while plan.running and room > 0 and most > 1:
-            times, n = plan.ahead(min(most, room)), stats.attempts
-            spans = list(itertools.pairwise(times))
-            dws = [] if noise is None else [noise(n + i, *span) for i, span in enumerate(spans)]
-            count, spare = len(spans), most - len(spans)  # spare ones are the last again, unused
-            ends = [*zip(*spans, *[spans[-1]] * spare, strict=True)]
-            rows = torch.stack([as_input(row, y) for row in ends])
-            dw = Increment.stack([*dws, *dws[-1:] * spare]) if dws else None
-            found = self._call(given, rows, self._limit(y, count), dw, y, carry)
-            if found is None:
-                break
-            y, carry = found
-            plan.skip(count)
-            self._told(count, y, carry, stats)
-            room -= count
+        if most < 2:
+            return y, carry
+        size = most * sum(x.numel() for x in leaves(y))
+        wide = most * max(1, _NUMBERS // max(1, size))
+        while plan.running and room > 0:
+            spans = list(itertools.pairwise(plan.ahead(min(wide, room))))
+            for count, *inputs in self._inputs(spans, most, stats.attempts, y):
+                found = self._call(given, *inputs, y, carry)
+                if found is None:
+                    return y, carry
+                y, carry = found
+                plan.skip(count)
+                stats.attempts += count
+                self._loop.field.evaluations += count * (cost or 0)
+            room -= len(spans)
         return y, carry
+
+    def _inputs(
+        self, spans: list[tuple[Scalar, Scalar]], most: int, n: int, y: State
+    ) -> Iterator[tuple[Any, ...]]:
+        """For each call its number of steps; their times, that number, their increments."""
+        noise, steps = self._loop.noise, len(spans)
+        spare = -steps % most  # the last call is filled with the last step again, unused
+        calls = (steps + spare) // most
+        padded = [*spans, *spans[-1:] * spare]
+        ends = torch.stack([as_input(row, y) for row in zip(*padded, strict=True)])
+        times = ends.reshape(2, calls, most, *ends.shape[2:]).transpose(0, 1).contiguous().unbind()
+        dws: list[Any] = [None] * calls
+        if noise is not None:
+            found = [noise(n + i, *span) for i, span in enumerate(spans)]
+            stretch = Increment.stack([*found, *found[-1:] * spare])
+            dws = stretch.map(lambda x: x.reshape(calls, most, *x.shape[1:])).unbind(calls)
+        all_of_them, rest = self._limit(y, most), self._limit(y, most - spare)
+        for i in range(calls - 1):
+            yield most, times[i], all_of_them, dws[i]
+        yield most - spare, times[-1], rest, dws[-1]
 
     def _cost(self, y: State, carry: Carry) -> int | None:
         """Evaluations in one step, from one taken for this; None where the next step would not be

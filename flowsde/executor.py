@@ -66,10 +66,10 @@ class Compiled(Executor):
 
     Args:
         backend: as ``torch.compile`` takes it.
-        options: those of the backend, as ``torch.compile`` takes them. On a CPU
-            ``{"cpp_wrapper": True}`` spares Python between the kernels of small fields, for a
-            longer compilation, and ``{"cpp.use_decompose_tanh": True}`` makes the compiler's tanh
-            as fast as the eager one, to float32's rounding but not near zero.
+        options: those of the backend, as ``torch.compile`` takes them; None for inductor's own,
+            with ``{"cpp_wrapper": True}`` on a CPU, which spares Python between the kernels. There
+            ``{"cpp.use_decompose_tanh": True}`` makes the compiler's tanh as fast as the eager
+            one, to float32's rounding but not near zero.
 
     Raises:
         TypeError: on an integrator whose steps are not all of one kind (implicit, multistep, maps

@@ -231,7 +231,8 @@ def test_no_tolerance_is_an_unknown_of_a_graph() -> None:
                 fs.ODE(field), torch.ones(2, 3), 0.0, 1.0, executor=run,
                 stepping=fs.Adaptive(rtol=tolerance, atol=tolerance),
             )  # fmt: skip
-    assert len(seen) == 3 and len(set(seen)) == 1
+    assert len(seen) == 3
+    assert len(set(seen)) == 1
 
 
 def test_a_field_that_changes_itself_stays_with_the_guards() -> None:
