@@ -52,7 +52,7 @@ def chosen(
         y, carry = build(flat)
         t, dt, before, older, accepted, rejected, going = marks.unbind()
         on = going > 0
-        lands = dt * 1.01 >= (end - t).abs()
+        lands = stepping.longest(dt) >= (end - t).abs()
         reach = torch.where(lands, end, t + torch.sign(span) * dt)
         reach = torch.where(on, reach, t)
         step = method.step(field, t, reach, y, None, carry)

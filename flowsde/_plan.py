@@ -340,7 +340,7 @@ class AdaptivePlan(Plan):
         self._dt = minimum(minimum(first + 0.0 * span, span), stepping.dt_max + 0.0 * span)
 
     def interval(self) -> tuple[Scalar, Scalar]:
-        self._lands = self._dt * 1.01 >= abs(self._aim - self._now)
+        self._lands = self._stepping.longest(self._dt) >= abs(self._aim - self._now)
         self._last = self._lands & (self._aim == self._host[1])
         going = self.status == Status.RUNNING  # rows that have ended stand still
         reach = choose(self._lands, self._aim, self._now + self._sign * self._dt)

@@ -333,3 +333,13 @@ def test_chains_may_change_shape_and_need_not_invert() -> None:
         fs.solve(Doubling(), torch.ones(2, 8), 3, 0)
     with pytest.raises(TypeError, match="make the chain a Map"):
         fs.log_density(Doubling())
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize(("dt_max", "steps"), [(math.inf, 1), (1.0, 2)])
+def test_the_last_step_leaves_no_sliver(per_sample: bool, dt_max: float, steps: int) -> None:
+    """A few per cent that would be left are taken along, unless a bound forbids it."""
+    stepping = fs.Adaptive(dt0=1.0, dt_max=dt_max, factor_max=1.001, per_sample=per_sample)
+    dynamics = fs.ODE(lambda t, y: torch.ones_like(y), batched_time=True)
+    solution = fs.solve(dynamics, torch.zeros(2, 1), 0.0, 1.04, stepping=stepping)
+    assert (torch.as_tensor(solution.stats.accepted) == steps).all()
