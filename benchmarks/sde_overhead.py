@@ -31,6 +31,7 @@ from flowsde.integrators import (
 
 from . import reporting
 from .counting import Counter, uncounted
+from .overhead import TUNED
 from .peers import SDE_PEERS, Apart, installed
 from .sde_problems import Pair, TorchSDEForm
 from .timing import alternate, clock, ratio
@@ -84,6 +85,7 @@ FORWARD: dict[str, Solve] = {
     "by hand Euler": by_hand,
     "flowsde Euler": ours(EulerMaruyama()),
     "flowsde Euler, Compiled": ours(EulerMaruyama(), executor=fs.Compiled()),
+    "flowsde Euler, Compiled, tuned": ours(EulerMaruyama(), executor=fs.Compiled(options=TUNED)),
     "flowsde SRI2": ours(SRI2()),
     "flowsde SRI2, Compiled": ours(SRI2(), executor=fs.Compiled()),
 }
@@ -93,6 +95,7 @@ GRADIENT: dict[str, Solve] = {
     "flowsde Euler, Direct, Compiled": ours(EulerMaruyama(), executor=fs.Compiled()),
     "flowsde Euler, Checkpointed": ours(EulerMaruyama(), adjoint=fs.Checkpointed()),
     "flowsde Midpoint, Direct": ours(StochasticMidpoint()),
+    "flowsde Midpoint, Direct, Compiled": ours(StochasticMidpoint(), executor=fs.Compiled()),
     "flowsde Midpoint, Checkpointed": ours(StochasticMidpoint(), adjoint=fs.Checkpointed()),
     "flowsde Midpoint, Backsolve": ours(StochasticMidpoint(), adjoint=fs.Backsolve()),
     "flowsde ReversibleHeun, Reversible": ours(ReversibleHeun(), adjoint=fs.Reversible()),

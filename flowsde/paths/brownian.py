@@ -26,7 +26,7 @@ from .tree import DEPTH, Queries
 
 __all__ = ["Brownian", "Increments", "Sums"]
 
-_CHUNK = 1 << 16  # numbers drawn at once: about as many as stay in a cache
+_CHUNK = 1 << 17  # numbers drawn at once: about as many as stay in a cache
 
 
 @dataclass(frozen=True, eq=False)
