@@ -28,7 +28,7 @@ from flowsde.integrators import RK4, Dopri5
 from flowsde.integrators.base import Engine
 
 from . import reporting
-from .overhead import SIZES, TOLERANCE, Field
+from .overhead import SIZES, TOLERANCE, Field, dynamics
 from .peers import peers
 from .storages import Storages
 from .timing import alternate, clock, ratio
@@ -111,10 +111,13 @@ def admitted(
     return complaint
 
 
-def solving(adjoint: fs.Adjoint, integrator: fs.Integrator, stepping: fs.Stepping) -> Solve:
+def solving(
+    adjoint: fs.Adjoint, integrator: fs.Integrator, stepping: fs.Stepping,
+    executor: fs.Executor = fs.Eager(),
+) -> Solve:  # fmt: skip
     return lambda f, y0: fs.solve(
-        fs.ODE(f), y0, 0.0, END, integrator=integrator, stepping=stepping, adjoint=adjoint,
-        max_steps=1_000_000,
+        dynamics(f), y0, 0.0, END, integrator=integrator, stepping=stepping, adjoint=adjoint,
+        executor=executor, max_steps=1_000_000,
     ).y1  # fmt: skip
 
 
@@ -225,6 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     steppings = [fs.Adaptive(TOLERANCE, TOLERANCE), fs.Fixed(steps=50)]
     chosen, skipped = choices(Dopri5(), steppings)
     solves = {name: solving(*choice) for name, choice in chosen.items()}
+    compiled = fs.Compiled()
+    solves["flowsde Direct, Compiled"] = solving(fs.Direct(), Dopri5(), steppings[0], compiled)
     if found:
         solves |= torchdiffeq_solves(method="dopri5", rtol=TOLERANCE, atol=TOLERANCE)
     for name, why in skipped.items():
