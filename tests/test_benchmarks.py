@@ -33,6 +33,7 @@ from benchmarks import (
     flow_matching,
     flows,
     heterogeneous,
+    jitted,
     overhead,
     peers,
     problems,
@@ -192,6 +193,14 @@ def test_overhead(tmp_path: Path) -> None:
     assert set(found["counts"]) == {"flowsde", "torchdiffeq", "by hand"}
     (row,) = found["ratios"].values()
     assert set(found["counts"]) | {"time", "bound"} <= set(row)
+
+
+def test_jitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(jitted.EXECUTORS, "flowsde, Compiled")
+    jitted.main(["--small", "--turns", "2", "--peers", "--out", str(tmp_path)])
+    (row,) = record(tmp_path, "jitted")["found"].values()
+    assert list(row) == ["flowsde"]
+    assert all(reading > 0.0 for reading in row["flowsde"].values())
 
 
 def test_sde_overhead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
