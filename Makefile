@@ -18,6 +18,7 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[bench]"
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.jitted
 	$(BIN)/python -m benchmarks.work_precision --set nonstiff
 	$(BIN)/python -m benchmarks.work_precision --set stiff
 	$(BIN)/python -m benchmarks.heterogeneous --compiled
