@@ -245,15 +245,19 @@ def times(
 
 
 def draw(options: Any, found: dict[str, dict[str, dict[str, dict[str, float]]]]) -> None:
+    from matplotlib import colormaps
+
     figure, axes = reporting.figure(1, len(found))
+    colours = colormaps["tab20"].colors
     for axis, (kind, by_size) in zip(axes.flat, found.items(), strict=True):
+        axis.set_prop_cycle(color=colours)
         for name in next(iter(by_size.values())):
             style = "-" if name.startswith("flowsde") else "--"
             each = [row[name]["us"] for row in by_size.values()]
             axis.semilogy(list(by_size), each, style, marker="o", markersize=3, label=name)
         axis.set(xlabel="batch, dimension", ylabel=f"microseconds a step, {kind}")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=6)
+        axis.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
     reporting.save("sde_overhead", options, figure)
 
 
