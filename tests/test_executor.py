@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import flowsde as fs
 from flowsde import integrators
+from flowsde._graph import quiet
 from flowsde.integrators import (
     RK4,
     AsynchronousLeapfrog,
@@ -233,6 +235,18 @@ def test_no_tolerance_is_an_unknown_of_a_graph() -> None:
             )  # fmt: skip
     assert len(seen) == 3
     assert len(set(seen)) == 1
+
+
+def test_the_compiler_says_nothing_of_itself(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = logging.getLogger("torch._inductor.ir")
+    monkeypatch.setattr(log, "propagate", True)
+    with quiet():
+        log.warning("an operation without a shim")
+        log.error("an error")
+    log.warning("to another user")
+    assert [record.getMessage() for record in caplog.records] == ["an error", "to another user"]
 
 
 def test_a_field_that_changes_itself_stays_with_the_guards() -> None:
