@@ -343,3 +343,15 @@ def test_the_last_step_leaves_no_sliver(per_sample: bool, dt_max: float, steps: 
     dynamics = fs.ODE(lambda t, y: torch.ones_like(y), batched_time=True)
     solution = fs.solve(dynamics, torch.zeros(2, 1), 0.0, 1.04, stepping=stepping)
     assert (torch.as_tensor(solution.stats.accepted) == steps).all()
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("safety", [0.5, 0.9, 0.999])
+def test_a_last_step_that_is_rejected_becomes_shorter(safety: float, per_sample: bool) -> None:
+    stepping = fs.Adaptive(1e-6, 1e-6, safety=safety, per_sample=per_sample)
+    dynamics = fs.ODE(lambda t, y: torch.stack((y[:, 1], -y[:, 0]), 1), batched_time=True)
+    y0 = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    for end in torch.linspace(0.5, 8.0, 40).tolist():
+        solution = fs.solve(dynamics, y0, 0.0, end, stepping=stepping, max_steps=300)
+        turned = torch.tensor([[math.cos(end), -math.sin(end)], [math.sin(end), math.cos(end)]])
+        torch.testing.assert_close(solution.y1, turned, atol=1e-3, rtol=0.0)
