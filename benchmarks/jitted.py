@@ -2,8 +2,9 @@
 
 An adaptive Dopri5 solve at tolerance 1e-6, and its gradient by y0 and all parameters, at the sizes
 of benchmarks/overhead.py. diffrax runs in a process of its own, on one thread, compiled beforehand,
-its gradient by its default adjoint (recursive checkpoints); flowsde runs eagerly and compiled, its
-gradient through the operations (``Direct``). Each is also set over its own bare evaluations: as
+its gradient by its default adjoint (recursive checkpoints); flowsde runs eagerly and compiled, the
+solve with the faster tanh of benchmarks/overhead.py, its gradient through the operations
+(``Direct``). Each is also set over its own bare evaluations: as
 many calls of the field as the solve made, one after the other, jitted there and eager here.
 Alternating turns, medians.
 """
@@ -23,12 +24,11 @@ from torch import Tensor, nn
 import flowsde as fs
 
 from . import reporting
-from .adjoints import gradient
+from .adjoints import END, gradient
 from .overhead import SIZES, TOLERANCE, TUNED, Field, ours, visited
 from .peers import Apart, installed
 from .timing import alternate, clock, ratio
 
-END = 4.0
 KINDS = "forward", "gradient"
 EXECUTORS: dict[str, tuple[fs.Executor, fs.Executor]] = {  # of the two
     "flowsde": (fs.Eager(), fs.Eager()),

@@ -36,6 +36,9 @@ class Graph:
         self, function: Callable[..., Any], backend: Any, options: Mapping[str, Any] | None
     ) -> None:
         own = types.FunctionType(_renamed(function.__code__), function.__globals__)
+        self._own = backend == "inductor" and options is None  # whether options are ours to choose
+        if isinstance(backend, str):
+            backend = torch._dynamo.lookup_backend(backend)
         self._backend, self._options, self._heard = backend, options, list[Call]()
         self.sure: set[Callable[..., Any]] = set()  # graphs seen to be called alike twice
         self.fits = True  # whether the compiler takes it as it is
@@ -48,11 +51,8 @@ class Graph:
     def _lower(self, module: Any, examples: Any) -> Callable[..., Any]:
         """The backend's own callable, overheard: its documented seam."""
         compiler, options = self._backend, self._options
-        if compiler == "inductor" and options is None:
-            near = all(x.device.type == "cpu" for x in examples if isinstance(x, Tensor))
-            options = {"cpp_wrapper": near}
-        if isinstance(compiler, str):
-            compiler = torch._dynamo.lookup_backend(compiler)
+        if self._own and all(x.device.type == "cpu" for x in examples if isinstance(x, Tensor)):
+            options = {"cpp_wrapper": True}
         if options is not None:  # by the name under which inductor's compiler takes them
             compiler = functools.partial(compiler, config_patches=dict(options))
         graph = compiler(module, examples)

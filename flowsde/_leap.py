@@ -200,9 +200,12 @@ class Leap:
         count, marks, y, carry = found
         assert isinstance(self._loop.plan, AdaptivePlan)
         self._loop.plan.resume(marks)
-        stats.attempts += int(count)
-        self._loop.field.evaluations += int(count) * (self._cost(y, carry) or 0)
+        self._told(int(count), self._cost(y, carry), stats)
         return y, carry
+
+    def _told(self, count: int, cost: int | None, stats: Stats) -> None:
+        stats.attempts += count
+        self._loop.field.evaluations += count * (cost or 0)
 
     def _given(
         self, plan: GivenPlan, room: int, y: State, carry: Carry, stats: Stats
@@ -221,8 +224,7 @@ class Leap:
                     return y, carry
                 y, carry = found
                 plan.skip(count)
-                stats.attempts += count
-                self._loop.field.evaluations += count * (cost or 0)
+                self._told(count, cost, stats)
             room -= len(spans)
         return y, carry
 

@@ -205,7 +205,7 @@ class Adaptive(Stepping):
         It takes up half of what the safety factor holds back, so that the error to be expected of
         it is below 1, and dt after a rejection does not reach as far again.
         """
-        return minimum(dt * self.safety**-0.5, 1.01 * self.dt_max)
+        return clamp(dt * self.safety**-0.5, 0.0, 1.01 * self.dt_max)
 
     def scale(self, *states: State) -> State:
         """atol + rtol max |y|."""

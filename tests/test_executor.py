@@ -237,6 +237,14 @@ def test_no_tolerance_is_an_unknown_of_a_graph() -> None:
     assert len(set(seen)) == 1
 
 
+def test_an_unknown_backend_is_told_before_the_first_step() -> None:
+    with pytest.raises(torch._dynamo.exc.InvalidBackend, match="inducter"):
+        fs.solve(
+            fs.ODE(Turn().double()), torch.ones(2, 3), 0.0, 1.0,
+            executor=fs.Compiled(backend="inducter"),
+        )  # fmt: skip
+
+
 def test_the_compiler_says_nothing_of_itself(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
