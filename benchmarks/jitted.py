@@ -2,11 +2,10 @@
 
 An adaptive Dopri5 solve at tolerance 1e-6, and its gradient by y0 and all parameters, at the sizes
 of benchmarks/overhead.py. diffrax runs in a process of its own, on one thread, compiled beforehand,
-its gradient by its default adjoint (recursive checkpoints); flowsde runs eagerly and compiled, the
-solve with the faster tanh of benchmarks/overhead.py, its gradient through the operations
-(``Direct``). Each is also set over its own bare evaluations: as
-many calls of the field as the solve made, one after the other, jitted there and eager here.
-Alternating turns, medians.
+its gradient by its default adjoint (recursive checkpoints); flowsde runs eagerly, and compiled with
+the faster tanh of benchmarks/overhead.py, its gradient through the operations (``Direct``). Each is
+also set over its own bare evaluations: as many calls of the field as the solve made, one after the
+other, jitted there and eager here. Alternating turns, medians.
 """
 
 from __future__ import annotations
@@ -30,10 +29,7 @@ from .peers import Apart, installed
 from .timing import alternate, clock, ratio
 
 KINDS = "forward", "gradient"
-EXECUTORS: dict[str, tuple[fs.Executor, fs.Executor]] = {  # of the two
-    "flowsde": (fs.Eager(), fs.Eager()),
-    "flowsde, Compiled": (fs.Compiled(options=TUNED), fs.Compiled()),
-}
+EXECUTORS = {"flowsde": fs.Eager(), "flowsde, Compiled": fs.Compiled(options=TUNED)}
 
 
 class _Jitted:
@@ -118,12 +114,12 @@ def measure(
         "flowsde bare": lambda: clock(lambda: bare(f, y0, calls["flowsde"]))
     }
     start = y0.clone().requires_grad_()
-    for name, pair in EXECUTORS.items():
-        solve, slope = (partial(ours, executor=executor) for executor in pair)
+    for name, executor in EXECUTORS.items():
+        solve = partial(ours, executor=executor)
         calls[name] = calls["flowsde"]
         runs = (
             partial(forward, solve, f, y0),
-            partial(gradient, lambda f, y, slope=slope: slope(f, y, END).y1, f, start),
+            partial(gradient, lambda f, y, solve=solve: solve(f, y, END).y1, f, start),
         )
         for kind, run in zip(KINDS, runs, strict=True):
             run()  # compiles
