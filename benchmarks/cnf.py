@@ -1,12 +1,12 @@
 """A training step of a continuous flow: ``python -m benchmarks.cnf``.
 
-Forward and gradient of -E log p(x) by all parameters: flowsde's ``Flow`` with ``Direct`` and with
-``Checkpointed``, torchdiffeq's ``odeint_adjoint`` with the field that its users write (a loop over
-the components for the exact trace, one vector-Jacobian product for Hutchinson's), and zuko's
-``FreeFormJacobianTransform`` (which divides the error of the log-density by a hundred before it is
-looked at). One network, one batch, one probe, Dopri5, one tolerance for all. Alternating turns,
-medians; ``gap`` is the relative distance of the gradient from that of the same solve at a
-thousandth of the tolerance, in float64.
+Forward and gradient of -E log p(x) by all parameters: flowsde's ``Flow`` with ``Direct``, compiled
+too where the trace is exact, and with ``Checkpointed``; torchdiffeq's ``odeint_adjoint`` with the
+field that its users write (a loop over the components for the exact trace, one vector-Jacobian
+product for Hutchinson's); zuko's ``FreeFormJacobianTransform`` (which divides the error of the
+log-density by a hundred before it is looked at). One network, one batch, one probe, Dopri5, one
+tolerance for all. Alternating turns, medians; ``gap`` is the relative distance of the gradient from
+that of the same solve at a thousandth of the tolerance, in float64.
 
 First the counts, which do not wobble: dispatcher operations of one evaluation of field and
 divergence with its gradient, and without.
@@ -19,6 +19,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ SIZES = ((512, 2, 64), (256, 64, 128))  # batch, dimension, width of three hidde
 PEERS = ("torchdiffeq", "zuko")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """One network and one batch, with the probe of Hutchinson's trace; None for the exact one."""
 
@@ -57,6 +58,12 @@ class Task:
         probe = None if exact else torch.randint(2, x.shape).to(x) * 2.0 - 1.0
         place = {"device": options.device, "dtype": options.real}
         return cls(net.to(**place), x.to(**place), None if probe is None else probe.to(**place))
+
+    @cached_property
+    def density(self) -> fs.Dynamics:
+        """Made once: what an executor compiles lives as long as its dynamics."""
+        dynamics = fs.ODE(self.net, traced=self.net.traced)  # type: ignore[arg-type]
+        return fs.log_density(dynamics, None if self.probe is None else Given(self.probe))
 
     def double(self) -> Task:
         probe = None if self.probe is None else self.probe.double()
@@ -85,16 +92,11 @@ class Given(fs.Divergence):
 Step = Callable[[Task, float], Tensor]  # (task, tolerance) to the loss
 
 
-def density(task: Task) -> fs.Dynamics:
-    dynamics = fs.ODE(task.net, traced=task.net.traced)  # type: ignore[arg-type]
-    return fs.log_density(dynamics, None if task.probe is None else Given(task.probe))
-
-
-def ours(adjoint: fs.Adjoint) -> Step:
+def ours(adjoint: fs.Adjoint, executor: fs.Executor = fs.Eager()) -> Step:
     def step(task: Task, tolerance: float) -> Tensor:
         start = task.x, task.x.new_zeros(len(task.x))
         z, change = fs.solve(
-            density(task), start, integrator=Dopri5(), adjoint=adjoint,
+            task.density, start, integrator=Dopri5(), adjoint=adjoint, executor=executor,
             stepping=fs.Adaptive(tolerance, tolerance),
         ).y1  # fmt: skip
         return task.loss(z, change)
@@ -148,10 +150,13 @@ def zuko(task: Task, tolerance: float) -> Tensor:
     return task.loss(z, -ladj)
 
 
-def steps(names: Sequence[str]) -> dict[str, Step]:
+def steps(names: Sequence[str], exact: bool) -> dict[str, Step]:
+    """The exact trace is the field's own, which the compiler takes."""
     found: dict[str, Step] = {
         "flowsde Direct": ours(fs.Direct()), "flowsde Checkpointed": ours(fs.Checkpointed())
     }  # fmt: skip
+    if exact:
+        found["flowsde Direct, Compiled"] = ours(fs.Direct(), fs.Compiled())
     peers: dict[str, Step] = {"torchdiffeq": torchdiffeq, "zuko": zuko}
     return found | {name: peers[name] for name in names}
 
@@ -162,7 +167,7 @@ def steps(names: Sequence[str]) -> dict[str, Step]:
 def counts(task: Task) -> dict[str, list[int]]:
     """Dispatcher operations of one evaluation, and of one with its gradient by the parameters."""
     t, start = task.x.new_tensor(0.3), (task.x, task.x.new_zeros(len(task.x)))
-    fields = {"flowsde": density(task)}
+    fields = {"flowsde": task.density}
     if task.probe is None:
         fields["flowsde Exact()"] = fs.log_density(fs.ODE(task.net), fs.Exact())
     found = {}
@@ -200,11 +205,14 @@ def times(task: Task, compared: dict[str, Step], options: Any) -> dict[str, dict
 
 def draw(options: Any, found: dict[str, Any]) -> None:
     figure, axes = reporting.figure(1, 1)
-    names, width = list(next(iter(found.values()))["times"]), 0.2
+    names, width = list(next(iter(found.values()))["times"]), 0.16
     for i, name in enumerate(names):
-        seconds = [row["times"][name]["seconds"] for row in found.values()]
-        axes[0, 0].bar([j + i * width for j in range(len(found))], seconds, width, label=name)
-    axes[0, 0].set_xticks([j + 1.5 * width for j in range(len(found))], list(found), fontsize=7)
+        own = {
+            j: row["times"][name] for j, row in enumerate(found.values()) if name in row["times"]
+        }
+        seconds = [row["seconds"] for row in own.values()]
+        axes[0, 0].bar([j + i * width for j in own], seconds, width, label=name)
+    axes[0, 0].set_xticks([j + 2 * width for j in range(len(found))], list(found), fontsize=7)
     axes[0, 0].set(yscale="log", ylabel="seconds, forward and gradient")
     axes[0, 0].legend(fontsize=7)
     reporting.save("cnf", options, figure)
@@ -213,12 +221,13 @@ def draw(options: Any, found: dict[str, Any]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = reporting.options(reporting.parser(__doc__, dtype="float32"), arguments)
     names, versions = installed(PEERS)
-    compared, found = steps(names), dict[str, Any]()
+    found = dict[str, Any]()
     for size in ((16, 2, 8),) if options.small else SIZES:
         for exact in (True, False):
             task = Task.of(size, exact, options)
             label = f"{size}, {'exact' if exact else 'Hutchinson'}"
-            found[label] = {"operations": counts(task), "times": times(task, compared, options)}
+            own = times(task, steps(names, exact), options)
+            found[label] = {"operations": counts(task), "times": own}
     print("Dispatcher operations of field and divergence: alone, and with the gradient\n")
     reporting.table(
         ["batch, dimension, width; trace", "field", "alone", "with gradient"],

@@ -27,7 +27,7 @@ from .counting import Counter, uncounted
 from .timing import alternate, clock, ratio
 
 TOLERANCE = 1e-6
-TUNED = {"cpp_wrapper": True, "cpp.use_decompose_tanh": True}  # see Compiled
+TUNED = {"cpp.use_decompose_tanh": True}  # see Compiled
 SIZES = ((64, 2, 64, 1.25), (256, 16, 128, 1.12), (512, 64, 256, 1.05), (2048, 64, 512, 1.05))
 
 

@@ -21,6 +21,10 @@ from .integrators.base import Step
 
 __all__ = ["Calls", "Graph", "as_input"]
 
+# torch 2.13 writes into a buffer that a fused reduction still reads, and gradients come out wrong
+SAFE: dict[str, Any] = {"inplace_buffers": False}
+NEAR: dict[str, Any] = {"cpp_wrapper": True}  # no Python between the kernels of a CPU
+
 Call = tuple[Callable[..., Any], Sequence[Any], Sequence[Any]]
 
 
@@ -36,7 +40,7 @@ class Graph:
         self, function: Callable[..., Any], backend: Any, options: Mapping[str, Any] | None
     ) -> None:
         own = types.FunctionType(_renamed(function.__code__), function.__globals__)
-        self._own = backend == "inductor" and options is None  # whether options are ours to choose
+        self._usual = backend == "inductor"
         if isinstance(backend, str):
             backend = torch._dynamo.lookup_backend(backend)
         self._backend, self._options, self._heard = backend, options, list[Call]()
@@ -51,8 +55,9 @@ class Graph:
     def _lower(self, module: Any, examples: Any) -> Callable[..., Any]:
         """The backend's own callable, overheard: its documented seam."""
         compiler, options = self._backend, self._options
-        if self._own and all(x.device.type == "cpu" for x in examples if isinstance(x, Tensor)):
-            options = {"cpp_wrapper": True}
+        if self._usual:
+            near = all(x.device.type == "cpu" for x in examples if isinstance(x, Tensor))
+            options = {**SAFE, **(NEAR if near else {}), **(options or {})}
         if options is not None:  # by the name under which inductor's compiler takes them
             compiler = functools.partial(compiler, config_patches=dict(options))
         graph = compiler(module, examples)

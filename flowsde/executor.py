@@ -66,10 +66,11 @@ class Compiled(Executor):
 
     Args:
         backend: as ``torch.compile`` takes it.
-        options: those of the backend, as ``torch.compile`` takes them; None for inductor's own,
-            with ``{"cpp_wrapper": True}`` on a CPU, which spares Python between the kernels. There
-            ``{"cpp.use_decompose_tanh": True}`` makes the compiler's tanh as fast as the eager
-            one, to float32's rounding but not near zero.
+        options: those of the backend, as ``torch.compile`` takes them; of inductor's they stand
+            before its own choices here: ``{"inplace_buffers": False}``, without which gradients of
+            torch 2.13 can be wrong, and on a CPU ``{"cpp_wrapper": True}``, which spares Python
+            between the kernels. There ``{"cpp.use_decompose_tanh": True}`` makes the compiler's
+            tanh as fast as the eager one, to float32's rounding but not near zero.
 
     Raises:
         TypeError: on an integrator whose steps are not all of one kind (implicit, multistep, maps
