@@ -32,10 +32,13 @@ def rows(
 
     Raises:
         ValueError: where x does not end with the event's shape, or conditions do not fit.
+        TypeError: where x is not floating point.
     """
     split = x.ndim - len(event)
     if split < 0 or x.shape[split:] != event:
         raise ValueError(f"x ends with the event's shape {tuple(event)}; got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"densities are of floating point; got {x.dtype}: give x.float()")
     given = conditions(args)
     try:
         batch = torch.broadcast_shapes(x.shape[:split], given)  # type: ignore[no-untyped-call]

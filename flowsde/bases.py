@@ -31,6 +31,15 @@ class Base(nn.Module, ABC):
         the law's parameters.
         """
 
+    def _flat(self, x: Tensor) -> Tensor:
+        """``(..., *event_shape)`` as ``(..., components)``."""
+        lead = x.ndim - len(self.event_shape)
+        if lead < 0 or x.shape[lead:] != self.event_shape:
+            raise ValueError(
+                f"the law is of samples of shape {tuple(self.event_shape)}; got {tuple(x.shape)}"
+            )
+        return x.reshape(*x.shape[:lead], self.event_shape.numel())
+
 
 class Normal(Base):
     """N(0, scale^2) in every component.
@@ -50,7 +59,7 @@ class Normal(Base):
         self.register_buffer("scale", torch.tensor(float(scale)))
 
     def log_prob(self, x: Tensor) -> Tensor:
-        z = (x / self.scale).flatten(x.ndim - len(self.event_shape))
+        z = self._flat(x) / self.scale
         volume = z.shape[-1] * (0.5 * math.log(2.0 * math.pi) + self.scale.log())
         return -0.5 * z.square().sum(-1) - volume
 
@@ -74,7 +83,8 @@ class Componentwise(Base):
         parameters: tensors that broadcast to the shape of one sample.
 
     Raises:
-        TypeError: on a law of vectors, and on one that torch cannot invert (no ``icdf``).
+        TypeError: on a law of vectors, on one that torch cannot invert (no ``icdf``), and on
+            parameters that are not floating point.
     """
 
     def __init__(self, law: Callable[..., Distribution], **parameters: Tensor) -> None:
@@ -85,6 +95,8 @@ class Componentwise(Base):
                 self.register_parameter(name, value)
             else:
                 self.register_buffer(name, value)
+        if not all(value.is_floating_point() for value in parameters.values()):
+            raise TypeError("parameters of a law are floating point: give them as tensor.float()")
         made, kind = law(**parameters), getattr(law, "__name__", "the law")
         if made.event_shape:
             raise TypeError(
@@ -109,13 +121,14 @@ class Componentwise(Base):
         return self.law(**values, validate_args=False)
 
     def log_prob(self, x: Tensor) -> Tensor:
+        self._flat(x)  # of the law's shape
         made = self._made()
         support: Any = made.support
         inside = support.check(x)
         safe = torch.where(inside, x, made.icdf(self._like.new_full((), 0.5)))
         outside = torch.where(x.isnan(), x, -math.inf)
         density = torch.where(inside, made.log_prob(safe), outside)
-        return density.flatten(x.ndim - len(self.event_shape)).sum(-1)
+        return self._flat(density).sum(-1)
 
     def sample(self, count: int, seed: int | Tensor) -> Tensor:
         key = _random.keys(seed, count, self._like.device, _random.BASE)
@@ -145,8 +158,9 @@ class Mixture(Base):
         if len(shapes) != 1 or any(isinstance(base, Mixture) for base in self.bases):
             raise ValueError(f"bases have one event shape and are no mixtures; got {shapes}")
         valid = weights.shape == (len(self.bases),) and bool((weights >= 0).all())
+        valid = valid and 0.0 < float(weights.detach().sum()) < math.inf
         if not valid or weights.requires_grad:
-            raise ValueError(f"weights are ({len(self.bases)},), >= 0, without gradient")
+            raise ValueError(f"weights are ({len(self.bases)},), >= 0, not all 0, without gradient")
         self.event_shape = shapes.pop()
         self.register_buffer("log_weights", (weights / weights.sum()).log())
 

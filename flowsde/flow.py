@@ -64,9 +64,9 @@ class Flow(nn.Module):
     ) -> None:
         super().__init__()
         self.base, self.dynamics, self.transform, self.t0 = base, dynamics, transform, t0
-        self.solver = solver or Solver()
-        # in a tuple, so that the parameters stand once in a state_dict
-        self._density = (log_density(dynamics, divergence),)
+        self.solver, self.divergence = solver or Solver(), divergence
+        # in a tuple, so that the parameters stand once in a state_dict; beside what it is made of
+        self._density = dynamics, log_density(dynamics, divergence)
 
     @property
     def event_shape(self) -> torch.Size:
@@ -76,7 +76,9 @@ class Flow(nn.Module):
     @property
     def density(self) -> Dynamics:
         """The dynamics with the log-density that it carries."""
-        return self._density[0]
+        if self._density[0] is not self.dynamics:
+            self._density = self.dynamics, log_density(self.dynamics, self.divergence)
+        return self._density[1]
 
     def log_prob(self, x: Tensor, *args: Any, generator: torch.Generator | None = None) -> Tensor:
         """Log-density in nats of x, ``(..., *event_shape)``; differentiable.
@@ -107,7 +109,8 @@ class Flow(nn.Module):
             sample_shape: how many, of each condition.
             args: conditions; with some, samples are ``(*sample_shape, batch, *event_shape)``.
             generator: from which one seed is drawn; or
-            seed: an int, or one a sample, ``(count,)``: sample i is then the same in any batch.
+            seed: an int, or one a sample, ``(count,)``: sample i is then the same in any batch, to
+                the solver's tolerance where the batch shares its steps.
         """
         z, args, batch = self._noise(sample_shape, args, generator, seed)
         probes = generator if self.dynamics.random else None
@@ -163,25 +166,16 @@ class Flow(nn.Module):
             x, args, generator: a batch, as ``log_prob`` takes it.
         """
         flat, args, _ = rows(x, self.event_shape, args)
-        if self.transform is not None:
-            flat = self._prepared(flat, generator).start(flat)
-        if isinstance(self.dynamics, Map):
-            self.dynamics.start(flat, *args)
+        for part in (self.transform, self.dynamics):
+            if isinstance(part, Map):
+                flat = _prepared(part, flat, generator).start(flat, *args)
 
     def enter(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """(y, l) at t0, of data ``(batch, *event_shape)``: what the density is solved from."""
         state = x, x.new_zeros(len(x))
         if self.transform is None:
             return state
-        return _through(log_density(self._prepared(x, generator)), state)
-
-    def _prepared(self, x: Tensor, generator: torch.Generator | None) -> Map:
-        """The transform with its draws."""
-        assert self.transform is not None
-        seed = None
-        if self.transform.random:
-            seed = _random.draw_seed(_given(generator, "the transform draws"))
-        return self.transform.prepare(x, seed)
+        return _through(log_density(_prepared(self.transform, x, generator)), state)
 
     def _solve(
         self, dynamics: Dynamics, state: State, args: tuple[Any, ...],
@@ -209,6 +203,12 @@ def _given(generator: torch.Generator | None, what: str) -> torch.Generator:
     if generator is None:
         raise TypeError(f"{what}, and needs its randomness: generator=... (or seed=... of samples)")
     return generator
+
+
+def _prepared(map_: Map, x: Tensor, generator: torch.Generator | None) -> Map:
+    """The map with its draws."""
+    seed = _random.draw_seed(_given(generator, "the map draws")) if map_.random else None
+    return map_.prepare(x, seed)
 
 
 def _through(

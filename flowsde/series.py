@@ -128,7 +128,8 @@ class Scaler:
         flat = values.flatten(0, -2)
         mean = flat.nanmean(0).nan_to_num()
         std = (flat - mean).square().nanmean(0).sqrt()
-        return cls(mean, torch.where(std > 0, std, 1.0))
+        rounding = 16.0 * torch.finfo(flat.dtype).eps * mean.abs()
+        return cls(mean, torch.where(std > rounding, std, 1.0))
 
     def __call__(self, values: Tensor) -> Tensor:
         return (values - self.mean) / self.std
@@ -147,7 +148,8 @@ def read_ts(path: str | Path) -> tuple[list[Series], list[str]]:
     A line holds a series: dimensions apart by ``:``, values by ``,``, ``?`` where one is missing,
     and last a class, or with ``@targetLabel`` a number. Times are 0, 1, 2, ..., or with
     ``@timeStamps true`` those of the points ``(time,value)``, which may differ between dimensions.
-    A label is the place of its class among the names.
+    A label is the place of its class among the names. Times are float64: for models of float32
+    count great ones from the first of each series.
 
     Raises:
         ValueError: with the line's number, on what is not in the format.
@@ -198,15 +200,27 @@ def _points(part: str, stamped: bool) -> dict[float, float]:
     """The values of one dimension, by their times."""
     if not stamped:
         return dict(enumerate(map(_number, part.split(","))))
-    pairs = (point.split(",") for point in re.findall(r"\(([^)]*)\)", part))
-    return {float(time): _number(value) for time, value in pairs}
+    points: dict[float, float] = {}
+    for time, value in (point.split(",") for point in re.findall(r"\(([^)]*)\)", part)):
+        _put(points, time, value)
+    return points
+
+
+def _put(points: dict[float, float], time: str, value: str) -> None:
+    """One more value of a channel."""
+    at = float(time)
+    if not math.isfinite(at):
+        raise ValueError(f"times are finite; got {time}")
+    if at in points:
+        raise ValueError(f"t = {time} stands here twice")
+    points[at] = _number(value)
 
 
 def _joined(dimensions: Sequence[dict[float, float]], label: float | None) -> Series:
     """The series of dimensions that each have times of their own."""
     times = sorted({time for points in dimensions for time in points})
     rows = [[points.get(time, math.nan) for points in dimensions] for time in times]
-    return Series(torch.tensor(times), torch.tensor(rows), label)
+    return Series(torch.tensor(times, dtype=torch.float64), torch.tensor(rows), label)
 
 
 def _number(text: str) -> float:
@@ -226,7 +240,7 @@ def read_csv(
     """The series of a CSV file with a head and a row for each time, and the names of their classes.
 
     All columns but those named are channels; a cell that is empty or ``?`` is a missing value. Rows
-    may stand in any order.
+    may stand in any order. Times are float64, as from ``read_ts``.
 
     Args:
         series, time: names of the columns that say which series a row is of, and when it was.
@@ -234,25 +248,31 @@ def read_csv(
         target: that of a number to predict. Both are read from a series's first row.
 
     Raises:
-        ValueError: with the line's number, on a column that is missing or a cell that is no number.
+        ValueError: on a column that is missing or stands twice; with the line's number, on a cell
+            that is missing or no number, and on a second row of a series at a time.
     """
-    with Path(path).open(newline="") as file:
+    with Path(path).open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         named = [name for name in (series, time, label, target) if name is not None]
         columns = list(rows.fieldnames or ())
         if missing := set(named) - set(columns):
             raise ValueError(f"{path} has columns {columns}, none of them {sorted(missing)}")
+        if len(set(columns)) < len(columns):
+            raise ValueError(f"{path} has columns {columns}: give each a name of its own")
         channels = [name for name in columns if name not in named]
         found: dict[str, list[dict[float, float]]] = {}
         said: dict[str, str] = {}
         for row in rows:
-            dimensions = found.setdefault(row[series], [{} for _ in channels])
-            said.setdefault(row[series], row[label or target or series].strip())
             try:
-                at = float(row[time])
+                if None in row or None in row.values():
+                    raise ValueError(f"a row has {len(columns)} cells")
+                dimensions = found.setdefault(row[series], [{} for _ in channels])
+                said.setdefault(row[series], row[label or target or series].strip())
+                if target is not None:
+                    float(row[target])
                 for points, name in zip(dimensions, channels, strict=True):
-                    points[at] = _number(row[name])
-            except (TypeError, ValueError) as error:
+                    _put(points, row[time], row[name])
+            except ValueError as error:
                 raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
     classes = sorted(set(said.values())) if label is not None else []
     made = []

@@ -513,3 +513,82 @@ def test_dynamics_are_transforms(kind: str) -> None:
     assert law.sample((5,)).shape == (5, 2)
     jacobian = torch.autograd.functional.jacobian(lambda v: move(v[None])[0], x[0, 0])
     assert ladj[0, 0].item() == pytest.approx(float(torch.linalg.slogdet(jacobian)[1]), abs=1e-6)
+
+
+@pytest.mark.parametrize("narrow", [models.nice, models.realnvp])
+def test_a_map_narrower_than_the_event_is_refused(narrow: Any) -> None:
+    """Its last components would be left out of the density."""
+    flow = fs.Flow(fs.Normal(5), narrow(3, generator=CPU))
+    with pytest.raises(ValueError, match="3 rows"):
+        flow.log_prob(torch.zeros(2, 5))
+
+
+@pytest.mark.parametrize(
+    "law", [fs.Normal(2), bases.Componentwise(td.Laplace, loc=torch.zeros(2), scale=torch.ones(2))]
+)
+def test_a_law_takes_samples_of_its_shape_alone(law: bases.Base) -> None:
+    with pytest.raises(ValueError, match=r"shape \(2,\)"):
+        law.log_prob(torch.randn(3, 7))
+
+
+def test_bases_of_numbers() -> None:
+    x = torch.randn(3)
+    assert torch.allclose(fs.Normal(()).log_prob(x), td.Normal(0.0, 1.0).log_prob(x))
+
+
+def test_a_number_a_channel_scales_every_place() -> None:
+    channels, x = Standardize((3, 1, 1)), torch.randn(2, 3, 4, 4)
+    channels.std.fill_(2.0)
+    whole = Standardize((3, 4, 4))
+    whole.std.fill_(2.0)
+    assert torch.allclose(channels.step(0, x)[1], whole.step(0, x)[1])
+
+
+def test_rounding_is_no_spread() -> None:
+    """What is constant, or told by the rest, to rounding."""
+    with pytest.raises(ValueError, match="constant"):
+        Standardize.of(torch.full((1001, 1), 0.1, dtype=torch.float32))
+    z = torch.randn(1000, 2, dtype=torch.float32)
+    with pytest.raises(torch.linalg.LinAlgError, match="leave some out"):
+        Whiten.of(torch.cat((z, z.sum(1, keepdim=True)), 1))
+
+
+def test_another_dynamics_has_another_density() -> None:
+    flow, other = fs.Flow(fs.Normal(2), models.ActNorm(2)), models.ActNorm(2)
+    nn.init.ones_(other.log_scale)
+    flow.dynamics = other
+    drawn, log_prob = flow.sample_and_log_prob((1,), seed=0)
+    assert torch.equal(drawn, flow.sample((1,), seed=0))
+    assert torch.allclose(log_prob, flow.log_prob(drawn))
+
+
+def test_whole_numbers_and_half_precision() -> None:
+    pixels = torch.randint(0, 256, (4, 2), generator=CPU)
+    flow = fs.Flow(fs.Normal(2), stack(), transform=Dequantize(256))
+    with pytest.raises(TypeError, match=r"x\.float"):
+        flow.log_prob(pixels, generator=generator(0))
+    with pytest.raises(TypeError, match="levels"):
+        Dequantize(256).prepare(pixels.bfloat16(), 0)
+    inside = fs.Flow(fs.Normal(2), fs.Composed([Dequantize(256), Logit(), stack()]))
+    inside.start(pixels.double(), generator=generator(0))
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-5, 1e-9])
+def test_small_cotangents_of_a_residuals_inverse(size: float) -> None:
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(net.weight, 0.8)
+    y = torch.ones(1, 1, requires_grad=True)
+    (found,) = torch.autograd.grad(size * models.InvertibleResidual(net).unstep(0, y)[0].sum(), y)
+    assert found.item() / size == pytest.approx(1.0 / 1.8, rel=1e-12)
+
+
+def test_laws_of_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="not all 0"):
+        bases.Mixture(torch.zeros(2), [fs.Normal(2), fs.Normal(2)])
+    with pytest.raises(TypeError, match="floating"):
+        bases.Componentwise(td.Normal, loc=torch.tensor([0, 1]), scale=torch.ones(2))
+    for make in (models.LatentODE, models.GRUODEBayes):
+        with pytest.raises(ValueError, match="noise"):
+            make(2, 3, 0.0)
+    with pytest.raises(ValueError, match="noise"):
+        models.LatentSDE(torch.linspace(0.0, 1.0, 6), 2, -1.0)

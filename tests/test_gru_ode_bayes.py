@@ -148,3 +148,10 @@ def test_it_learns_to_forecast() -> None:
 def test_bad_times(times: tuple[float, ...], at: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="times"):
         bayes().predict(torch.randn(3, 2, 2), torch.tensor(times), torch.tensor(at))
+
+
+def test_whole_times_do_not_round_others() -> None:
+    model, x, times = models.GRUODEBayes(1), torch.randn(1, 5, 1), torch.arange(5)
+    at = torch.tensor([2.5, 2.9])
+    found = model.predict(x, times, at)[0]
+    assert torch.equal(found, model.predict(x, times.to(x), at)[0])

@@ -518,3 +518,11 @@ def test_straightness_is_an_integral() -> None:
 def test_straight_paths_have_no_bend() -> None:
     flow = fs.Flow(fs.Normal(2), fs.ODE(lambda t, x: torch.full_like(x, 0.4)), TIGHT)
     assert float(straightness(flow, torch.randn(5, 2)).abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("pack", [lambda c: {"c": c}, lambda c: (c,)], ids=["dict", "tuple"])
+def test_conditions_within_trees_are_seen_by_couplings(pack: Any) -> None:
+    ode = fs.ODE(lambda t, x, c: 0.0 * x, batched_time=True)
+    objective = FlowMatching(ode, coupling=OptimalTransport())
+    with pytest.raises(TypeError, match="condition_weight"):
+        objective(torch.randn(16, 2), pack(torch.zeros(16)), generator=generator())

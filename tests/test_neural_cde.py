@@ -291,3 +291,16 @@ def test_defaults_take_both_kinds_of_times(own: bool) -> None:
         stops = {} if own else {"step_at": path.knots, "jump_at": path.jumps}
         tight = fs.Solver(stepping=fs.Adaptive(1e-7, 1e-8, own, **stops))
         assert torch.allclose(model(2)(path), model(2, solver=tight)(path), atol=1e-3)
+
+
+@pytest.mark.parametrize("path", [Linear, NaturalCubic])
+def test_great_times_are_not_rounded_to_the_state(path: Any) -> None:
+    """Unix seconds in float64 over values in float32: f = 1 gives the path's own increment."""
+    x = torch.tensor([[[0.0], [1.0], [0.0], [5.0]]], dtype=torch.float32)
+    times = 1.7e9 + torch.arange(4, dtype=torch.float64)
+    cde = fs.CDE(lambda t, y: torch.ones_like(y)[..., None], path(times, x), batched_time=True)
+    y1 = fs.solve(
+        cde, torch.zeros_like(x[:, 0]), 1.7e9, 1.7e9 + 3, integrator=Midpoint(),
+        stepping=fs.Fixed(steps=300),
+    ).y1  # fmt: skip
+    assert y1.item() == pytest.approx(5.0, abs=1e-4)

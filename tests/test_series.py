@@ -140,3 +140,31 @@ def test_wrong_series_are_refused() -> None:
             collate(wrong)
     with pytest.raises(ValueError, match="label"):
         collate([one, Series(one.times, one.values)])
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("id,t,a,b\n1,0,1,2\n1,1,2\n", "line 3: a row has 4 cells"),
+        ("id,t,a\n1,0,1,5\n", "line 2: a row has 3 cells"),
+        ("id,t,a\n1,0,1\n1,0,5\n", "line 3: t = 0 stands here twice"),
+        ("id,t,a\n1,nan,1\n", "line 2: times are finite"),
+        ("id,t,a,a\n1,0,1,2\n", "a name of its own"),
+    ],
+)
+def test_no_cell_is_dropped(tmp_path: Path, text: str, word: str) -> None:
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(ValueError, match=word):
+        read_csv(tmp_path / "x.csv", series="id", time="t")
+
+
+def test_times_of_files_keep_their_digits(tmp_path: Path) -> None:
+    """Unix seconds, and the mark that some programs put before the head."""
+    (tmp_path / "x.csv").write_text("\ufeffid,t,a\n1,1700000000,1\n1,1700000001,2\n")
+    ((series,), _) = read_csv(tmp_path / "x.csv", series="id", time="t")
+    assert series.times.tolist() == [1700000000.0, 1700000001.0]
+
+
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 273.15])
+def test_a_constant_channel_is_scaled_by_one(value: float) -> None:
+    assert Scaler.of(torch.full((1000, 1), value, dtype=torch.float32)).std.item() == 1.0

@@ -176,6 +176,7 @@ class Dynamics(nn.Module, ABC):
     Attributes:
         noise: what is declared of its noise; None for a deterministic system.
         batched_time: whether it accepts t of shape ``(batch,)`` beside 0-d.
+        precise_time: whether t comes in the device's most precise floats, not in the state's dtype.
         separable: whether y = (q, p) with dq/dt = v(t, p) and dp/dt = a(t, q).
         random: whether ``prepare`` draws (a solve then needs a generator).
         pulls: whether its drift takes derivatives, which ``torch.compile`` does not trace.
@@ -184,6 +185,7 @@ class Dynamics(nn.Module, ABC):
 
     noise: Noise | None = None
     batched_time: bool = True
+    precise_time: bool = False
     separable: bool = False
     random: bool = False
     pulls: bool = False

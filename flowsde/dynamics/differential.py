@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._scalar import Scalar, magnitude, phi1, sqrt
-from .._state import State, batch_size, check_like, contract, tree_map
+from .._state import State, batch_size, check_like, contract, leaves, tree_map
 from ..paths.base import Path
 from .base import Dynamics, Noise, SemiLinear, VectorField
 
@@ -213,6 +213,8 @@ class CDE(Dynamics):
     Source: Kidger et al. 2020, arXiv 2005.08926.
     """
 
+    precise_time = True  # of the path; f is shown t in the state's dtype
+
     def __init__(
         self,
         f: VectorField,
@@ -230,7 +232,9 @@ class CDE(Dynamics):
         self.batched_time, self.rowwise = batched_time, rowwise
 
     def forward(self, t: Tensor, y: State, *args: Any) -> State:
-        dx = self.path.derivative(t)
+        first = leaves(y)[0]
+        dx = self.path.derivative(t).to(first.dtype)
+        t = t.to(first.dtype.to_real())
         if dx.ndim != 2 or len(dx) != batch_size(y):
             raise TypeError(
                 f"a CDE's path returns dX/dt as (batch, channels) = ({batch_size(y)}, channels); "

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._random import widest
 from .._scalar import Scalar
 from .._state import (
     State,
@@ -71,7 +72,8 @@ class Field:
         self.evaluations = self.products = 0
         self.mixes = False  # whether samples were found to depend on each other
         self._made: tuple[Scalar, weakref.ref[Tensor], Any] | None = None
-        self._dtype, self._device = first.dtype.to_real(), first.device
+        self._device = first.device
+        self._dtype = widest(first.device) if dynamics.precise_time else first.dtype.to_real()
         self._t, self._tensor = math.nan, torch.empty((), device="meta")
 
     def select(self, index: Tensor, y: State) -> Field | None:
@@ -89,7 +91,9 @@ class Field:
         return [*self.dynamics.parameters(), *self.dynamics.buffers(), *given]
 
     def time(self, t: Scalar) -> Tensor:
-        """t as a tensor of the state's real dtype; made once where stages share it."""
+        """t as a tensor of the state's real dtype, or the device's most precise where the dynamics
+        asks for that; made once where stages share it.
+        """
         if isinstance(t, Tensor):
             return t.to(device=self._device, dtype=self._dtype)
         if t != self._t:

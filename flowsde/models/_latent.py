@@ -36,21 +36,31 @@ def beside(t: Tensor, y: Tensor) -> Tensor:
     return torch.cat((y, t.expand(len(y))[:, None]), -1)
 
 
+def check_noise(noise: float) -> float:
+    """The standard deviation of an observation, if it is one."""
+    if not 0.0 < noise < math.inf:
+        raise ValueError(f"noise is a standard deviation > 0; got {noise}")
+    return noise
+
+
 def seen_rows(x: Tensor) -> Tensor:
     """The rows in which something was seen, ``(batch, n)``."""
     return ~torch.isnan(x).all(-1)
 
 
 def own_times(times: Tensor, x: Tensor, start: float) -> Tensor:
-    """The times of each series ``(batch, n, channels)``, ``(batch, n)``: increasing, from the start
-    on.
+    """The times of each series ``(batch, n, channels)``, ``(batch, n)``, in the series' dtype:
+    increasing, from the start on.
     """
     if x.ndim != 3 or times.shape not in (x.shape[:2], x.shape[1:2]):
         raise ValueError(
             "series are (batch, n, channels), their times (n,) or (batch, n); got "
             f"{tuple(x.shape)} and {tuple(times.shape)}"
         )
-    times = times.expand(x.shape[:2])
+    times = times.to(x.dtype).expand(x.shape[:2])
     if not bool((times.diff(dim=1) > 0).all() & (times >= start).all()):
-        raise ValueError(f"the times of a series increase, from {start}, the start, on")
+        raise ValueError(
+            f"the times of a series increase, from {start}, the start, on, in {x.dtype} too: "
+            "count them from the first of each series"
+        )
     return times

@@ -23,7 +23,7 @@ class Standardize(Map):
     mean 0 and variance 1 over the data.
 
     Args:
-        shape: of one sample.
+        shape: of one sample, or one that broadcasts to it, such as ``(3, 1, 1)``.
     """
 
     mean: Tensor
@@ -47,10 +47,10 @@ class Standardize(Map):
 
     @torch.no_grad()
     def start(self, y: Tensor, *args: Any) -> Tensor:
-        std = y.std(0)
-        if not bool((std > 0).all()):
-            raise ValueError("a component is constant over the data: leave it out")
-        self.mean.copy_(y.mean(0))
+        mean, std = y.mean(0), y.std(0)
+        if not bool((std > 16.0 * torch.finfo(y.dtype).eps * mean.abs()).all()):
+            raise ValueError("a component is constant over the data, to rounding: leave it out")
+        self.mean.copy_(mean)
         self.std.copy_(std)
         return self.step(0, y)[0]
 
@@ -61,7 +61,8 @@ class Standardize(Map):
         return y * self.std + self.mean, self._volume(y)
 
     def _volume(self, y: Tensor) -> Tensor:
-        return self.std.log().sum().expand(len(y))
+        alike = y.shape[1:].numel() // self.std.numel()  # components that share a number
+        return (alike * self.std.log().sum()).expand(len(y))
 
 
 class Whiten(Map):
@@ -95,7 +96,14 @@ class Whiten(Map):
 
     @torch.no_grad()
     def start(self, y: Tensor, *args: Any) -> Tensor:
-        self.factor.copy_(torch.linalg.cholesky(torch.cov(y.double().T)))
+        covariance = torch.cov(y.double().T)
+        factor = torch.linalg.cholesky(covariance)
+        part = factor.diagonal() / covariance.diagonal().sqrt()  # that the others do not tell
+        if not bool((part > max(16.0 * torch.finfo(y.dtype).eps, 1e-7)).all()):
+            raise torch.linalg.LinAlgError(  # type: ignore[attr-defined]
+                "components depend on each other: leave some out"
+            )
+        self.factor.copy_(factor)
         self.mean.copy_(y.mean(0))
         return self.step(0, y)[0]
 
@@ -163,11 +171,16 @@ class Dequantize(Map):
 
     def prepare(self, y0: State, seed: int | None) -> Dequantize:
         assert seed is not None
+        most = 1.0 - 2.0 * self.levels * torch.finfo(y0.dtype).eps
+        if most < 0.9:
+            raise TypeError(
+                f"{y0.dtype} does not hold {self.levels} levels and a draw: give data.float()"
+            )
         key = _random.keys(seed, len(y0), y0.device, _random.EXTRA)
         steps = torch.zeros(1, dtype=torch.int64, device=y0.device)
         u = _random.uniform(key, steps, y0.shape[1:].numel()).reshape(y0.shape).to(y0.dtype)
         made = Dequantize(self.levels)
-        made._u = u.clamp(max=1.0 - 2.0 * self.levels * torch.finfo(y0.dtype).eps)
+        made._u = u.clamp(max=most)
         return made
 
     def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:

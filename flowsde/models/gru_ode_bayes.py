@@ -11,7 +11,7 @@ from ..integrators.explicit import Midpoint
 from ..nn import MLP
 from ..solve import Solver
 from ..stepping import Fixed
-from ._latent import own_times
+from ._latent import check_noise, own_times
 from .latent_ode import ODERNN
 
 __all__ = ["GRUODEBayes"]
@@ -44,7 +44,7 @@ class GRUODEBayes(nn.Module):
         start: float = 0.0, solver: Solver = Solver(Midpoint(), Fixed(steps=4)),
     ) -> None:  # fmt: skip
         super().__init__()
-        self.noise, self.start = noise, start
+        self.noise, self.start = check_noise(noise), start
         field = ODE(_GRUField(width), batched_time=True, rowwise=True)
         cell = _Update(channels, width, prepared)
         self.filter = ODERNN(channels, width, field, solver, cell)

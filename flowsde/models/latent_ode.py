@@ -17,7 +17,7 @@ from ..nn import MLP
 from ..solve import Solver
 from ..stepping import Adaptive, Fixed
 from ..transforms.augmented import Augmented
-from ._latent import divergence, draw, own_times, seen_log_prob, seen_rows
+from ._latent import check_noise, divergence, draw, own_times, seen_log_prob, seen_rows
 
 __all__ = ["Encoder", "GapGRU", "LatentODE", "ODERNN"]
 
@@ -154,7 +154,7 @@ class LatentODE(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.latent, self.start, self.solver = latent, start, solver
-        self.log_noise = noise if isinstance(noise, nn.Parameter) else math.log(noise)
+        self.log_noise = noise if isinstance(noise, nn.Parameter) else math.log(check_noise(noise))
         self.encoder = GapGRU(channels) if encoder is None else encoder
         self.starter = nn.Linear(self.encoder.width, 2 * latent)
         self.dynamics = _network(latent, 20, 20) if dynamics is None else dynamics

@@ -15,7 +15,7 @@ from ..nn import MLP
 from ..solve import Solver
 from ..stepping import Fixed
 from ..transforms.augmented import Augmented, noise_of
-from ._latent import beside, divergence, draw, seen_log_prob
+from ._latent import beside, check_noise, divergence, draw, seen_log_prob
 
 __all__ = ["LatentSDE"]
 
@@ -58,7 +58,7 @@ class LatentSDE(nn.Module):
         if times.ndim != 1 or len(times) < 2 or not bool((times.diff() > 0).all()):
             raise ValueError("times is (n,), increasing, of two times at least")
         self.register_buffer("times", times)
-        self.noise, self.solver = noise, solver
+        self.noise, self.solver = check_noise(noise), solver
         shared = _Diagonal(latent, width // 4)
         self.prior = SDE(_Prior(latent, width), shared, noise="diagonal", batched_time=True)
         drift = _Steered(self.prior, times, latent, context, width)

@@ -22,6 +22,11 @@ def _spread(ladj: Tensor, y: Tensor) -> Tensor:
     return (ladj * y[0, 0].numel()).expand(len(y))
 
 
+def _check_rows(y: Tensor, rows: int) -> None:
+    if y.shape[1] != rows:
+        raise ValueError(f"the map is of {rows} rows; a sample has shape {tuple(y.shape[1:])}")
+
+
 def exactly(y: Tensor) -> AbstractContextManager[Any]:
     """No autocast: what multiplies the state, and has to be undone, is of its precision."""
     return nullcontext() if y.is_meta else torch.autocast(y.device.type, enabled=False)
@@ -48,9 +53,11 @@ class Permutation(Map):
         self.register_buffer("places", places.to(device))
 
     def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        _check_rows(y, len(self.order))
         return y.index_select(1, self.order), y.new_zeros(len(y))
 
     def unstep(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        _check_rows(y, len(self.order))
         return y.index_select(1, self.places), y.new_zeros(len(y))
 
 
@@ -73,6 +80,7 @@ class ActNorm(Map):
         self.shift = nn.Parameter(torch.zeros(rows))
 
     def _law(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        _check_rows(y, len(self.shift))
         shape = (-1, *(1,) * (y.ndim - 2))
         return self.log_scale.reshape(shape), self.shift.reshape(shape)
 
@@ -89,6 +97,7 @@ class ActNorm(Map):
         rows = y.transpose(0, 1).flatten(1)
         if rows.shape[1] < 2:
             raise ValueError("a mean and a variance need a batch of two samples or more")
+        _check_rows(y, len(self.shift))
         log_scale = -0.5 * rows.var(1).clamp(min=torch.finfo(y.dtype).eps).log()
         self.log_scale.copy_(log_scale)
         self.shift.copy_(-rows.mean(1) * log_scale.exp())

@@ -144,7 +144,7 @@ class InvertibleResidual(Map):
 
         with exactly(y):
             with torch.no_grad():
-                x = _settle(g, y.detach())
+                x = _settle(g, y.detach(), 1.0)
             x = _FixedPoint.apply(y - x - g(x), x, g)  # type: ignore[no-untyped-call]
             return x, -self._bent(x, args)[1]
 
@@ -166,12 +166,12 @@ class InvertibleResidual(Map):
 _PATIENCE = 2000  # iterations: enough for a Lipschitz constant of 0.98 in float64
 
 
-def _settle(g: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
-    """The x with x + g(x) = y, to rounding."""
-    x = y
+def _settle(g: Callable[[Tensor], Tensor], y: Tensor, unit: float) -> Tensor:
+    """The x with x + g(x) = y, to the rounding of numbers of this size and of x's."""
+    x, info = y, torch.finfo(y.dtype)
     for _ in range(_PATIENCE):
         x, last = y - g(x), x
-        slack = 4.0 * torch.finfo(x.dtype).eps * (1.0 + x.abs().amax())
+        slack = 4.0 * info.eps * (unit + x.abs().amax()) + info.tiny
         ratio = 0.0 if x.is_meta else float((x - last).abs().amax() / slack)
         if ratio <= 1.0:
             return x
@@ -199,4 +199,5 @@ class _FixedPoint(torch.autograd.Function):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             bent = ctx.g(x)
-        return _settle(lambda w: _pull(bent, x, w, False), cotangent), None, None
+        unit = 0.0 if cotangent.is_meta else float(cotangent.abs().amax())
+        return _settle(lambda w: _pull(bent, x, w, False), cotangent, unit), None, None

@@ -304,6 +304,7 @@ def _checked(times: Tensor, values: Tensor, *, open_ended: bool = False) -> Tens
     rising = times.diff() > 0
     if open_ended:
         rising |= times[..., 1:].isnan() & ~times[..., :1].isnan()
+    rising &= ~times[..., 1:].isinf() & ~times[..., :1].isinf()
     if times.ndim not in (1, 2) or times.shape[-1] < 2 or not bool(rising.all()):
         raise ValueError("times are (n,) or (batch, n): at least two, finite and increasing")
     shape = (times.shape[0] if times.ndim == 2 else len(values), times.shape[-1])

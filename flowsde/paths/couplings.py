@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .._random import widest
+from .._state import leaves
 
 __all__ = ["Coupling", "Independent", "OptimalTransport", "Sinkhorn"]
 
@@ -73,7 +74,9 @@ class _Transport(Coupling):
             raise ValueError(f"condition_weight is finite and >= 0; got {weight}")
 
     def _cost(self, x0: Tensor, x1: Tensor, args: tuple[Any, ...]) -> Tensor:
-        conditions = [c for c in args if isinstance(c, Tensor) and c.shape[:1] == x0.shape[:1]]
+        conditions = [
+            c for c in leaves(args) if isinstance(c, Tensor) and c.shape[:1] == x0.shape[:1]
+        ]
         weight = self.condition_weight
         if conditions and weight is None:
             raise TypeError(
