@@ -20,7 +20,7 @@ from .dynamics.field import Field
 from .events import Watch
 from .integrators.base import Carry, Integrator, Step
 from .solution import Dense, Solution, Stats
-from .stepping import Stepping
+from .stepping import Adaptive, Stepping
 
 __all__ = ["Leaping", "Loop", "Recorder"]
 
@@ -228,7 +228,13 @@ class Loop:
         report, share = self.progress, len(rows) / len(leaves(y)[0])
         progress = None if report is None else lambda done: report(1.0 - (1.0 - done) * share)
         noise = None if self.noise is None else self.noise.select(rows)
+        stepping, integrator = self.stepping, self.integrator
+        if isinstance(stepping, Adaptive):
+            stepping = stepping.select(rows)
+        if stepping is not self.stepping:
+            integrator = integrator.bind(stepping)
         return replace(
             self, field=field, plan=self.plan.select(rows), saver=saver, noise=noise,
+            stepping=stepping, integrator=integrator,
             y0=rows_of(y, rows), progress=progress,
         )  # fmt: skip

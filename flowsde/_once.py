@@ -30,11 +30,11 @@ def once(cure: str) -> Callable[[Backward], Backward]:
     def mark(backward: Backward) -> Backward:
         @wraps(backward)
         def marked(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+            causes = (*ctx.saved_tensors, *cotangents)  # raises where one was changed in place
             with torch.no_grad():
                 found = backward(ctx, *cotangents)
             if not torch.is_grad_enabled():
                 return found
-            causes = (*ctx.saved_tensors, *cotangents)
             refuse: Callable[..., Tensor] = _Refusal.apply
             return tuple(None if x is None else refuse(cure, x, *causes) for x in found)
 

@@ -52,7 +52,7 @@ class Outset:
         small = (d0 < 1e-5) | (d1 < 1e-5)
         guess = choose(small, 1e-6 + 0.0 * d0, 0.01 * d0 / choose(small, 1.0 + 0.0 * d1, d1))
         guess = minimum(guess, self.span)
-        guess = choose(isfinite(guess), guess, 1e-6 * self.span)
+        guess = choose(isfinite(guess) & (guess > 0), guess, 1e-6 * self.span)
         step = guess * self.sign
         ahead = self.field.drift(self.t + step, combine(self.y, step, ((0, 1.0),), [slope]))
         curve = norm(tree_map(torch.sub, ahead, slope)) / choose(guess > 0, guess, 1.0 + 0 * guess)
@@ -61,7 +61,7 @@ class Outset:
         bent = (0.01 / choose(flat, 1.0 + 0.0 * steep, steep)) ** (1.0 / self.exponent)
         careful = choose(1e-3 * guess > 1e-6, 1e-3 * guess, 1e-6 + 0.0 * guess)
         first = minimum(100.0 * guess, choose(flat, careful, bent))
-        return choose(isfinite(first), first, guess)
+        return choose(isfinite(first) & (first > 0), first, guess)
 
     def rough(self, z: State) -> Scalar:
         """The same for an SDE, with signs z in the place of dW / sqrt(dt).

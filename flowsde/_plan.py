@@ -140,7 +140,8 @@ class GivenPlan(Plan):
 
     def land(self, hit: Accept, t: Scalar, over: Accept) -> None:
         """The rest of a step that was cut is taken next; rows that were not hit stand still."""
-        self._times.insert(self._n, t)
+        if isinstance(over, Tensor) or to_float(t) != to_float(self._times[self._n]):
+            self._times.insert(self._n, t)
         if not isinstance(over, Tensor):
             self.status = Status.EVENT if over else Status.RUNNING
             return
@@ -162,13 +163,17 @@ class GivenPlan(Plan):
         if self._batch is not None:
             count = torch.full((self._batch,), self._n, device=leaves(y)[0].device)
         stats.accepted, stats.rejected = count, 0 * count
-        if self.status is Status.RUNNING:
+        ended = self.status is Status.EVENT
+        if ended or self.status is Status.RUNNING:
             self.status = Status.SUCCESS
             self._check_finite(y)
         if self._batch is not None and not isinstance(self.status, Tensor):
             self.status = torch.full_like(count, int(self.status))
         if self._over is not None:
-            self.status = torch.where(self._over, int(Status.EVENT), self.status)
+            well = self._over & (self.status == Status.SUCCESS)
+            self.status = torch.where(well, int(Status.EVENT), self.status)
+        elif ended and self.status is Status.SUCCESS:
+            self.status = Status.EVENT
 
     def _check_finite(self, y: State) -> None:
         if leaves(y)[0].is_meta or mapped(y):
@@ -409,6 +414,7 @@ class AdaptivePlan(Plan):
         part = copy.copy(self)
         vars(part).update({k: rows_of(v, index) for k, v in self._rows().items()})
         part._stops, part._batch, part._step = self._stops.select(index), len(index), None
+        part._stepping = self._stepping.select(index)
         part._ids = [self._ids[i] for i in index.tolist()]
         return part
 
@@ -445,6 +451,12 @@ class AdaptivePlan(Plan):
     def whole(self) -> bool:
         """Whether no step has to end inside of the span."""
         return not self._stops.inside and not self._stops.jumps
+
+    @property
+    def own_ends(self) -> bool:
+        """Whether an end of each sample's own asks for gradients."""
+        ends = self._start, self._end
+        return any(isinstance(t, Tensor) and t.ndim > 0 and t.requires_grad for t in ends)
 
     @property
     def ends(self) -> Any:

@@ -97,9 +97,15 @@ def minimum(a: Scalar, b: Scalar) -> Scalar:
 
 
 def phi1(z: Scalar) -> Scalar:
-    """(e^z - 1) / z, 1 at 0."""
-    still = z == 0
-    return where(still, 1.0 + 0.0 * z, expm1(z) / where(still, 1.0 + 0.0 * z, z))
+    """(e^z - 1) / z, 1 at 0; near 0 by its series, whose derivatives cancel nothing."""
+    if not isinstance(z, Tensor):
+        return expm1(z) / z if z else 1.0
+    near = z.detach().abs() < 0.5
+    small, large = torch.where(near, z, 0.0), torch.where(near, 1.0, z)
+    series = torch.zeros_like(small)
+    for n in range(14, 0, -1):
+        series = series * small + 1.0 / math.factorial(n)
+    return torch.where(near, series, expm1(large) / large)
 
 
 def maximum(a: Scalar, b: Scalar) -> Scalar:

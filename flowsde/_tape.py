@@ -80,6 +80,7 @@ class Tape(Recorder):
         self._last: tuple[_Frame, int, Scalar, Scalar] | None = None
         self._stats: Stats | None = None
         self._loop: Loop | None = None
+        self._used: list[tuple[Tensor, int]] = []  # by the field, as they then were
 
     def take(self, loop: Loop, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> Step:
         place = len(self._records)
@@ -87,6 +88,8 @@ class Tape(Recorder):
             self._loop = loop
             kind = leaves(y)[0].device.type
             self._autocast = kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+            given = [*loop.field.dynamics.parameters(), *leaves(loop.field.args)]
+            self._used = [(x, x._version) for x in given if isinstance(x, Tensor)]
         if place in self._ends and place not in self._starts:
             self._starts[place] = detach(y), detach(carry)
         elif place % self._spacing == 0 and place not in self._kept:
@@ -138,6 +141,11 @@ class Tape(Recorder):
     def hold(self, place: int) -> None:
         """Takes the steps of the block that ends with this one again, and holds what they save."""
         assert self._loop is not None
+        if any(x._version != version for x, version in self._used):
+            raise RuntimeError(
+                "a parameter or an argument of the field was changed in place after the solve, "
+                "which Checkpointed would take again with other numbers: call backward() first"
+            )
         for ref in self._held:
             frame = ref()
             if frame is not None:

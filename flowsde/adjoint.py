@@ -12,6 +12,7 @@ from torch import Tensor
 from ._backsolve import Back, Taken
 from ._graft import Inputs, graft
 from ._loop import Loop, Recorder
+from ._plan import AdaptivePlan
 from ._retrace import Trail, Way
 from ._save import SaveRows
 from ._scalar import Scalar, to_float
@@ -244,7 +245,8 @@ class Reversible(Adjoint):
 
     Raises:
         TypeError: on an integrator whose steps do not reverse, dense output, ``jump_at``, save
-            times of each sample's own, and on tensors that the field holds on to from outside of
+            times of each sample's own, chosen steps between differentiable ends of each sample's
+            own, and on tensors that the field holds on to from outside of
             its parameters and args; these are looked for at both ends of the span.
 
     Source: Zhuang et al. 2021, arXiv 2102.04668; Kidger et al. 2021, arXiv 2105.13493 (SDEs);
@@ -263,6 +265,11 @@ class Reversible(Adjoint):
         if not torch.is_grad_enabled():
             return loop.run(Recorder())
         _refuse("Reversible", loop)
+        if isinstance(loop.plan, AdaptivePlan) and loop.plan.own_ends:
+            raise TypeError(
+                "Reversible gives no gradients by ends of each sample's own to chosen steps: "
+                "detach t0 and t1, take Fixed(steps), or use adjoint=Checkpointed()"
+            )
         if isinstance(loop.stepping, Adaptive) and loop.stepping.jump_at:
             raise TypeError(
                 "Reversible does not take back a fresh start: use adjoint=Checkpointed() with "

@@ -159,9 +159,11 @@ class Solution:
     def __call__(self, t: Scalar | Sequence[float]) -> State:
         if self.dense is None:
             raise TypeError("no dense output was kept: solve(..., dense=True)")
-        per_sample = isinstance(self.status, Tensor)
-        if isinstance(t, Tensor) and (t.ndim == 0 or per_sample):
+        own = (len(self.status),) if isinstance(self.status, Tensor) else None
+        if isinstance(t, Tensor) and (t.ndim == 0 or t.shape == own):
             return self.dense(t)
+        if isinstance(t, Tensor) and t.ndim != 1 and t.shape[1:] != own:
+            raise ValueError(f"times are numbers, (n,) or one a sample; got {tuple(t.shape)}")
         if isinstance(t, (int, float)):
             return self.dense(float(t))
         return stack([self.dense(time) for time in t])

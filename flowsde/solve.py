@@ -311,8 +311,9 @@ class _Span:
                 )
             columns.append(column.to(dtype=wide, device=device).expand(batch))
         gap = (columns[1] - columns[0]).detach()
-        low, high = (float(end) for end in torch.stack(columns).detach().aminmax())
-        dynamics.check_span(*((high, low) if bool((gap < 0).any()) else (low, high)))
+        if batch:
+            low, high = (float(end) for end in torch.stack(columns).detach().aminmax())
+            dynamics.check_span(*((high, low) if bool((gap < 0).any()) else (low, high)))
         sign = torch.where(gap >= 0, 1.0, -1.0).to(gap)
         span = cls(columns[0], columns[1], batch, sign, saves)
         if saves is not None:
@@ -375,8 +376,8 @@ def _time(t: Scalar, name: str) -> Scalar:
             raise ValueError(f"{name} is a number, a 0-d tensor or (batch,); got {tuple(t.shape)}")
         if not bool(torch.isfinite(t).all()):
             raise ValueError(f"{name} is not finite: {t}")
-        if t.ndim == 0 and not t.requires_grad:
-            return float(t)
+        if t.ndim == 0:
+            return _wide(t) if t.requires_grad else float(t)
         return t
     if isinstance(t, bool) or not isinstance(t, (int, float)):
         raise TypeError(f"{name} is a number or a tensor; got {type(t).__name__}")

@@ -56,6 +56,7 @@ def steady_state(
 
     Raises:
         ValueError: on tol <= 0, or a state that is not batch first.
+        TypeError: on a field in which samples depend on each other at y*.
         NotSettled: where the drift was not small by t1; with ``throw=False``, a sample's status.
 
     Source: Bai, Kolter and Koltun 2019, arXiv 1909.01377.
@@ -95,6 +96,11 @@ def _newton(field: Field, t: Any, y: State, settled: Tensor) -> State:
     for _ in range(2):
         y = tree_map(torch.detach, y)
         at = Linearization.of(drift, y, rows, field.count)
+        if at.mixes():
+            raise TypeError(
+                "the field takes the samples of the batch together: put what belongs together in "
+                "one sample, y0[None], or fix what they share in args"
+            )
         still = torch.eye(rows.size, **at.options)
         jacobian = torch.where(settled[:, None, None], at.matrix, still)
         slope = torch.where(settled[:, None], rows.flat(drift(y)), 0.0)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._scalar import Scalar, clamp, magnitude, minimum, power, to_float, where
+from ._scalar import Scalar, clamp, magnitude, minimum, power, rounding, to_float, where
 from ._state import State, batch_size, leaves, tree_map
 
 __all__ = ["Adaptive", "Fixed", "Grid", "Norm", "Stepping", "max_norm", "rms_norm"]
@@ -92,10 +92,13 @@ class Grid(Given):
             raise ValueError("Grid takes strictly increasing or strictly decreasing times")
 
     def times(self, t0: Scalar, t1: Scalar) -> list[Scalar]:
-        for t, own, name in ((t0, self.grid[0], "t0"), (t1, self.grid[-1], "t1")):
+        own = self.grid.detach().double().cpu()
+        slack = rounding(self.grid) * own.abs().amax(0) + 1e-6 * (own[-1] - own[0]).abs()
+        slack = torch.minimum(slack, 0.5 * own.diff(dim=0).abs().amin(0))  # never past the next
+        for t, end, name in ((t0, own[0], "t0"), (t1, own[-1], "t1")):
             mine = torch.as_tensor(t, dtype=torch.float64).detach().cpu()
-            if not bool(torch.isclose(own.detach().double().cpu(), mine, atol=1e-7).all()):
-                raise ValueError(f"the grid's end {own} is not the solve's {name} = {t}")
+            if not bool(((end - mine).abs() <= slack).all()):
+                raise ValueError(f"the grid's end {end} is not the solve's {name} = {t}")
         if self.grid.ndim == 1 and not self.grid.requires_grad:
             return [t0, *self.grid[1:-1].tolist(), t1]
         first, *inner, last = self.grid.double().unbind()
@@ -108,7 +111,8 @@ def rms_norm(scaled: State, per_sample: bool) -> Tensor:
         return torch.linalg.vector_norm(scaled) * max(1, scaled.numel()) ** -0.5
     flat = leaves(scaled)
     rows = len(flat[0]) if per_sample else 1
-    total: Any = sum(leaf.reshape(rows, -1).abs().square().sum(-1) for leaf in flat)
+    each = (leaf.reshape(rows, leaf.numel() // max(1, rows)) for leaf in flat)
+    total: Any = sum(x.abs().square().sum(-1) for x in each)
     count = max(1, sum(leaf.numel() for leaf in flat)) / max(1, rows)
     norm = torch.sqrt(total / count)
     return norm if per_sample else norm[0]
@@ -116,8 +120,9 @@ def rms_norm(scaled: State, per_sample: bool) -> Tensor:
 
 def max_norm(scaled: State, per_sample: bool) -> Tensor:
     """Largest component, or that of each sample."""
-    rows = batch_size(scaled) if per_sample else 1
-    peaks = [leaf.reshape(rows, -1).abs().amax(-1) for leaf in leaves(scaled)]
+    rows: Any = batch_size(scaled) if per_sample else 1
+    flat = (leaf.reshape(rows, leaf.numel() // max(1, rows)) for leaf in leaves(scaled))
+    peaks = [x.abs().amax(-1) if x.shape[1] else x.sum(-1) for x in flat]
     peak = torch.stack(peaks).amax(0)
     return peak if per_sample else peak[0]
 
@@ -138,7 +143,8 @@ class Adaptive(Stepping):
     one component is now and then small by chance, and a step that is too long is kept.
 
     Args:
-        rtol, atol: tolerances; floats, or tensors that broadcast to the state.
+        rtol, atol: tolerances; floats, or tensors that broadcast to the state: ``(d,)`` for its
+            components, ``(batch, 1)`` for its samples.
         per_sample: each sample keeps its own t, dt and error norm; equal to solving it alone.
         pcoeff, icoeff, dcoeff: gains; the default is the elementary controller that torchdiffeq
             and diffrax use. (0.2, 0.65, 0) rejects fewer steps, and takes smaller ones; for SDEs
@@ -188,10 +194,19 @@ class Adaptive(Stepping):
                 raise ValueError(f"{name} is a tolerance {bound}; got {value}")
         if self.dt0 is not None and not self.dt0 > 0:
             raise ValueError(f"dt0 is > 0, also where t1 < t0; got {self.dt0}")
-        if not 0 <= self.dt_min <= self.dt_max:
-            raise ValueError(f"0 <= dt_min <= dt_max; got {self.dt_min} and {self.dt_max}")
+        if not (0 <= self.dt_min <= self.dt_max and self.dt_max > 0):
+            raise ValueError(f"0 <= dt_min <= dt_max > 0; got {self.dt_min} and {self.dt_max}")
         if not (0 < self.safety < 1 and 0 < self.factor_min < 1 < self.factor_max):
             raise ValueError("safety and factor_min lie in (0, 1), factor_max above 1")
+
+    def select(self, index: Tensor) -> Adaptive:
+        """Those of these rows alone: tolerances ``(batch, ...)`` have a row each."""
+        rows: dict[str, Any] = {
+            name: value[index]
+            for name, value in (("rtol", self.rtol), ("atol", self.atol))
+            if isinstance(value, Tensor) and value.ndim > 1 and len(value) > 1
+        }
+        return replace(self, **rows) if rows else self
 
     @property
     def terms(self) -> tuple[Any, ...]:

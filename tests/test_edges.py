@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -13,15 +14,21 @@ import flowsde as fs
 from flowsde.dynamics import Data, VPrediction
 from flowsde.integrators import (
     DDIM,
+    ETDRK4,
     RK4,
+    Adams,
     Dopri8,
     DPMSolverPP,
     EulerMaruyama,
     ExponentialEuler,
     Heun,
+    Kvaerno3,
+    ReversibleRK,
+    TorchDiffEq,
     Tsit5,
 )  # fmt: skip
 from flowsde.paths import VP, Cosine, FlowMatching, Linear
+from flowsde.stepping import max_norm, rms_norm
 
 from .systems import generator
 
@@ -293,3 +300,151 @@ def test_a_number_keeps_its_precision() -> None:
     end = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     y0 = torch.tensor(1.0, dtype=torch.float32)
     assert fs.solve(fs.ODE(lambda t, y: -y), y0, 0.0, end).y1.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("adjoint", "method"),
+    [
+        (fs.Backsolve(), RK4()), (fs.Reversible(), ReversibleRK()), (fs.Checkpointed(), RK4()),
+        (fs.Direct(), RK4()),
+    ],
+    ids=["back", "rev", "check", "direct"],
+)  # fmt: skip
+def test_parameters_changed_before_the_way_back_are_told(adjoint: Any, method: Any) -> None:
+    net = nn.Linear(2, 2)
+    y1 = fs.solve(
+        fs.ODE(lambda t, y, w: torch.tanh(y @ w)), torch.ones(3, 2), args=(net.weight,),
+        integrator=method, stepping=fs.Fixed(steps=5), adjoint=adjoint,
+    ).y1  # fmt: skip
+    with torch.no_grad():
+        net.weight.add_(1e-6)
+    with pytest.raises(RuntimeError, match=r"in place|inplace"):
+        y1.square().sum().backward()
+
+
+def test_reversible_refuses_what_it_would_drop() -> None:
+    t1 = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    with pytest.raises(TypeError, match="each sample's own"):
+        fs.solve(
+            fs.ODE(lambda t, y: -y, batched_time=True), torch.ones(3, 1), 0.0, t1,
+            integrator=ReversibleRK(), adjoint=fs.Reversible(),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-9, -1e-3, 0.3, -2.0])
+@pytest.mark.parametrize("method", [ExponentialEuler(), ETDRK4()], ids=["euler", "etdrk4"])
+def test_a_learned_rate_near_nothing(rate: float, method: Any) -> None:
+    """y' = lambda y + 1 from 0, one step: y = (e^lambda - 1) / lambda."""
+    linear = nn.Parameter(torch.tensor(rate))
+    y1 = fs.solve(
+        fs.ODE(lambda t, y: torch.ones_like(y), linear=linear), torch.zeros(1, 1),
+        integrator=method, stepping=fs.Fixed(steps=1),
+    ).y1  # fmt: skip
+    y1.sum().backward()
+    terms = [rate**n / math.factorial(n + 1) for n in range(30)]
+    slopes = [n * rate ** (n - 1) / math.factorial(n + 1) for n in range(1, 30)]
+    assert y1.item() == pytest.approx(sum(terms), rel=1e-14)
+    assert linear.grad is not None
+    assert linear.grad.item() == pytest.approx(sum(slopes), rel=1e-12)
+
+
+def test_differentiable_ends_are_not_rounded() -> None:
+    ode, stepping = fs.ODE(lambda t, y: torch.cos(t) * y), fs.Adaptive(1e-10, 1e-10)
+    end = torch.tensor(10.0, dtype=torch.float32, requires_grad=True)
+    found = fs.solve(ode, torch.ones(1), 0.0, end, stepping=stepping).y1
+    assert torch.allclose(found, torch.tensor([math.exp(math.sin(10.0))]), rtol=1e-8)
+
+
+def test_an_event_hides_no_nan() -> None:
+    ode = fs.ODE(lambda t, y: torch.stack([torch.ones_like(y[0]), 1e6 * y[1] ** 2]))
+    with pytest.raises(fs.NonFiniteState):
+        fs.solve(
+            ode, torch.tensor([0.0, 1.0]), 0.0, 10.0, stepping=fs.Fixed(steps=50),
+            integrator=RK4(), events=fs.Event(lambda t, y: y[0] - 5.0),
+        )  # fmt: skip
+
+
+def test_a_first_step_is_never_nothing() -> None:
+    steep = fs.ODE(lambda t, y: torch.exp(y))
+    with pytest.raises(fs.NonFiniteState, match="t = 0"):
+        fs.solve(steep, torch.tensor([85.0], dtype=torch.float32))
+    with pytest.raises(ValueError, match="dt_max"):
+        fs.Adaptive(dt_max=0.0)
+
+
+def test_a_grid_ends_where_the_solve_does_however_late() -> None:
+    grid = torch.tensor([1e6, 1e6 + 3, 1e6 + 6])
+    with pytest.raises(ValueError, match="t1"):
+        fs.solve(
+            fs.ODE(lambda t, y: -y), torch.ones(1), 1e6, 1e6 + 2, integrator=RK4(),
+            stepping=fs.Grid(grid),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", [RK4(), Adams(4)], ids=["rk4", "adams"])
+def test_an_update_on_a_grid_time_leaves_no_step_of_nothing(method: Any) -> None:
+    sol = fs.solve(
+        fs.ODE(lambda t, y: torch.ones_like(y)), torch.zeros(1), 0.0, 4.0, integrator=method,
+        stepping=fs.Fixed(dt=1.0), save_at=fs.Steps(),
+        events=fs.Event(lambda t, y: t - 2.0, update=lambda t, y: y + 100.0),
+    )  # fmt: skip
+    assert sol.ts is not None
+    assert sol.ts.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert isinstance(sol.ys, Tensor)
+    assert torch.allclose(sol.ys.flatten(), torch.tensor([0.0, 1.0, 2.0, 103.0, 104.0]))
+
+
+def test_dense_output_at_times_of_each_sample() -> None:
+    sol = fs.solve(
+        fs.ODE(lambda t, y: -y, batched_time=True), torch.rand(3, 3), dense=True,
+        stepping=fs.Adaptive(per_sample=True), save_at=[0.2, 0.5, 1.0],
+    )  # fmt: skip
+    assert isinstance(sol.ts, Tensor)
+    assert torch.allclose(sol(sol.ts), sol.ys)
+    assert torch.equal(sol(torch.tensor([0.1, 0.2])), sol([0.1, 0.2]))
+    with pytest.raises(ValueError, match="one a sample"):
+        sol(torch.zeros(2, 2))
+
+
+def test_tolerances_of_rows_follow_them() -> None:
+    """Rows that have ended are left out, with their tolerances."""
+    ends, atol = torch.tensor([0.1, 1.0, 5.0, 9.0]), 10.0 ** -torch.arange(4.0, 8.0)[:, None]
+    for method in (Tsit5(), Kvaerno3()):
+        found = [
+            fs.solve(
+                fs.ODE(lambda t, y: -y, batched_time=True, rowwise=rowwise), torch.ones(4, 1), 0.0,
+                ends, stepping=fs.Adaptive(1e-3, atol, per_sample=True), integrator=method,
+            ).y1 for rowwise in (True, False)
+        ]  # fmt: skip
+        assert torch.allclose(*found, rtol=1e-12)
+
+
+@pytest.mark.parametrize("norm", [rms_norm, max_norm])
+@pytest.mark.parametrize("method", [Tsit5(), Kvaerno3()], ids=["explicit", "implicit"])
+def test_no_samples_at_all(norm: Any, method: Any) -> None:
+    for per_sample in (True, False):
+        stepping = fs.Adaptive(per_sample=per_sample, norm=norm)
+        ode = fs.ODE(lambda t, y: -y, batched_time=True)
+        y1 = fs.solve(ode, torch.ones(0, 2), integrator=method, stepping=stepping).y1
+        assert y1.shape == (0, 2)
+
+
+def test_errors_travel() -> None:
+    """Between processes."""
+    with pytest.raises(fs.StepUnderflow) as caught:
+        fs.solve(fs.ODE(lambda t, y: y * y), torch.ones(2), 0.0, 2.0)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert str(again) == str(caught.value)
+    assert torch.equal(again.solution.y1, caught.value.solution.y1)
+
+
+def test_torchdiffeqs_failure_is_a_status() -> None:
+    blows = fs.ODE(lambda t, y: y * y)
+    sol = fs.solve(blows, torch.ones(2), 0.0, 2.0, integrator=TorchDiffEq(), throw=False)
+    assert sol.status is fs.Status.UNDERFLOW
+
+
+def test_a_steady_state_of_mixed_samples_is_refused() -> None:
+    ode = fs.ODE(lambda t, y: 0.5 * y.roll(1, 0) - y + 1.0)
+    with pytest.raises(TypeError, match="together"):
+        fs.steady_state(ode, torch.zeros(3, 1))

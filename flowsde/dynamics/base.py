@@ -102,8 +102,10 @@ class SemiLinear(ABC):
         """(A, B) of x1 = A x0 + B residual."""
         h = self.clock(t1) - self.clock(t0)
         decay = _scalar.expm1(self.rate * h)
-        still = self.rate == 0
-        integral = _scalar.where(still, h, decay / _scalar.where(still, 1.0, self.rate))
+        if isinstance(self.rate, Tensor):
+            integral = h * _scalar.phi1(self.rate * h)  # differentiable by a rate of 0 too
+        else:
+            integral = decay / self.rate if self.rate else h
         return self.scale(t1) / self.scale(t0) * (decay + 1.0), self.scale(t1) * integral
 
     def fit(self, factor: Scalar, x: Tensor) -> Scalar:

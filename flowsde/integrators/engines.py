@@ -67,7 +67,12 @@ class TorchDiffEq(Engine):
             return tuple(leaves(field.drift(t, unflatten(state, y))))
 
         times = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in (t0, t1)])
-        ends = odeint(f, flat, times.to(flat[0].device), method=self.method, **self.keywords)
+        try:
+            ends = odeint(f, flat, times.to(flat[0].device), method=self.method, **self.keywords)
+        except AssertionError as error:  # of its controller
+            cause = f"torchdiffeq's {self.method} gave up ({error})"
+            cure = "loosen rtol and atol, give max_num_steps, or look at the field there"
+            return _Failed(y, Status.UNDERFLOW, f"{cause}: {cure}")
         return _Span(unflatten([end[-1] for end in ends], y))
 
 
