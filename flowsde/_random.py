@@ -10,6 +10,7 @@ place ("lowbias32", Wellons 2018): processors multiply 32-bit integers several t
 from __future__ import annotations
 
 import math
+import operator
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ def roots(seed: int | Tensor, rows: int, device: torch.device) -> Tensor:
                 f"{tuple(seed.shape)} {seed.dtype}"
             )
         return seed.to(device=device, dtype=torch.int64)
-    start = torch.full((), _signed(seed % 2**64), dtype=torch.int64, device=device)
+    start = torch.full((), _signed(operator.index(seed) % 2**64), dtype=torch.int64, device=device)
     return _mix(start) + torch.arange(rows, dtype=torch.int64, device=device)
 
 

@@ -27,6 +27,7 @@ from .executor import Eager, Executor
 from .integrators.base import Engine, Integrator
 from .integrators.discrete import Iterate
 from .integrators.explicit import Tsit5
+from .integrators.stochastic import Stochastic
 from .paths.base import Path, RandomPath
 from .paths.brownian import Brownian
 from .paths.interval import Outside
@@ -160,6 +161,7 @@ def solve(
     plan = _plan(integrator, stepping, span, grid, y0, landings)
     noise = None
     if draws is not None:
+        _check_correlation(driver, dynamics, integrator)
         noise = _noise(driver, seed, grid, draws, span)
     elif path is not None:
         raise TypeError("this solve takes no noise: leave out path")
@@ -445,6 +447,24 @@ def _seed(dynamics: Dynamics, generator: torch.Generator | None) -> int | None:
 def _driver(path: Any) -> Any:
     """A function of two times is a Brownian motion from outside; a control path is none."""
     return Outside(path) if callable(path) and not isinstance(path, Path) else path
+
+
+def _check_correlation(path: Any, dynamics: Dynamics, integrator: Integrator) -> None:
+    """Refuses correlated increments where formulas take them for independent ones."""
+    if getattr(path, "correlation", None) is None or dynamics.noise is None:
+        return
+    method = getattr(integrator, "method", integrator)
+    if dynamics.whitens:
+        raise TypeError(
+            "a divergence or a weight of paths takes W for independent components of variance 1: "
+            "leave out correlation, and give its factor L to the diffusion, noise='general'"
+        )
+    if isinstance(method, Stochastic) and not (method.correlated or dynamics.noise.additive):
+        raise TypeError(
+            f"{type(method).__name__} takes W for independent components of variance 1: use "
+            "EulerMaruyama() or StochasticHeun(), or leave out correlation and give its factor L "
+            "to the diffusion, noise='general'"
+        )
 
 
 def _noise(

@@ -23,7 +23,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import flowsde as fs
 from flowsde import _random
 from flowsde._increment import Draws, Increment, Levy, Source
-from flowsde.integrators import EulerMaruyama
+from flowsde.integrators import (
+    SRI2,
+    SRIW1,
+    EulerMaruyama,
+    LogODE,
+    Milstein,
+    PlatenWeak2,
+    Stochastic,
+)
 from flowsde.paths import Brownian, BrownianTree, levy, tree
 from flowsde.paths.interval import Outside
 
@@ -775,3 +783,45 @@ def test_trees_refuse_what_they_cannot_give() -> None:
         for kind in ("K", None)
     )
     assert not torch.equal(wide.w, narrow.w)
+
+
+@pytest.mark.parametrize("method", [Milstein(), SRIW1(), SRI2(), PlatenWeak2(), LogODE()], ids=str)
+def test_double_integrals_refuse_correlated_components(method: Stochastic) -> None:
+    """They would converge to another equation."""
+    sde = fs.SDE(
+        lambda t, y: 0.0 * y, lambda t, y: 0.5 * y, noise="diagonal",
+        stratonovich=method.calculus == "stratonovich",
+    )  # fmt: skip
+    path = BrownianTree(1, 0.0, 1.0, levy="K", correlation=torch.eye(2) + 0.5)
+    with pytest.raises(TypeError, match="correlation"):
+        fs.solve(sde, torch.ones(4, 2), integrator=method, stepping=fs.Fixed(steps=2), path=path)
+
+
+def test_what_takes_correlated_components_keeps_a_martingale() -> None:
+    """The mean of dy = y dW / 2 is 1 in the sense of Ito."""
+    covariance, y0 = torch.tensor([[2.0, 0.5], [0.5, 2.0]]), torch.ones(20_000, 2)
+    sde = fs.SDE(lambda t, y: 0.0 * y, lambda t, y: 0.5 * y, noise="diagonal")
+    steps: dict[str, Any] = {
+        "integrator": EulerMaruyama(), "stepping": fs.Fixed(steps=64),
+        "path": Brownian(1, correlation=covariance),
+    }  # fmt: skip
+    y1 = fs.solve(sde, y0, **steps).y1
+    assert isinstance(y1, Tensor)
+    assert float((y1.mean() - 1.0).abs()) < 5.0 * float(y1.std()) / len(y0) ** 0.5
+    both = fs.girsanov(sde, sde)
+    with pytest.raises(TypeError, match="independent"):
+        fs.solve(both, both.enter(y0), **steps)
+
+
+def test_what_draws_do_not_hang_on_is_refused() -> None:
+    factor = torch.eye(2).requires_grad_()
+    with pytest.raises(ValueError, match="detach"):
+        Brownian(0, correlation=factor @ factor.mT)
+    for seed in ([1, 2], None, 3.5):
+        with pytest.raises(TypeError, match="whole number"):
+            Brownian(seed)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="tensor"):
+        Brownian(0, [0.0, 1.0])  # type: ignore[arg-type]
+    like = torch.zeros(2, 3)
+    ours, theirs = (Brownian(s).bind([0.0, 1.0], Draws(like)) for s in (3, np.int64(3)))  # type: ignore[arg-type]
+    assert torch.equal(ours(0, 0.0, 1.0).w, theirs(0, 0.0, 1.0).w)

@@ -471,3 +471,12 @@ def test_callbacks_see_every_step(method: Integrator) -> None:
 def test_sigmas_fall() -> None:
     with pytest.raises(ValueError, match="sigmas fall"):
         as_sampler(DDIM())(model, begin(), SIGMAS.flip(0))
+
+
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+def test_their_stand_in_for_no_signal_is_none(name: str) -> None:
+    """Some schedulers write 2^-24 for the alpha that a rescaling makes 0, above the one before."""
+    kind = getattr(diffusers, name)
+    scheduler = kind(rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    denoiser = from_diffusers(lambda x, t, **more: (0.0 * x,), scheduler)
+    assert float(denoiser.schedule.alpha(1.0)) == 0.0

@@ -19,7 +19,6 @@ from flowsde.integrators import (
     Heun,
     Integrator,
     Kvaerno3,
-    PredictorCorrector,
     StepDoubling,
 )
 from flowsde.paths import EDM, VP, uniform_lambda
@@ -161,7 +160,6 @@ def test_what_it_does_not_take_is_refused() -> None:
     ode, fixed = fs.ODE(field, batched_time=True), fs.Fixed(steps=3)
     refused: list[tuple[fs.Dynamics, dict[str, Any], str]] = [
         (flow, {"integrator": DPMSolverPP()}, "start alone"),
-        (flow, {"integrator": PredictorCorrector(DPMSolverPP()), "path": fs.Brownian(0)}, "start"),
         (ode, {"integrator": AsynchronousLeapfrog()}, "start alone"),
         (ode, {"integrator": Kvaerno3()}, "start alone"),
         (ode, {"integrator": Heun(), "stepping": fs.Adaptive()}, "given steps"),

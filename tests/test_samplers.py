@@ -21,6 +21,7 @@ from flowsde.integrators import (
     DDIM,
     DEIS,
     SEEDS,
+    Bosh3,
     DPMSolver,
     DPMSolverPP,
     DPMSolverPPSingle,
@@ -33,6 +34,7 @@ from flowsde.integrators import (
     Integrator,
     PredictorCorrector,
     StochasticHeun,
+    Tsit5,
     UniPC,
 )
 from flowsde.integrators.exponential import Exponential, lagrange, phi
@@ -301,27 +303,63 @@ def test_predictor_corrector_beats_its_predictor() -> None:
     assert abs(gaps[1]) < 0.7 * abs(gaps[0])
 
 
-@pytest.mark.parametrize("predictor", [EulerMaruyama(), SEEDS(2), DPMSolverPP()], ids=str)
+NOISED = [EulerMaruyama(), SEEDS(2)]
+PLAIN = [Heun(), Tsit5(), Bosh3(), DDIM(), EDMHeun(), DPMSolverPPSingle(2)]
+
+
+@pytest.mark.parametrize("predictor", [*NOISED, *PLAIN], ids=str)
 def test_a_corrector_is_langevin_at_the_steps_noise(predictor: Integrator) -> None:
-    """Its size, of each sample, by the paper's formula; then the predictor's own step."""
+    """Its size, of each sample; then the predictor's own step, which starts afresh from there."""
     schedule, x, (t0, t1) = VP(), torch.randn(3, 2), (0.6, 0.5)
     denoiser = MIXTURE.denoiser(schedule)
-    sde = fs.LinearSDE(schedule).reverse_sde(denoiser, eta=0.7)
+    process = fs.LinearSDE(schedule)
+    dynamics = (
+        process.reverse_sde(denoiser, eta=0.7) if predictor in NOISED
+        else process.probability_flow(denoiser)
+    )  # fmt: skip
     method, times = PredictorCorrector(predictor, 1, 0.2), torch.tensor([t0, t1])
-    draws = method.draws(sde, x)
+    draws = method.draws(dynamics, x)
     assert draws is not None
     dw = fs.Brownian(4).bind([t0, t1], draws)(0, t0, t1)
     assert dw.z is not None
     (alpha, sigma), z = schedule(t0), dw.z[0]
     score = (alpha * denoiser(torch.tensor(t0), x) - x) / sigma**2
-    ratio = z.norm(dim=1, keepdim=True) / score.norm(dim=1, keepdim=True)
+    size = score.norm(dim=1, keepdim=True).maximum(2.0 / x.norm(dim=1, keepdim=True))
+    ratio = z.norm(dim=1, keepdim=True) / size
     e = 2 * (alpha / schedule.alpha(t1)) ** 2 * (0.2 * ratio) ** 2
     corrected = x + e * score + (2 * e).sqrt() * z
-    field = fs.dynamics.field.Field(sde, (), x)
-    rest = dw._replace(z=dw.z[1] if len(dw.z) > 1 else None)
-    carry = predictor.init(field, t0, x)
+    field = fs.dynamics.field.Field(dynamics, (), x)
+    rest = None
+    if predictor in NOISED:
+        rest = dw._replace(z=dw.z[1] if len(dw.z) > 1 else None)
+    carry = predictor.init(field, t0, corrected)
     hand = predictor.step(field, t0, t1, corrected, rest, carry).y1
-    assert torch.allclose(run(sde, x, method, times, path=fs.Brownian(4)), hand, atol=1e-12)
+    assert torch.allclose(run(dynamics, x, method, times, path=fs.Brownian(4)), hand, atol=1e-12)
+
+
+@pytest.mark.parametrize("predictor", [UniPC(3), DPMSolverPP(), DEIS(3)], ids=str)
+def test_multistep_methods_predict_nothing(predictor: Integrator) -> None:
+    """They would take the corrections for a trend."""
+    with pytest.raises(TypeError, match="one-step"):
+        PredictorCorrector(predictor)
+
+
+def test_a_correction_where_the_score_vanishes_stays() -> None:
+    still = fs.LinearSDE(EDM()).probability_flow(lambda t, x: 0.0 * x)
+    found = fs.solve(
+        still, torch.zeros(2, 3), 1.0, 0.5, integrator=PredictorCorrector(DDIM()),
+        stepping=fs.Fixed(steps=2), path=fs.Brownian(0),
+    ).y1  # fmt: skip
+    assert bool(found.isfinite().all())
+
+
+def test_own_noise_upwards_is_refused() -> None:
+    flow = fs.LinearSDE(VP()).probability_flow(lambda t, x: 0.0 * x)
+    with pytest.raises(ValueError, match="encode"):
+        fs.solve(
+            flow, torch.randn(3, 2), 1e-3, 1.0, integrator=DDIM(1.0),
+            stepping=fs.Fixed(steps=5), path=fs.Brownian(0),
+        )  # fmt: skip
 
 
 def test_annealed_langevin_is_ncsns() -> None:

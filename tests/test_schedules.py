@@ -402,3 +402,11 @@ def test_what_makes_no_grid_is_refused() -> None:
         paths.resampled(schedule, [1.0, 2.0, 1.0], 2)
     with pytest.raises(ValueError, match="further"):
         paths.uniform(1.0, 1.0 + 1e-15, 100)
+
+
+@pytest.mark.parametrize("t", [1e-7, 1e-5, 1e-3, 0.3, 1.0])
+def test_small_noise_of_a_cosine_keeps_its_digits(t: float) -> None:
+    schedule = paths.Cosine()
+    single = schedule.sigma(torch.tensor(t, dtype=torch.float32))
+    assert float(single) == pytest.approx(schedule.sigma(t), rel=1e-5)
+    assert schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2 == pytest.approx(1.0, rel=1e-14)

@@ -182,6 +182,7 @@ class Dynamics(nn.Module, ABC):
         separable: whether y = (q, p) with dq/dt = v(t, p) and dp/dt = a(t, q).
         random: whether ``prepare`` draws (a solve then needs a generator).
         pulls: whether its drift takes derivatives, which ``torch.compile`` does not trace.
+        whitens: whether it takes the W of its noise for independent components of variance 1.
         horizon: the end of its natural time, from 0; where generative models hold noise.
     """
 
@@ -191,6 +192,7 @@ class Dynamics(nn.Module, ABC):
     separable: bool = False
     random: bool = False
     pulls: bool = False
+    whitens: bool = False
     horizon: float = 1.0
 
     def hold(self, name: str, value: Scalar | None) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .._increment import Draws, Increment
@@ -93,6 +94,8 @@ class DDIM(ExponentialEuler):
         split = self.form(field)
         keep, _ = split.weights(t0, t1)  # sigma1 / sigma0
         h = split.clock(t1) - split.clock(t0)
+        if isinstance(h, float) and h < 0.0:
+            raise ValueError("noise is added on the way to the data alone: encode by DDIM()")
         spread = self.eta * sqrt(-expm1(-2.0 * h))
         rest = keep * sqrt(1.0 - spread * spread)
         alpha0, alpha1 = split.scale(t0), split.scale(t1)
@@ -336,12 +339,16 @@ class EDMHeun(Singlestep):
 class PredictorCorrector(Integrator):
     """Langevin steps at the start of each step, at its noise level; then a predictor's step.
 
-        x <- x + e score(t0, x) + sqrt(2 e) z,    e = 2 a (snr |z| / |score|)^2
+        x <- x + e score(t0, x) + sqrt(2 e) z,    e = 2 a (snr |z| / max(|score|, d / |x|))^2
 
     with |.| the norm of each sample (a mean over the batch would have samples depend on each other)
-    and a = (alpha(t0) / alpha(t1))^2, which is DDPM's 1 - beta. The predictor may be any integrator
-    of the dynamics, ``EulerMaruyama()`` or ``DDIM(1.0)`` for two; it ends the step, so that
-    nothing is added at the end. One more evaluation for each Langevin step.
+    and a = (alpha(t0) / alpha(t1))^2, which is DDPM's 1 - beta. Near a mode the score of a sample
+    vanishes, and 1 / |score|^2 has no mean in one or two dimensions; since E[x . score] = -d of any
+    density, d / |x| bounds it from below as it is on the whole. (In so few dimensions a step that
+    hangs on its state widens the law even so.) The predictor may be any one-step integrator of the
+    dynamics, ``EulerMaruyama()`` or ``DDIM(1.0)`` for two; it starts from the corrected state, and
+    ends the step, so that nothing is added at the end. One more evaluation for each Langevin step,
+    and for a predictor that would bring its first slope from the step before.
 
     Args:
         predictor: whose steps are taken.
@@ -350,7 +357,8 @@ class PredictorCorrector(Integrator):
 
     Raises:
         ValueError: on a number out of range.
-        TypeError: on dynamics that are neither a reverse SDE nor a probability flow.
+        TypeError: on dynamics that are neither a reverse SDE nor a probability flow, and on a
+            predictor that builds on steps before its own.
 
     Source: Song et al. 2021, arXiv 2011.13456, algorithms 4 and 5.
     """
@@ -365,7 +373,13 @@ class PredictorCorrector(Integrator):
                 f"PredictorCorrector takes corrections >= 1 and snr > 0; got {self.corrections} "
                 f"and {self.snr}"
             )
-        for name in ("order", "dense_order", "static", "remembers"):
+        if self.predictor.remembers:
+            raise TypeError(
+                f"{type(self.predictor).__name__} builds on the steps before, which a correction "
+                "moves: predict by one-step methods, such as DDIM(1.0), EDMHeun() or "
+                "EulerMaruyama()"
+            )
+        for name in ("order", "dense_order", "static"):
             object.__setattr__(self, name, getattr(self.predictor, name))
 
     def check(self, dynamics: Dynamics) -> None:
@@ -383,9 +397,6 @@ class PredictorCorrector(Integrator):
         rest = () if own.extra is None else (own.extra,)
         return replace(own, extra=(*(y,) * self.corrections, *rest))
 
-    def init(self, field: Field, t: Scalar, y: State) -> Carry:
-        return self.predictor.init(field, t, y)
-
     def step(
         self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
     ) -> Step:
@@ -396,7 +407,9 @@ class PredictorCorrector(Integrator):
         for z in dw.z[: self.corrections]:
             y = self._langevin(field, t0, a, y, z)
         rest = dw.z[self.corrections :]
-        dw = dw._replace(z=rest[0] if rest else None)
+        draws = self.predictor.draws(field.dynamics, y) is not None
+        dw = dw._replace(z=rest[0] if rest else None) if draws else None
+        carry = self.predictor.init(field, t0, y)
         return self.predictor.step(field, t0, t1, y, dw, carry)
 
     def _langevin(self, field: Field, t: Scalar, a: Scalar, x: Tensor, z: Tensor) -> Tensor:
@@ -404,10 +417,11 @@ class PredictorCorrector(Integrator):
         assert split is not None
         strength = -split.rate * split.dual.scale(t)  # the dual's residual over the score
         score = field.residual(t, x, split.dual) / expand(strength, x)
-        e = 2.0 * a * (self.snr * _norm(z) / _norm(score)) ** 2
+        size = torch.maximum(_norm(score), z[0].numel() / _norm(x))
+        e = 2.0 * a * (self.snr * _norm(z) / size) ** 2
         return x + expand(e, x) * score + expand(sqrt(2.0 * e), x) * z
 
 
 def _norm(x: Tensor) -> Tensor:
     """Of each sample, ``(batch,)``."""
-    return x.flatten(1).norm(dim=1)
+    return x.reshape(len(x), -1).norm(dim=1)

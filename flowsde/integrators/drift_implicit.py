@@ -39,6 +39,7 @@ class DriftImplicitEuler(Stochastic):
 
     drift: ImplicitEuler | Trapezoid = ImplicitEuler()
     calculus = "ito"
+    correlated = True
     static = False
 
     def __post_init__(self) -> None:

@@ -103,7 +103,7 @@ class Linearization:
     def matrix(self) -> Tensor:
         """J, ``(n, d, d)``: d products, in one batched pass where the field's backward allows."""
         rows, d = self.rows, self.rows.size
-        if self._constant:
+        if self._constant or not d:
             return torch.zeros(rows.count, d, d, **self.options)
         self._count(d)
         basis = torch.eye(d, **self.options)

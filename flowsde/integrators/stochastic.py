@@ -79,6 +79,8 @@ class Stochastic(Integrator):
             readings agree.
         levy: what it needs of the path beside W: see ``Draws``.
         by_products: whether it takes g by its products with dW alone.
+        correlated: whether W may have correlated components where g depends on the state: a method
+            without double integrals of W, in which their covariances would stand.
     """
 
     order = 1
@@ -86,6 +88,7 @@ class Stochastic(Integrator):
     calculus: Literal["ito", "stratonovich", "either"]
     levy: Literal["W", "H", "K"] = "W"
     by_products: bool = False
+    correlated: bool = False
 
     @abstractmethod
     def strong_order(self, noise: Noise) -> float | None:
@@ -175,6 +178,7 @@ class EulerMaruyama(Stochastic):
     """
 
     calculus = "ito"
+    correlated = True
     by_products = True
 
     def strong_order(self, noise: Noise) -> float:
@@ -197,6 +201,7 @@ class TwoSlope(Stochastic):
     """
 
     calculus = "stratonovich"
+    correlated = True
     error_order = 1
     by_products = True
 

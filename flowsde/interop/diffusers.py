@@ -129,6 +129,8 @@ class _Convention:
                 "flowsde.dynamics.dynamic_threshold to the denoiser"
             )
         bound = config.get("clip_sample_range", 1.0) if config.get("clip_sample") else None
+        if not flow and float(table[-1]) == 2.0**-24:  # their stand-in for no signal at all
+            table = torch.cat((table[:-1], torch.zeros_like(table[-1:])))
         schedule = FlowMatching() if flow else Discrete.from_alphas_cumprod(table)
         steps, offset = config["num_train_timesteps"], 0.0 if flow else 1.0
         return cls(schedule, _PREDICTIONS[kind], steps, offset, bound)

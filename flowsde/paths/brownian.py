@@ -59,6 +59,8 @@ class Brownian(RandomPath):
 
     def __post_init__(self) -> None:
         self._law()
+        if self.times is not None and not (isinstance(self.times, Tensor) and self.times.ndim == 1):
+            raise TypeError("times of a path are a tensor, (n,): give torch.tensor(times)")
 
     def _law(self) -> Law:
         return Law(self.seed, self.antithetic, self.correlation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,9 @@ class Law:
             axis; None for independent ones of variance 1.
 
     Raises:
-        ValueError: on a correlation that is not symmetric and positive definite.
+        TypeError: on a seed that is no whole number.
+        ValueError: on a correlation that is not symmetric and positive definite, or asks for
+            gradients, which draws do not carry.
     """
 
     seed: int | Tensor
@@ -33,9 +36,22 @@ class Law:
     correlation: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.seed, Tensor):
+            try:
+                operator.index(self.seed)
+            except TypeError:
+                raise TypeError(
+                    f"a path's seed is a whole number, or an integer tensor with one a sample; got "
+                    f"{self.seed!r}"
+                ) from None
         c = self.correlation
         if c is None:
             return
+        if c.requires_grad:
+            raise ValueError(
+                "draws carry no gradient by their correlation L L^T: detach it, and give L to the "
+                "diffusion, noise='general'"
+            )
         if c.ndim != 2 or c.shape[0] != c.shape[1] or not c.is_floating_point():
             raise ValueError(f"correlation is a real (m, m) matrix; got {tuple(c.shape)} {c.dtype}")
         if not torch.allclose(c, c.mT) or bool(torch.linalg.cholesky_ex(c).info):

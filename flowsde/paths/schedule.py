@@ -174,6 +174,10 @@ class Cosine(_VariancePreserving):
     def alpha(self, t: Scalar) -> Scalar:
         return sin((1.0 - t) * self._speed) / self._start  # exactly 0 at t = 1
 
+    def sigma(self, t: Scalar) -> Scalar:
+        # sin^2 a - sin^2 b = sin(a - b) sin(a + b): 1 - alpha^2 without its cancellation
+        return sqrt(sin(t * self._speed) * sin((2.0 - t) * self._speed)) / self._start
+
     def dalpha(self, t: Scalar) -> Scalar:
         return -self._speed * cos((1.0 - t) * self._speed) / self._start
 

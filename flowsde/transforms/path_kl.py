@@ -68,6 +68,8 @@ def girsanov(posterior: Dynamics, prior: Dynamics) -> Augmented:
 class _Pair(Augmented):
     """Two SDEs with one diffusion."""
 
+    whitens = True
+
     def __init__(self, posterior: Dynamics, prior: Dynamics) -> None:
         noise = noise_of(posterior)
         if noise_of(prior) != noise:
