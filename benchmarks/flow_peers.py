@@ -117,11 +117,15 @@ class Flowsde(Library):
             draws = torch.Generator().manual_seed(0)
             return self._density(models.nsf(dim, LAYERS, width, generator=draws), dim)
 
+        def autoregressive(width: int) -> Density:
+            law = models.RationalQuadraticSpline(BINS)
+            return self._density(models.maf(dim, 3, width, law=law), dim)
+
         def matched(width: int) -> Density:
             ode = models.cnf(dim, width, 3)
             return self._density(ode, dim, objective=objectives.FlowMatching(ode))
 
-        return {"nsf": spline, "cnf, flow matching": matched}
+        return {"nsf": spline, "maf, splines": autoregressive, "cnf, flow matching": matched}
 
 
 class Zuko(Library):

@@ -88,14 +88,23 @@ def nsf(
     return Composed(layers)
 
 
-def maf(dim: int, depth: int = 5, width: int = 64, *, condition: int = 0) -> Composed:
-    """Affine autoregressive maps, the order of the components reversed after each.
+def maf(
+    dim: int,
+    depth: int = 5,
+    width: int = 64,
+    *,
+    law: Elementwise = Affine(),
+    condition: int = 0,
+) -> Composed:
+    """Autoregressive maps, the order of the components reversed after each.
 
     Densities in one pass of each network, samples in ``dim`` passes.
 
     Args:
         dim, width, condition: as of ``nice``.
         depth: number of maps.
+        law: of a component given those before; ``RationalQuadraticSpline()`` makes of it the
+            autoregressive neural spline flow of Durkan et al. 2019, arXiv 1906.04032.
 
     Source: Papamakarios et al. 2017, arXiv 1705.07057.
     """
@@ -103,7 +112,7 @@ def maf(dim: int, depth: int = 5, width: int = 64, *, condition: int = 0) -> Com
         layer
         for _ in range(depth)
         for layer in (
-            Autoregressive(dim, Affine(), width, condition=condition),
+            Autoregressive(dim, law, width, condition=condition),
             Permutation(torch.arange(dim).flip(0)),
         )
     )
