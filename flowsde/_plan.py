@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ._increment import Source
 from ._outset import Outset
-from ._scalar import Scalar, expand, minimum, to_float
+from ._scalar import Scalar, expand, minimum, moving, to_float
 from ._scalar import where as choose
 from ._state import State, leaves, mapped, put_rows, rows_of, tree_map
 from .dynamics.field import Field
@@ -456,7 +456,7 @@ class AdaptivePlan(Plan):
     def own_ends(self) -> bool:
         """Whether an end of each sample's own asks for gradients."""
         ends = self._start, self._end
-        return any(isinstance(t, Tensor) and t.ndim > 0 and t.requires_grad for t in ends)
+        return any(moving(t) and t.ndim > 0 for t in ends)
 
     @property
     def ends(self) -> Any:

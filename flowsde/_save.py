@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._plan import Accept
-from ._scalar import Scalar, to_float
+from ._scalar import Scalar, moving, to_float
 from ._scalar import where as choose
 from ._state import State, stack, tree_map, where
 from .integrators.base import Step
@@ -23,7 +23,7 @@ class Saver(ABC):
     """What is kept on the way.
 
     Attributes:
-        times: those asked for, which may require a gradient; None if there are none.
+        times: those asked for, by which something may be differentiated; None if there are none.
     """
 
     times: Tensor | None = None
@@ -98,11 +98,9 @@ class SaveTimes(Saver):
     times: Tensor
 
     def __init__(self, times: Tensor, sign: float) -> None:
-        self.times, self._sign = times, sign
+        self.times, self._sign, self._moving = times, sign, moving(times)
         self._at: list[float] = (sign * times.detach()).tolist()
-        self._entries: list[Scalar] = (
-            list(times.unbind()) if times.requires_grad else times.tolist()
-        )
+        self._entries: list[Scalar] = list(times.unbind()) if self._moving else times.tolist()
         self._ys: list[State] = []
 
     @property
@@ -110,20 +108,24 @@ class SaveTimes(Saver):
         return len(self._ys)
 
     def value(self, i: int, t: Scalar, t0: Scalar, t1: Scalar, step: Step) -> State:
-        ends = self._at[i] == self._sign * to_float(t1) and not isinstance(t, Tensor)
-        return step.y1 if ends else step.dense((t - t0) / (t1 - t0))
+        ends = self._at[i] == self._sign * to_float(t1)
+        return step.y1 if ends and not self._moves(t1) else step.dense((t - t0) / (t1 - t0))
+
+    def _moves(self, t1: Scalar) -> bool:
+        """Whether a saved time and the end of a step may be equal, yet move apart."""
+        return self._moving or isinstance(t1, Tensor)
 
     def _rest(self, t: Scalar, y: State) -> None:
         """Times reached by t, at which the solve stands."""
         self._ys += [y] * (bisect_right(self._at, self._sign * to_float(t)) - len(self._ys))
 
     def begin(self, t: Scalar, y: State) -> None:
-        if not self.times.requires_grad:  # else left to the first step, which differentiates
+        if not self._moves(t):  # else left to the first step, which differentiates
             self._rest(t, y)
 
     def keep(self, t0: Scalar, t1: Scalar, y: State, step: Step, accept: Accept) -> None:
         if accept is not False:
-            inside = bisect_right if self.times.requires_grad else bisect_left
+            inside = bisect_right if self._moves(t1) else bisect_left
             due = self._entries[len(self._ys) : inside(self._at, self._sign * to_float(t1))]
             self._ys += step.between([(t - t0) / (t1 - t0) for t in due])
             self._rest(t1, step.y1)
@@ -163,7 +165,7 @@ class SaveRows(Saver):
     times: Tensor
 
     def __init__(self, times: Tensor, sign: Tensor) -> None:
-        self.times, self._sign = times, sign
+        self.times, self._sign, self._moving = times, sign, moving(times)
         self._at = times.detach() * sign
         self._next = torch.zeros(times.shape[1], dtype=torch.int64, device=times.device)
         self._rows = self._ids = torch.arange(times.shape[1], device=times.device)
@@ -192,7 +194,7 @@ class SaveRows(Saver):
         self._next = self._next + due
 
     def begin(self, t: Scalar, y: State) -> None:
-        if not self.times.requires_grad:
+        if not self._moving:
             self._rest(t, y)
 
     def _rest(self, t: Scalar, y: State) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 __all__ = [
     "Scalar",
@@ -24,11 +25,13 @@ __all__ = [
     "exp",
     "expand",
     "expm1",
+    "forwards",
     "isfinite",
     "log",
     "magnitude",
     "maximum",
     "minimum",
+    "moving",
     "phi1",
     "power",
     "rounding",
@@ -39,6 +42,19 @@ __all__ = [
 ]
 
 Scalar = float | Tensor
+
+
+def forwards(x: Tensor) -> bool:
+    """Whether forward-mode differentiation follows this tensor."""
+    if forward_ad._current_level < 0:
+        return False
+    unpack: Callable[..., Any] = forward_ad.unpack_dual
+    return unpack(x).tangent is not None
+
+
+def moving(x: Any) -> bool:
+    """Whether this is a tensor by which something is differentiated, backwards or forwards."""
+    return isinstance(x, Tensor) and (x.requires_grad or forwards(x))
 
 
 def _lift(

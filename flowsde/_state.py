@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
-from ._scalar import Scalar, expand
+from ._scalar import Scalar, expand, forwards
 
 __all__ = [
     "State", "batch_size", "builder", "check_like", "combine", "contract", "describe", "detach",
-    "leaves", "mapped", "put_rows", "rows_of", "stack", "tree_map", "unflatten", "unstack", "weigh",
-    "where",
+    "dual", "leaves", "mapped", "put_rows", "rows_of", "stack", "transformed", "tree_map",
+    "unflatten", "unstack", "weigh", "where",
 ]  # fmt: skip
 
 State = Any
@@ -138,6 +139,18 @@ def mapped(y: State) -> bool:
                 return True
             leaf = functorch.get_unwrapped(leaf)
     return False
+
+
+def transformed() -> bool:
+    """Whether this is called within one of ``torch.func``'s transformations."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def dual(y: State) -> bool:
+    """Whether forward-mode differentiation follows a tensor among these."""
+    if forward_ad._current_level < 0:  # at once, within every step
+        return False
+    return any(isinstance(leaf, Tensor) and forwards(leaf) for leaf in leaves(y))
 
 
 def describe(y: State) -> str:

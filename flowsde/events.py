@@ -13,7 +13,7 @@ from ._plan import Accept
 from ._random import widest
 from ._save import Found, scatter
 from ._scalar import Scalar, to_float
-from ._state import State, check_like, leaves, stack, tree_map, where
+from ._state import State, check_like, dual, leaves, stack, tree_map, where
 from .dynamics.field import Field
 from .integrators.base import Step
 from .solution import Crossings
@@ -207,11 +207,10 @@ class Watch:
                 stop = torch.where(found & (theta < stop), theta, stop)
         fires: list[Any] = [torch.zeros_like(stop, dtype=torch.bool) for _ in self.events]
         for i, found, theta in roots:
-            reached = found & (theta <= stop + _SAME)
-            if self.events[i].stops:
-                fires[i] = reached
-            else:
-                self._record(i, reached, t0 + theta * (t1 - t0), step.dense(theta))
+            fires[i] = fires[i] | (found & ((theta - stop).abs() <= _SAME))
+            if not self.events[i].stops:
+                early = found & (theta < stop - _SAME)
+                self._record(i, early, t0 + theta * (t1 - t0), step.dense(theta))
         if not any(self.events[i].stops for i, _, _ in roots):
             return None
         hit: Accept = stop < torch.inf
@@ -307,6 +306,11 @@ def _attach(phi: Callable[[Tensor], Tensor], theta: Tensor, found: Tensor) -> Te
 
     One gives first derivatives, the other second ones.
     """
+    if dual(phi(theta)):
+        raise TypeError(
+            "the time of an event is not differentiated forwards: take gradients backwards "
+            "(torch.autograd.grad)"
+        )
     if not (torch.is_grad_enabled() and phi(theta).requires_grad):
         return theta
     theta.requires_grad_()

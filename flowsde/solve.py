@@ -15,8 +15,8 @@ from ._increment import Draws, Source, Whole
 from ._loop import Loop
 from ._plan import AdaptivePlan, GivenPlan, Plan
 from ._save import SaveEnd, Saver, SaveRows, SaveSteps, SaveTimes
-from ._scalar import Scalar, to_float
-from ._state import State, batch_size, describe, leaves, mapped
+from ._scalar import Scalar, moving, to_float
+from ._state import State, batch_size, describe, leaves, mapped, transformed
 from .adjoint import Adjoint, Checkpointed, Direct
 from .dynamics.base import Dynamics
 from .dynamics.discrete import Chain
@@ -137,11 +137,17 @@ def solve(
         raise ValueError(f"max_steps is a whole number >= 0; got {max_steps}")
     t1 = dynamics.horizon if t1 is None else t1
     integrator, stepping = _choose(dynamics, integrator, stepping)
+    if not isinstance(adjoint, Direct) and torch.is_grad_enabled() and transformed():
+        raise TypeError(
+            f"torch.func does not see into {type(adjoint).__name__}: use adjoint=Direct(), or "
+            "torch.autograd.grad"
+        )
     if isinstance(stepping, Adaptive) and mapped(y0):
         raise TypeError(
             "vmap cannot choose steps: give Fixed(...) or Grid(...), or leave vmap out and solve "
             "the batch with Adaptive(per_sample=True)"
         )
+    _check_precision(integrator, stepping, y0)
     span = _Span.of(dynamics, y0, t0, t1, stepping, save_at)
     seed = _seed(dynamics, generator)
     known, dynamics = dynamics, dynamics.prepare(y0, seed)
@@ -158,7 +164,7 @@ def solve(
     if draws is not None and isinstance(stepping, Adaptive):
         _check_rough(stepping, span, draws, dense)
         landings = span.saves
-    plan = _plan(integrator, stepping, span, grid, y0, landings)
+    plan = _plan(dynamics, integrator, stepping, span, grid, y0, landings)
     noise = None
     if draws is not None:
         _check_correlation(driver, dynamics, integrator)
@@ -237,6 +243,16 @@ def _choose(
     return integrator, stepping
 
 
+def _check_precision(integrator: Integrator, stepping: Stepping, y0: State) -> None:
+    """Refuses to choose steps by errors that half precision rounds away."""
+    own = isinstance(stepping, Adaptive) and not isinstance(integrator, Engine)
+    if own and any(torch.finfo(leaf.dtype).bits < 32 for leaf in leaves(y0)):
+        raise TypeError(
+            f"half precision rounds away the errors that steps are chosen by; got {describe(y0)}. "
+            "Give y0.float() (a network may still autocast), or Fixed(...) or Grid(...)"
+        )
+
+
 def _check_rough(stepping: Adaptive, span: _Span, draws: Draws, dense: bool) -> None:
     """Refuses what steps chosen along a Brownian path cannot give."""
     if draws.extra is not None:
@@ -254,7 +270,7 @@ def _check_rough(stepping: Adaptive, span: _Span, draws: Draws, dense: bool) -> 
             "an SDE's steps start afresh anyway: give the times where f or g jumps as step_at"
         )
     times = (span.t0, span.t1, span.saves)
-    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in times):
+    if torch.is_grad_enabled() and any(moving(t) for t in times):
         raise TypeError(
             "a solution along a given Brownian path has no derivative by time: detach() t0, t1 and "
             "save_at"
@@ -291,7 +307,7 @@ class _Span:
             a, b = (to_float(t) for t in ends)
             dynamics.check_span(a, b)
             span = cls(ends[0], ends[1], None, 1.0 if b >= a else -1.0, saves)
-            span._check_saves(a, b, slack)
+            span._check_saves(slack)
             return span
         if not dynamics.batched_time:
             raise TypeError(
@@ -324,24 +340,31 @@ class _Span:
             if saves.shape[0] != batch:
                 raise ValueError(f"save_at is (n,) or ({batch}, n); got {tuple(saves.shape)}")
             span.saves = saves.to(dtype=wide, device=device).T
-        span._check_saves(columns[0].detach(), columns[1].detach(), slack)
+        span._check_saves(slack)
         return span
 
-    def _check_saves(self, t0: Any, t1: Any, rounding: float) -> None:
+    def _check_saves(self, rounding: float) -> None:
         if self.saves is None:
             return
         at = self.saves.detach()
+        ends = self.t0, self.t1
+        t0, t1 = (t.detach() if isinstance(t, Tensor) else t for t in ends)
         slack = rounding * (1e-3 + abs(t0) + abs(t1))
         inside = ((at - t0) * self.sign >= -slack) & ((at - t1) * self.sign <= slack)
         if at.numel() and not bool(inside.all()):
             raise ValueError("save_at reaches outside [t0, t1]: save between the ends of the solve")
         if not bool((at.diff(dim=0) * self.sign >= 0).all()):
             raise ValueError("save_at runs from t0 towards t1: sort it in that direction")
-        self.saves = _snap(self.saves, t0, t1, slack)
+        self.saves = _snap(self.saves, *((t0, t1) if self.empty else ends), slack)
 
     @property
     def empty(self) -> bool:
         return self.batch is None and to_float(self.t0) == to_float(self.t1)
+
+    def rest(self, dynamics: Dynamics) -> list[Scalar]:
+        """The times of a solve that goes nowhere: one; both ends where a slope is asked for."""
+        asked = any(isinstance(t, Tensor) for t in (self.t0, self.t1))
+        return [self.t0, self.t1] if asked and dynamics.noise is None else [self.t0]
 
     def saver(self, save_at: SaveAt) -> Saver:
         if self.saves is not None:
@@ -352,10 +375,13 @@ class _Span:
 
 
 def _snap(saves: Tensor, t0: Any, t1: Any, slack: Any) -> Tensor:
-    """Times within rounding of an end are that end; gradients pass."""
+    """Times within rounding of an end are that end; they move with it, or in their own way."""
+    own = moving(saves)
     for end in (t0, t1):
-        near = abs(saves.detach() - end) <= slack
-        saves = saves + torch.where(near, end - saves.detach(), 0.0)
+        at, still = saves.detach(), end.detach() if isinstance(end, Tensor) else end
+        near = abs(at - still) <= slack
+        target = still if own or not bool(near.any()) else end
+        saves = saves + torch.where(near, target - at, 0.0)
     return saves
 
 
@@ -379,7 +405,7 @@ def _time(t: Scalar, name: str) -> Scalar:
         if not bool(torch.isfinite(t).all()):
             raise ValueError(f"{name} is not finite: {t}")
         if t.ndim == 0:
-            return _wide(t) if t.requires_grad else float(t)
+            return _wide(t) if moving(t) else float(t)
         return t
     if isinstance(t, bool) or not isinstance(t, (int, float)):
         raise TypeError(f"{name} is a number or a tensor; got {type(t).__name__}")
@@ -405,7 +431,7 @@ def _grid(
         if rows != span.batch:
             raise ValueError(f"the grid has {rows} columns for a batch of {span.batch}: one each")
         stepping = Grid(stepping.grid.to(dtype=span.t0.dtype, device=device))
-    return [span.t0] if span.empty else stepping.times(span.t0, span.t1)
+    return span.rest(dynamics) if span.empty else stepping.times(span.t0, span.t1)
 
 
 def _save_grid(span: _Span, save_at: SaveAt) -> list[Scalar]:
@@ -419,14 +445,14 @@ def _save_grid(span: _Span, save_at: SaveAt) -> list[Scalar]:
 
 
 def _plan(
-    integrator: Integrator, stepping: Stepping, span: _Span, grid: list[Scalar] | None, y0: State,
-    landings: Tensor | None,
+    dynamics: Dynamics, integrator: Integrator, stepping: Stepping, span: _Span,
+    grid: list[Scalar] | None, y0: State, landings: Tensor | None,
 ) -> Plan:  # fmt: skip
     if grid is not None:
         return GivenPlan(grid, span.batch)
     assert isinstance(stepping, Adaptive)
     if span.empty:
-        return GivenPlan([span.t0], None)
+        return GivenPlan(span.rest(dynamics), None)
     dtype = leaves(y0)[0].dtype.to_real()
     return AdaptivePlan(stepping, integrator, span.t0, span.t1, span.batch, dtype, landings)
 

@@ -77,10 +77,12 @@ def steady_state(
         return measure.measure(dynamics(t, y, *args), y) / tol - 1.0
 
     with torch.no_grad():
+        field = Field(dynamics, args, y0)
+        resting = speed(field.time(t0), y0, *args) <= 0.0  # from the start: there is no crossing
+        ends = torch.full_like(resting, t1, dtype=torch.float64).masked_fill(resting, t0)
         event = Event(speed, direction=-1)
         solver = replace(solver, stepping=stepping)
-        found = solver.solve(dynamics, y0, t0, t1, args=args, events=event)
-        field = Field(dynamics, args, y0)
+        found = solver.solve(dynamics, y0, t0, ends, args=args, events=event)
         settled = speed(field.time(found.t1), found.y1, *args) <= 1e-6
         settled = settled.expand(batch)
     found.y1 = _newton(field, found.t1, found.y1, settled)

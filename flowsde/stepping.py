@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._scalar import Scalar, clamp, magnitude, minimum, power, rounding, to_float, where
+from ._scalar import Scalar, clamp, magnitude, minimum, moving, power, rounding, to_float, where
 from ._state import State, batch_size, leaves, tree_map
 
 __all__ = ["Adaptive", "Fixed", "Grid", "Norm", "Stepping", "max_norm", "rms_norm"]
@@ -99,7 +99,7 @@ class Grid(Given):
             mine = torch.as_tensor(t, dtype=torch.float64).detach().cpu()
             if not bool(((end - mine).abs() <= slack).all()):
                 raise ValueError(f"the grid's end {end} is not the solve's {name} = {t}")
-        if self.grid.ndim == 1 and not self.grid.requires_grad:
+        if self.grid.ndim == 1 and not moving(self.grid):
             return [t0, *self.grid[1:-1].tolist(), t1]
         first, *inner, last = self.grid.double().unbind()
         return [first + (t0 - first.detach()), *inner, last + (t1 - last.detach())]
@@ -184,7 +184,7 @@ class Adaptive(Stepping):
     def __post_init__(self) -> None:
         for name in ("step_at", "jump_at"):
             times = torch.as_tensor(getattr(self, name), dtype=torch.float64)
-            if times.ndim != 1 or times.requires_grad or not bool(torch.isfinite(times).all()):
+            if times.ndim != 1 or moving(times) or not bool(torch.isfinite(times).all()):
                 raise ValueError(f"{name} is finite times, (n,), without a gradient: detach() it")
             object.__setattr__(self, name, tuple(times.tolist()))
         for name, value, least in (("rtol", self.rtol, 0.0), ("atol", self.atol, None)):

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import flowsde as fs
 from flowsde.dynamics import Data, VPrediction
 from flowsde.integrators import (
     DDIM,
     ETDRK4,
+    GMRES,
     RK4,
     Adams,
     Dopri8,
@@ -23,6 +25,7 @@ from flowsde.integrators import (
     ExponentialEuler,
     Heun,
     Kvaerno3,
+    Kvaerno5,
     ReversibleRK,
     TorchDiffEq,
     Tsit5,
@@ -448,3 +451,163 @@ def test_a_steady_state_of_mixed_samples_is_refused() -> None:
     ode = fs.ODE(lambda t, y: 0.5 * y.roll(1, 0) - y + 1.0)
     with pytest.raises(TypeError, match="together"):
         fs.steady_state(ode, torch.zeros(3, 1))
+
+
+@pytest.mark.parametrize("method", [Kvaerno5(), Kvaerno3(linear=GMRES())], ids=str)
+def test_implicit_gradients_where_samples_mix_after_the_start(method: Any) -> None:
+    def f(t: Tensor, y: Any, c: Tensor) -> Any:
+        share = c * t.reshape(-1, 1).sin() * y["a"].mean()
+        return {k: (share - 1.0) * x for k, x in y.items()}
+
+    ode, y0 = fs.ODE(f, batched_time=True), {"a": torch.rand(3, 2), "b": torch.rand(3, 1)}
+
+    def loss(c: Tensor, adjoint: fs.Adjoint = fs.Direct()) -> Tensor:
+        y1 = fs.solve(
+            ode, y0, 0.0, 2.0, args=(c,), integrator=method, stepping=fs.Fixed(steps=4),
+            adjoint=adjoint,
+        ).y1  # fmt: skip
+        return y1["a"][0].sum() + y1["b"].square().sum()
+
+    c = torch.tensor(0.7, requires_grad=True)
+    assert torch.autograd.gradcheck(loss, c)
+    ways = [loss(c, adjoint) for adjoint in (fs.Direct(), fs.Checkpointed())]
+    one, other = (torch.autograd.grad(way, c)[0] for way in ways)
+    assert one == other
+    with pytest.raises(TypeError, match="mixes the samples"):
+        fs.solve(
+            ode, y0, args=(c,), integrator=method,
+            stepping=fs.Adaptive(per_sample=True),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("which", ["y0", "args", "t1"])
+def test_implicit_methods_refuse_forward_mode(which: str) -> None:
+    ode = fs.ODE(lambda t, y, a: -a * y**3)
+
+    def end(x: Tensor) -> Tensor:
+        y0, a, t1 = torch.ones(2, 1), torch.ones(()), torch.ones(())
+        y0, a, t1 = {"y0": (x + y0, a, t1), "args": (y0, x, t1), "t1": (y0, a, x)}[which]
+        return fs.solve(
+            ode, y0, 0.0, t1, args=(a,), integrator=Kvaerno3(), stepping=fs.Fixed(steps=2)
+        ).y1
+
+    one = torch.ones(())
+    with pytest.raises(TypeError, match=r"torch\.autograd\.grad"):
+        torch.func.jvp(end, (one,), (one,))
+    with pytest.raises(TypeError, match=r"torch\.autograd\.grad"), forward_ad.dual_level():
+        end(forward_ad.make_dual(one, one))
+
+
+def test_event_times_refuse_forward_mode() -> None:
+    fall = fs.ODE(lambda t, y: torch.stack((y[1], -9.81 + 0.0 * y[1])))
+    ground = fs.Event(lambda t, y: y[0])
+    end = lambda h: fs.solve(fall, torch.stack((h, 0.0 * h)), 0.0, 5.0, events=ground,
+                             stepping=fs.Fixed(steps=9)).y1  # fmt: skip
+    with pytest.raises(TypeError, match="differentiated forwards"):
+        torch.func.jvp(end, (torch.tensor(2.0),), (torch.ones(()),))
+
+
+def test_an_observer_of_what_updates_sees_each_crossing_once() -> None:
+    fall = fs.ODE(lambda t, y: torch.stack((y[1], -9.81 + 0.0 * y[1])))
+    bounce = fs.Event(lambda t, y: y[0], update=lambda t, y: torch.stack((y[0], -0.9 * y[1])))
+    seen = fs.Event(lambda t, y: y[0], terminal=False)
+    for events in ([bounce, seen], [seen, bounce]):
+        found = fs.solve(fall, torch.tensor([2.0, 0.0]), 0.0, 3.0, events=events).events
+        assert found is not None
+        assert len(found.ts[0]) == 3
+        assert torch.equal(found.ts[0], found.ts[1])
+
+
+@pytest.mark.parametrize("adjoint", [fs.Direct(), fs.Checkpointed(), fs.Backsolve()], ids=str)
+def test_a_save_time_that_is_an_end_moves_with_it(adjoint: fs.Adjoint) -> None:
+    """dy(t1)/dt1 = f, and the state at the start does not change with the start."""
+    y0 = torch.tensor([[0.3], [0.5]])
+    t0, t1 = torch.tensor(0.0, requires_grad=True), torch.tensor(1.0, requires_grad=True)
+    f = lambda t, y: y.sin() + t
+    ys = fs.solve(
+        fs.ODE(f), y0, t0, t1, stepping=fs.Fixed(steps=40), adjoint=adjoint, save_at=[0.0, 0.5, 1.0]
+    ).ys
+    (by_start,) = torch.autograd.grad(ys[0].sum(), t0, retain_graph=True)
+    (by_end,) = torch.autograd.grad(ys[2].sum(), t1)
+    assert float(by_start) == pytest.approx(0.0, abs=1e-12)
+    assert float(by_end) == pytest.approx(float(f(t1, ys[2]).detach().sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("adjoint", [fs.Direct(), fs.Checkpointed(), fs.Backsolve()], ids=str)
+@pytest.mark.parametrize("stepping", [fs.Fixed(steps=3), fs.Adaptive()], ids=["fixed", "adaptive"])
+def test_a_span_of_nothing_has_a_slope_too(adjoint: fs.Adjoint, stepping: fs.Stepping) -> None:
+    y0, t1 = torch.rand(2, 3), torch.tensor(0.5, requires_grad=True)
+    sol = fs.solve(
+        fs.ODE(lambda t, y: -t * y), y0, 0.5, t1, stepping=stepping, adjoint=adjoint, save_at=[0.5]
+    )
+    assert torch.equal(sol.y1, y0)
+    assert torch.equal(sol.ys[0], y0)
+    (g,) = torch.autograd.grad(sol.y1.sum(), t1)
+    assert float(g) == pytest.approx(-0.5 * float(y0.sum()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_takes_given_steps_only(dtype: torch.dtype) -> None:
+    ode, y0 = fs.ODE(lambda t, y: -y), torch.ones(2, 3, dtype=dtype)
+    assert fs.solve(ode, y0, stepping=fs.Fixed(steps=4)).y1.dtype == dtype
+    for state in (y0, {"a": y0.double(), "b": y0}):
+        with pytest.raises(TypeError, match=r"y0\.float\(\)"):
+            fs.solve(fs.ODE(lambda t, y: y), state)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_what_is_at_rest_from_the_start_is_settled_then(batched: bool) -> None:
+    decay = fs.ODE(lambda t, y: 1.0 - y, batched_time=batched)
+    sol = fs.steady_state(decay, torch.ones(2, 1), t0=2.0)
+    assert float(torch.as_tensor(sol.t1).max()) == 2.0
+    assert torch.equal(sol.y1, torch.ones(2, 1))
+    assert sol.stats.evaluations < 6
+
+
+def timed(mode: fs.Adjoint, method: Any, which: str, x: Tensor) -> Tensor:
+    """A loss of the end and of saved states, two of them at grid times, moved by x."""
+    y0, a = torch.full((2, 1), 0.8), torch.tensor(0.7)
+    t0, t1, at = torch.tensor(0.0), torch.tensor(1.0), torch.tensor([0.3, 0.6, 0.8])
+    grid = torch.linspace(0.0, 1.0, 6)
+    given = {"y0": y0, "a": a, "t0": t0, "t1": t1, "at": at, "grid": grid[1:-1]}
+    given[which] = given[which] + x
+    stepping: fs.Stepping = fs.Fixed(steps=5)
+    if which == "grid":
+        stepping = fs.Grid(torch.cat((grid[:1], given["grid"], grid[-1:])))
+    sol = fs.solve(
+        fs.ODE(lambda t, y, a: -a * y**3 + torch.sin(2.0 * t)), given["y0"], given["t0"],
+        given["t1"], args=(given["a"],), integrator=method, stepping=stepping, adjoint=mode,
+        save_at=given["at"],
+    )  # fmt: skip
+    return sol.y1.sum() + 2.0 * sol.ys.sum()
+
+
+@pytest.mark.parametrize("which", ["y0", "a", "t0", "t1", "at", "grid"])
+@pytest.mark.parametrize(
+    "mode", [fs.Direct(), fs.Checkpointed(), fs.Reversible()], ids=lambda x: type(x).__name__
+)
+def test_what_is_saved_at_a_step_end_stays_where_that_moves(mode: fs.Adjoint, which: str) -> None:
+    """All that a solve may be differentiated by, backwards and forwards, against differences; of
+    steps taken back against Direct, since their dense output has kinks.
+    """
+    x, zero, one = torch.zeros((), requires_grad=True), torch.zeros(()), torch.ones(())
+    method = ReversibleRK(RK4()) if isinstance(mode, fs.Reversible) else RK4()
+    run = lambda x: timed(mode, method, which, x)
+    expected = (run(1e-6 * one) - run(-1e-6 * one)) / 2e-6
+    if isinstance(mode, fs.Reversible):
+        (expected,) = torch.autograd.grad(timed(fs.Direct(), method, which, x), x)
+    found = [torch.autograd.grad(run(x), x)[0]]
+    with forward_ad.dual_level():
+        found.append(forward_ad.unpack_dual(run(forward_ad.make_dual(zero, one))).tangent)
+    transforms = {
+        "jvp": lambda: torch.func.jvp(run, (zero,), (one,))[1],
+        "jacfwd": lambda: torch.func.jacfwd(run)(zero), "grad": lambda: torch.func.grad(run)(zero),
+    }  # fmt: skip
+    for transform in transforms.values():
+        if isinstance(mode, fs.Direct):
+            found.append(transform())
+        else:
+            with pytest.raises(TypeError, match="Direct"):
+                transform()
+    for value in found:
+        assert torch.allclose(value, expected, atol=1e-7)

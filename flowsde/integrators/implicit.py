@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +15,18 @@ from torch.autograd.graph import get_gradient_edge
 from .._increment import Increment
 from .._once import once
 from .._scalar import Scalar
-from .._state import State, Weights, batch_size, combine, describe, leaves, tree_map, weigh
+from .._state import (
+    State,
+    Weights,
+    batch_size,
+    combine,
+    describe,
+    dual,
+    leaves,
+    transformed,
+    tree_map,
+    weigh,
+)
 from ..dynamics.base import Dynamics
 from ..dynamics.field import Field
 from ..stepping import Adaptive, Stepping, rms_norm
@@ -27,6 +38,12 @@ __all__ = [
     "ImplicitEuler", "ImplicitRK", "ImplicitTableau", "KenCarp3", "KenCarp4", "KenCarp5",
     "Kvaerno3", "Kvaerno4", "Kvaerno5", "Stages", "Trapezoid",
 ]  # fmt: skip
+
+
+_MIXED = (
+    "this field mixes the samples of its batch, which can have no times of their own then: let "
+    "them share t0, t1 and steps"
+)
 
 
 @dataclass(frozen=True)
@@ -143,8 +160,9 @@ class ImplicitRK(Integrator):
 
     Raises:
         ValueError: on newton < 1.
-        TypeError: on complex or half-precision states; in ``torch.inference_mode()``; on
-            per-sample times where the field mixes samples.
+        TypeError: on complex or half-precision states; in ``torch.inference_mode()``, within
+            ``torch.func``'s transformations and under forward-mode differentiation; on per-sample
+            times where the field mixes samples.
 
     Source: Hairer and Wanner 1996, "Solving ordinary differential equations II", IV.8.
     """
@@ -186,10 +204,7 @@ class ImplicitRK(Integrator):
         at = self.linearize(field, t, y)
         if at.mixes():
             if isinstance(t, Tensor) and t.ndim:
-                raise TypeError(
-                    "this field mixes the samples of its batch, which can have no times of their "
-                    "own then: let them share t0, t1 and steps"
-                )
+                raise TypeError(_MIXED)
             field.mixes = True
         else:
             field.once(t, y, lambda: at)
@@ -242,6 +257,11 @@ def _check_state(name: str, y: State) -> None:
             "real and imaginary parts of a complex state (torch.view_as_real), y0.float() for half "
             "precision"
         )
+    if transformed():
+        raise TypeError(
+            f"{name} takes gradients of its own, which torch.func does not see: use "
+            "torch.autograd.grad, or an explicit integrator"
+        )
     if torch.is_inference_mode_enabled():
         raise TypeError(f"{name} needs autograd: use torch.no_grad(), not inference_mode()")
 
@@ -269,13 +289,14 @@ class Stages:
         self._stiff = method.stiff(field)
         self._own = isinstance(dt, Tensor) and dt.ndim > 0
         self._h = self._column(dt * method.tableau.gamma)
-        at = field.once(t0, y, lambda: method.linearize(field, t0, y))
+        self._at = at = field.once(t0, y, lambda: method.linearize(field, t0, y))
         self._rows = at.rows
         with torch.no_grad():
             self._inverse = method.linear.inverse(at, _detach(self._h))
             self._scale = self._tolerance(y)
             self._rate = torch.ones(at.rows.count, **at.options)
         self.lost = torch.zeros_like(self._rate, dtype=torch.bool)  # not solved, though finite
+        self._dual = False  # whether forward-mode differentiation follows the field
 
     def _column(self, h: Scalar) -> Scalar:
         """h ready to multiply ``(n, d)`` rows."""
@@ -307,11 +328,17 @@ class Stages:
         """The k of one stage, from a guess."""
         with unrecorded():
             k, recorded = self._iterate(t, start, guess)
+        if dual((t, start, self._h)) or self._dual:
+            raise TypeError(
+                "an implicit equation is not differentiated forwards: take gradients backwards "
+                "(torch.autograd.grad), or an explicit integrator"
+            )
+        found = self._rows.state(k)
         if torch.is_grad_enabled() and (
             recorded or _asks(start) or any(_asks(x) for x in (t, self._h))
         ):
-            k = self._attach(t, start, k)
-        return self._rows.state(k)
+            return self._attach(t, start, found)
+        return found
 
     def _iterate(self, t: Scalar, start: State, guess: State) -> tuple[Tensor, bool]:
         """Simplified Newton; and whether the field itself asks for gradients."""
@@ -330,6 +357,7 @@ class Stages:
             else:
                 value = rows.flat(self._stiff(t, state))
                 recorded = recorded or value.requires_grad
+                self._dual = self._dual or dual(value)
             with torch.no_grad():
                 delta = inverse(value - k)
                 size = self._size(h * delta)
@@ -349,22 +377,36 @@ class Stages:
             self.lost = self.lost | (~solved & torch.isfinite(size))
             return torch.where(solved[:, None], k, torch.nan), recorded
 
-    def _attach(self, t: Scalar, start: State, k: Tensor) -> Tensor:
+    @cached_property
+    def _layout(self) -> tuple[Rows, Solve]:
+        """Rows as gradients take them, and the inverse: all samples are one row where they depend
+        on each other by now, though they did not at the start of the solve.
+        """
+        own, inverse = self._rows, self._inverse
+        if not self._at.mixes():
+            return own, inverse
+        if self._own:
+            raise TypeError(_MIXED)
+        whole = Rows(self._y, 1)
+        return whole, lambda b: whole.flat(own.state(inverse(own.flat(whole.state(b)))))
+
+    def _attach(self, t: Scalar, start: State, k: State) -> State:
         """One recorded correction, whose backward is the implicit function theorem.
 
         dk = (I - h J)^-1 dg at the solution, J from the recorded graph itself.
         """
-        rows = self._rows
-        state = rows.state(rows.flat(start) + self._h * k)
+        rows, inverse = self._layout
+        flat = rows.flat(k)
+        state = rows.state(rows.flat(start) + self._h * flat)
         state = tree_map(lambda x: x if x.requires_grad else x.requires_grad_(), state)
         value = rows.flat(self._stiff(t, state))
         if not value.requires_grad:
             return k
-        h = torch.as_tensor(_detach(self._h), dtype=k.dtype, device=k.device)
+        h = torch.as_tensor(_detach(self._h), dtype=flat.dtype, device=flat.device)
         ends = get_gradient_edge(value), [get_gradient_edge(leaf) for leaf in leaves(state)]
         at = partial(Linearization, *ends, rows, count=self._field.count)
         correct: Callable[..., Tensor] = _Correction.apply
-        return k + correct(value - k, h, at, self._inverse, self._method.linear)
+        return rows.state(flat + correct(value - flat, h, at, inverse, self._method.linear))
 
 
 def _asks(x: Any) -> bool:
