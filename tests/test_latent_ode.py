@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import flowsde as fs
 from flowsde import models, objectives
 from flowsde.integrators import RK4, Dopri5
+from flowsde.paths import NaturalCubic
 from flowsde.series import Series, collate
 
 from .systems import generator
@@ -334,3 +335,28 @@ def test_what_does_not_fit_is_told() -> None:
         model.infer(x, times, generator=generator(), at=times - 1.0)
     with pytest.raises(TypeError, match="detach"):
         model.infer(x, times, generator=generator(), at=times.clone().requires_grad_())
+
+
+AUTOCAST = {
+    "latent SDE": lambda x, t, g: models.LatentSDE(t, 2, 1.0).elbo(x, generator=g),
+    "latent ODE": lambda x, t, g: models.LatentODE(2, 3, 0.5).elbo(x, t, generator=g),
+    "neural CDE": lambda x, t, g: models.NeuralCDE(2, 2)(NaturalCubic(t, x)),
+}
+
+
+@pytest.mark.parametrize("make", AUTOCAST.values(), ids=list(AUTOCAST))
+def test_series_train_under_autocast(make: Any) -> None:
+    """Networks run in half precision, the state does not: it starts in that of the series."""
+    torch.set_default_dtype(torch.float32)
+    x, t, draws = torch.randn(3, 6, 2), torch.linspace(0.0, 1.0, 6), generator()
+    with torch.autocast(x.device.type, torch.bfloat16):
+        found = make(x, t, draws)
+    found.float().sum().backward()
+    assert bool(found.isfinite().all())
+
+
+def test_a_decoder_of_other_channels_is_refused() -> None:
+    x, t = torch.randn(3, 6, 2), torch.linspace(0.0, 1.0, 6)
+    model = models.LatentODE(2, 3, 0.5, decoder=nn.Linear(3, 1))
+    with pytest.raises(ValueError, match="as many outputs"):
+        model.elbo(x, t, generator=generator())

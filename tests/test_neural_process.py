@@ -306,3 +306,8 @@ def test_the_benchmark_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert json.loads((tmp_path / "processes-cpu.json").read_text()) == first
     assert math.isfinite(first["found"]["sine"]["NP"]["mean"])
     assert (tmp_path / "processes.png").stat().st_size > 0
+
+
+def test_heads_share_a_width() -> None:
+    with pytest.raises(ValueError, match="multiple"):
+        models.AttentionAggregator(1, 12)

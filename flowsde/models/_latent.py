@@ -25,6 +25,11 @@ def divergence(mean: Tensor, std: Tensor, other: Tensor, log_std: Tensor) -> Ten
 
 def seen_log_prob(x: Tensor, mean: Tensor, noise: Scalar) -> Tensor:
     """log N(x; mean, noise^2) of the values of ``(batch, n, channels)`` that are numbers."""
+    if mean.shape != x.shape:
+        raise ValueError(
+            f"what is decoded has a value for each of the series' {tuple(x.shape)}; got "
+            f"{tuple(mean.shape)}: give the decoder as many outputs as there are channels"
+        )
     seen = ~torch.isnan(x)
     error = (torch.where(seen, x, 0.0) - mean) / noise
     log_prob = -0.5 * error.square() - log(noise) - 0.5 * math.log(2.0 * math.pi)

@@ -173,9 +173,8 @@ class LatentODE(nn.Module):
         order = torch.where(seen, -times, torch.inf).argsort(dim=1)
         rows = torch.arange(len(x), device=x.device)[:, None]
         mine = torch.where(seen, times, self.start)  # rows of nothing wait at the start
-        mean, log_std = self.starter(
-            self.encoder(x[rows, order], mine[rows, order], self.start)
-        ).chunk(2, -1)
+        read = self.starter(self.encoder(x[rows, order], mine[rows, order], self.start))
+        mean, log_std = read.to(x.dtype).chunk(2, -1)
         return mean, log_std.exp()
 
     def paths(self, z0: Tensor, times: Tensor) -> Tensor:

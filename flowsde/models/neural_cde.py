@@ -83,7 +83,8 @@ class NeuralCDE(nn.Module):
             knots, jumps = ((), ()) if own else (path.knots.detach(), path.jumps.detach())
             solver = Solver(stepping=Adaptive(1e-4, 1e-6, own, step_at=knots, jump_at=jumps))
         cde = CDE(self.field, path, products=True, batched_time=True, rowwise=True)
-        return solver.solve(cde, self.initial(path.evaluate(t0)), t0, t1, **more)
+        start = path.evaluate(t0)
+        return solver.solve(cde, self.initial(start).to(start.dtype), t0, t1, **more)
 
 
 class _Stack(nn.ModuleList):

@@ -107,11 +107,16 @@ class AttentionAggregator(nn.Module):
         inputs, width: sizes of x and of r_i.
         heads: that attend, by ``width / heads`` features each.
 
+    Raises:
+        ValueError: on a width that so many heads do not share evenly.
+
     Source: Kim et al. 2019, "Attentive neural processes", arXiv 1901.05761.
     """
 
     def __init__(self, inputs: int, width: int, heads: int = 5) -> None:
         super().__init__()
+        if width % heads:
+            raise ValueError(f"{heads} heads share a width evenly: give a multiple; got {width}")
         self.embed = MLP([inputs, width, width])
         self.attend = nn.MultiheadAttention(width, heads, add_zero_attn=True, batch_first=True)
 
