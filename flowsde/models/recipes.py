@@ -35,7 +35,7 @@ def nice(
 
     Source: Dinh et al. 2015, "NICE", arXiv 1410.8516.
     """
-    stack = _halves(dim, depth, Additive(), _dense(width), generator, condition)
+    stack = _halves(dim, depth, Additive(), _dense(width, nn.SiLU), generator, condition)
     return Composed([*stack, ActNorm(dim)])
 
 
@@ -58,7 +58,8 @@ def realnvp(
 
     Source: Dinh et al. 2017, "Density estimation using Real NVP", arXiv 1605.08803.
     """
-    return Composed(_halves(dim, depth, Affine(), _dense(width, dropout), generator, condition))
+    network = _dense(width, nn.SiLU, dropout)
+    return Composed(_halves(dim, depth, Affine(), network, generator, condition))
 
 
 def nsf(
@@ -79,7 +80,7 @@ def nsf(
 
     Source: Durkan et al. 2019, "Neural spline flows", arXiv 1906.04032.
     """
-    law, network, mask = RationalQuadraticSpline(bins, tail), _dense(width), half(dim)
+    law, network, mask = RationalQuadraticSpline(bins, tail), _dense(width, nn.ReLU), half(dim)
     layers: list[Map] = []
     for i in range(depth):
         if i % 2 == 0:
@@ -165,12 +166,12 @@ def glow(
     return multiscale([level(channels * 2 ** (2 + i)) for i in range(levels)])
 
 
-def _dense(width: int, dropout: float = 0.0) -> Network:
-    """Two hidden layers; zero at first."""
+def _dense(width: int, unit: Callable[[], nn.Module], dropout: float = 0.0) -> Network:
+    """Two hidden layers of such units; zero at first."""
 
     def network(inputs: int, outputs: int) -> nn.Module:
         net = MLP(
-            [inputs, width, width, outputs], lambda: nn.Sequential(nn.SiLU(), nn.Dropout(dropout))
+            [inputs, width, width, outputs], lambda: nn.Sequential(unit(), nn.Dropout(dropout))
         )
         zeroed(net[-1])
         return net

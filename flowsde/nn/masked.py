@@ -28,7 +28,7 @@ class _MaskedLinear(nn.Linear):
 class MaskedMLP(nn.Sequential):
     """A dense network of x ``(batch, dim)`` whose outputs for component i see x_0 .. x_{i-1} alone.
 
-    Zero at the start.
+    Of rectified units, as in the paper; zero at the start.
 
     Args:
         dim: components of x.
@@ -56,6 +56,6 @@ class MaskedMLP(nn.Sequential):
         outputs = torch.arange(dim).repeat(count) - 1
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise([inputs, *[hidden] * depth, outputs]):
-            layers += [_MaskedLinear(before, after), nn.SiLU()]
+            layers += [_MaskedLinear(before, after), nn.ReLU()]
         zeroed(layers[-2])
         super().__init__(*layers[:-1])
