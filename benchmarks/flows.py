@@ -2,7 +2,8 @@
 
 ``--table likelihood``: held-out log-likelihood of the toys of the plane and of image patches, after
 as much wall clock for each flow (``--budget``), with as many parameters (``--parameters``). They
-train in turns of a twentieth of it, by Adam with a cosine, on the same whitened data.
+train in turns of a twentieth of it, by Adam with a cosine, on the same whitened data; a step that
+is longer than a turn is let to its end, so that slow flows have more.
 
 ``--table steps``: a training step of eight couplings, affine and rational quadratic, dimension 64,
 batch 512, by number of dispatcher operations and in milliseconds; alternating turns, medians, one

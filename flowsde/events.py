@@ -25,6 +25,10 @@ __all__ = ["Event", "Landing", "Watch"]
 _PLACES = (2.0**-10, *(n / 8 for n in range(1, 9)))
 _WIDTH = 2.0**-52  # of a root's last bracket, in steps
 _SAME = 2.0**-44  # events as close as this fire together
+_UNSEEN = (
+    "an event's fn is not a number where the state is finite, so that no crossing could be seen: "
+    "give a function that is defined along the whole solution"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +55,8 @@ class Event:
 
     Raises:
         TypeError: on an fn or update that cannot be called.
-        ValueError: on another direction.
+        ValueError: on another direction; in the solve, on an fn that is not a number where the
+            state is finite.
 
     Source: Chen, Amos and Nickel 2021, arXiv 2011.03902; roots by Oliveira and Takahashi 2021,
     "An enhancement of the bisection method average performance preserving minmax optimality".
@@ -127,6 +132,8 @@ class Watch:
             self._counts = [torch.zeros_like(self._fired) for _ in self.events]
         with torch.no_grad():
             self._last = self._values(t, y)
+        if bool(self._lost(self._last, y).any()):
+            raise ValueError(_UNSEEN)
 
     def _value(self, event: Event, t: Scalar, y: State) -> Tensor:
         value = event.fn(self._field.time(t), y, *self._field.args)
@@ -150,6 +157,12 @@ class Watch:
     def _values(self, t: Scalar, y: State) -> Tensor:
         return torch.stack([self._value(event, t, y) for event in self.events])
 
+    def _lost(self, values: Tensor, y: State) -> Tensor:
+        """Where a value is not a number, though the state is finite; shaped as the values."""
+        rows = 1 if self._batch is None else self._batch
+        finite = [leaf.isfinite().reshape(rows, -1).all(1) for leaf in leaves(y)]
+        return values.isnan() & torch.stack(finite).all(0).expand(values.shape)
+
     def _choose(self, mask: Accept, values: Tensor) -> Tensor:
         """The values where the mask holds, those seen last elsewhere."""
         return torch.where(mask, values, self._last) if isinstance(mask, Tensor) else values
@@ -161,7 +174,11 @@ class Watch:
         crossing = (before < 0) & (after >= 0) & self._up | (before > 0) & (after <= 0) & self._down
         crossing = crossing & accept
         self._last = self._choose(accept, values[-1])
-        counts = crossing.sum(0).reshape(len(self.events), -1).amax(1).tolist()
+        most = crossing.sum(0).reshape(len(self.events), -1).amax(1)
+        lost = (self._lost(values[-1], step.y1) & accept).any()
+        *counts, unseen = torch.cat((most, lost[None])).tolist()
+        if unseen:
+            raise ValueError(_UNSEEN)
         if not any(counts):
             return None
         roots: list[tuple[int, Tensor, Tensor]] = []

@@ -147,7 +147,7 @@ def solve(
             "vmap cannot choose steps: give Fixed(...) or Grid(...), or leave vmap out and solve "
             "the batch with Adaptive(per_sample=True)"
         )
-    _check_precision(integrator, stepping, y0)
+    _check_errors(integrator, stepping, y0)
     span = _Span.of(dynamics, y0, t0, t1, stepping, save_at)
     seed = _seed(dynamics, generator)
     known, dynamics = dynamics, dynamics.prepare(y0, seed)
@@ -243,14 +243,30 @@ def _choose(
     return integrator, stepping
 
 
-def _check_precision(integrator: Integrator, stepping: Stepping, y0: State) -> None:
-    """Refuses to choose steps by errors that half precision rounds away."""
-    own = isinstance(stepping, Adaptive) and not isinstance(integrator, Engine)
-    if own and any(torch.finfo(leaf.dtype).bits < 32 for leaf in leaves(y0)):
+def _check_errors(integrator: Integrator, stepping: Stepping, y0: State) -> None:
+    """Refuses to choose steps by errors that half precision rounds away, or by tolerances that
+    are not of the state.
+    """
+    if isinstance(integrator, Engine) or not isinstance(stepping, Adaptive):
+        return
+    for name, value in (("rtol", stepping.rtol), ("atol", stepping.atol)):
+        for leaf in leaves(y0):
+            if isinstance(value, Tensor) and not _fits(value.shape, leaf.shape):
+                raise ValueError(
+                    f"{name} of shape {tuple(value.shape)} does not broadcast to a state of "
+                    f"{describe(y0)}: give a number, (d,) for components or (batch, 1) for samples"
+                )
+    if any(torch.finfo(leaf.dtype).bits < 32 for leaf in leaves(y0)):
         raise TypeError(
             f"half precision rounds away the errors that steps are chosen by; got {describe(y0)}. "
             "Give y0.float() (a network may still autocast), or Fixed(...) or Grid(...)"
         )
+
+
+def _fits(shape: torch.Size, whole: torch.Size) -> bool:
+    """Whether the one broadcasts to the other."""
+    inner = whole[len(whole) - len(shape) :]
+    return len(shape) <= len(whole) and all(a in (1, b) for a, b in zip(shape, inner, strict=True))
 
 
 def _check_rough(stepping: Adaptive, span: _Span, draws: Draws, dense: bool) -> None:

@@ -160,7 +160,8 @@ class Adaptive(Stepping):
             the jump only, the step after it starts afresh from its far side. Not for SDEs.
 
     Raises:
-        ValueError: on tolerances, steps, factors or times out of range.
+        ValueError: on tolerances, steps, gains, factors or times out of range, and on tolerances
+            that ask for a gradient.
 
     Source: Hairer, Norsett and Wanner 1993, II.4; Soderlind 2003.
     """
@@ -187,13 +188,17 @@ class Adaptive(Stepping):
             if times.ndim != 1 or moving(times) or not bool(torch.isfinite(times).all()):
                 raise ValueError(f"{name} is finite times, (n,), without a gradient: detach() it")
             object.__setattr__(self, name, tuple(times.tolist()))
-        for name, value, least in (("rtol", self.rtol, 0.0), ("atol", self.atol, None)):
-            fine = value >= least if least is not None else value > 0.0
-            if not (fine if isinstance(fine, bool) else bool(fine.all())):
-                bound = ">= 0" if least is not None else "> 0"
+        for name, value, bound in (("rtol", self.rtol, ">= 0"), ("atol", self.atol, "> 0")):
+            if moving(value):
+                raise ValueError(f"no gradient comes back by {name}: detach() it")
+            size = torch.as_tensor(value)
+            fine = (size >= 0.0 if bound == ">= 0" else size > 0.0) & size.isfinite()
+            if not bool(fine.all()):
                 raise ValueError(f"{name} is a tolerance {bound}; got {value}")
-        if self.dt0 is not None and not self.dt0 > 0:
+        if self.dt0 is not None and not 0 < self.dt0 < math.inf:
             raise ValueError(f"dt0 is > 0, also where t1 < t0; got {self.dt0}")
+        if not all(math.isfinite(x) for x in (self.pcoeff, self.icoeff, self.dcoeff)):
+            raise ValueError("pcoeff, icoeff and dcoeff are finite numbers")
         if not (0 <= self.dt_min <= self.dt_max and self.dt_max > 0):
             raise ValueError(f"0 <= dt_min <= dt_max > 0; got {self.dt_min} and {self.dt_max}")
         if not (0 < self.safety < 1 and 0 < self.factor_min < 1 < self.factor_max):

@@ -507,6 +507,20 @@ def test_event_times_refuse_forward_mode() -> None:
         torch.func.jvp(end, (torch.tensor(2.0),), (torch.ones(()),))
 
 
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("when", [-1.0, 0.5])
+def test_an_event_that_is_no_number_says_so(batched: bool, when: float) -> None:
+    """From the start, and from some time on; a state that is not finite is told as such."""
+    low = lambda t, y: torch.where(t > when, torch.nan, y.amin(-1) if batched else y.min())
+    stepping = fs.Adaptive(per_sample=batched)
+    with pytest.raises(ValueError, match="not a number"):
+        fs.solve(ODE, torch.ones(2, 1), stepping=stepping, events=fs.Event(low))
+    burst = fs.ODE(lambda t, y: y / (t < 0.5), batched_time=True)
+    watch = fs.Event(lambda t, y: y.sum() - 9.0)
+    with pytest.raises(fs.NonFiniteState):
+        fs.solve(burst, torch.ones(2, 1), stepping=fs.Fixed(steps=4), events=watch)
+
+
 def test_an_observer_of_what_updates_sees_each_crossing_once() -> None:
     fall = fs.ODE(lambda t, y: torch.stack((y[1], -9.81 + 0.0 * y[1])))
     bounce = fs.Event(lambda t, y: y[0], update=lambda t, y: torch.stack((y[0], -0.9 * y[1])))
@@ -553,6 +567,19 @@ def test_half_precision_takes_given_steps_only(dtype: torch.dtype) -> None:
     for state in (y0, {"a": y0.double(), "b": y0}):
         with pytest.raises(TypeError, match=r"y0\.float\(\)"):
             fs.solve(fs.ODE(lambda t, y: y), state)
+
+
+def test_tolerances_are_numbers_of_the_state() -> None:
+    free = torch.tensor(1e-3, requires_grad=True)
+    for name, value in (
+        ("rtol", math.inf), ("atol", math.nan), ("dt0", math.inf), ("pcoeff", math.nan),
+        ("rtol", free), ("atol", torch.tensor([1e-3, 0.0])),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=name):
+            fs.Adaptive(**{name: value})
+    for shape in ((5,), (3, 1), (1, 2, 1)):
+        with pytest.raises(ValueError, match="broadcast"):
+            fs.solve(ODE, torch.ones(2, 4), stepping=fs.Adaptive(atol=torch.full(shape, 1e-6)))
 
 
 @pytest.mark.parametrize("batched", [False, True])
