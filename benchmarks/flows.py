@@ -129,14 +129,22 @@ def likelihoods(libraries: Sequence[Library], options: Any) -> dict[str, Any]:
                 for kind, row in rows
             ),
         )  # fmt: skip
-    figure, axes = reporting.figure(1, len(found))
-    for axis, (name, scores) in zip(axes.flat, found.items(), strict=True):
+    draw(found, options)
+    return found
+
+
+def draw(found: dict[str, Any], options: Any) -> None:
+    columns = min(3, len(found))
+    figure, axes = reporting.figure(-(-len(found) // columns), columns)
+    figure.subplots_adjust(wspace=0.55)  # for the names
+    for axis, (name, scores) in zip(axes.flat, found.items(), strict=False):
         for i, row in enumerate(scores.values()):
             axis.errorbar(row["mean"], i, xerr=row["error"] or 0.0, marker="o")
         axis.set_yticks(range(len(scores)), list(scores))
         axis.set(title=name, xlabel="held-out log-likelihood, nats")
+    for axis in axes.flat[len(found) :]:
+        axis.set_axis_off()
     reporting.save("flows_likelihood", options, figure)
-    return found
 
 
 # --- steps ----------------------------------------------------------------------------------------
