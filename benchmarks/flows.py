@@ -136,7 +136,7 @@ def likelihoods(libraries: Sequence[Library], options: Any) -> dict[str, Any]:
 def draw(found: dict[str, Any], options: Any) -> None:
     columns = min(3, len(found))
     figure, axes = reporting.figure(-(-len(found) // columns), columns)
-    figure.subplots_adjust(wspace=0.55)  # for the names
+    axes[0, 0].get_gridspec().update(wspace=0.75)  # room for the names
     for axis, (name, scores) in zip(axes.flat, found.items(), strict=False):
         for i, row in enumerate(scores.values()):
             axis.errorbar(row["mean"], i, xerr=row["error"] or 0.0, marker="o")
