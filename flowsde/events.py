@@ -160,7 +160,9 @@ class Watch:
     def _lost(self, values: Tensor, y: State) -> Tensor:
         """Where a value is not a number, though the state is finite; shaped as the values."""
         rows = 1 if self._batch is None else self._batch
-        finite = [leaf.isfinite().reshape(rows, -1).all(1) for leaf in leaves(y)]
+        finite = [
+            leaf.isfinite().reshape(rows, leaf.numel() // max(1, rows)).all(1) for leaf in leaves(y)
+        ]
         return values.isnan() & torch.stack(finite).all(0).expand(values.shape)
 
     def _choose(self, mask: Accept, values: Tensor) -> Tensor:

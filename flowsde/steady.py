@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ._once import once
+from ._random import widest
 from ._state import State, batch_size, describe, leaves, tree_map
 from .dynamics.base import Dynamics
 from .dynamics.field import Field
@@ -79,7 +80,8 @@ def steady_state(
     with torch.no_grad():
         field = Field(dynamics, args, y0)
         resting = speed(field.time(t0), y0, *args) <= 0.0  # from the start: there is no crossing
-        ends = torch.full_like(resting, t1, dtype=torch.float64).masked_fill(resting, t0)
+        wide = widest(resting.device)
+        ends = torch.full_like(resting, t1, dtype=wide).masked_fill(resting, t0)
         event = Event(speed, direction=-1)
         solver = replace(solver, stepping=stepping)
         found = solver.solve(dynamics, y0, t0, ends, args=args, events=event)
