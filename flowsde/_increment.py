@@ -8,8 +8,10 @@ from functools import partial
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
+from . import _random
 from ._scalar import Scalar
 from ._state import State, stack, tree_map
 
@@ -91,6 +93,7 @@ class Draws:
         extra: a state shaped as the further normals z, batch first; None for none.
         halves: whether the increments over the two halves of the step are wanted.
         within: whether those over parts of the step that are not known beforehand are.
+        normal: what numbers are drawn by, many at a time: ``_random.normal``, or the same compiled.
     """
 
     shapes: State
@@ -98,6 +101,7 @@ class Draws:
     extra: State | None = None
     halves: bool = False
     within: bool = False
+    normal: Callable[[Tensor, Tensor, int, torch.dtype], Tensor] = _random.normal
 
 
 class Source(Protocol):

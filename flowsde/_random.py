@@ -116,9 +116,8 @@ def normal(key: Tensor, steps: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     radius, angle = _words(key, steps, places.reshape(-1, 2).mT).to(wide)
     radius = radius.add_(0.5).abs_().mul_(2.0**-31).log_().mul_(-2.0).sqrt_()
     angle = angle.mul_(math.pi * 2.0**-31)
-    pair = torch.complex(angle.cos().mul_(radius), angle.sin_().mul_(radius))
-    pair = pair.permute(1, 2, 0).contiguous()
-    return torch.view_as_real(pair).flatten(-2)[..., :size].to(dtype)
+    pair = [x.mul_(radius).permute(1, 2, 0) for x in (angle.cos(), angle.sin_())]
+    return torch.stack(pair, -1).flatten(-2)[..., :size].to(dtype)
 
 
 def rademacher(key: Tensor, steps: Tensor, size: int, dtype: torch.dtype) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _random
 from ._graph import Calls, Graph, as_input
 from ._increment import Increment
 from ._leap import Leap
@@ -37,6 +38,10 @@ class Executor(ABC):
         from one solve to the next, which what it is ``prepared`` to be need not be.
         """
 
+    def normal(self, key: Tensor, steps: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+        """Draws the numbers of a path over many steps: see ``_random.normal``."""
+        return _random.normal(key, steps, size, dtype)
+
 
 @dataclass(frozen=True)
 class Eager(Executor):
@@ -54,10 +59,10 @@ class Compiled(Executor):
     progress bar, ``step_at`` or ``jump_at``) given steps are taken up to 8 at a time, noise and
     times being inputs of one graph, with gradients under ``Direct`` too; an adaptive one without
     gradients (``torch.no_grad``) is a ``torch.while_loop`` within one graph. Any other solve calls
-    one graph a step. All of them serve all steps and all
-    later solves: other values of states, parameters, arguments, times and noise are seen; other
-    shapes, dtypes or attributes of the field compile again. Results are those of ``Eager`` to
-    rounding.
+    one graph a step. The numbers of a path over given steps are drawn by a graph of their own. All
+    of them serve all steps and all later solves: other values of states, parameters, arguments,
+    times and noise are seen; other shapes, dtypes or attributes of the field compile again. Results
+    are those of ``Eager`` to rounding.
 
     The first solve compiles: seconds to minutes, once for each field, integrator and tolerances,
     with gradients and without. Keep the object (or the ``Solver`` that holds it) and the dynamics:
@@ -83,6 +88,7 @@ class Compiled(Executor):
     _made: weakref.WeakKeyDictionary[Dynamics, dict[Any, Graph]] = field(
         default_factory=weakref.WeakKeyDictionary, init=False, repr=False
     )
+    _drawn: dict[Any, Calls] = field(default_factory=dict, init=False, repr=False)
 
     def prepare(self, loop: Loop, dynamics: Dynamics) -> None:
         if not loop.integrator.static:
@@ -101,6 +107,16 @@ class Compiled(Executor):
         loop.advance = _Steps(loop, graph(_whole if within else _end), within)
         if Leap.suits(loop):
             loop.leap = Leap(loop, graph)
+
+    def normal(self, key: Tensor, steps: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+        form = len(key), len(steps) > 1, size, dtype, key.device
+        if len(steps) > 1:
+            torch._dynamo.mark_dynamic(steps, 0)
+        if form not in self._drawn:
+            graph = Graph(_normal, self.backend, self.options)
+            self._drawn[form] = Calls(graph, size, dtype)
+        found: Tensor = self._drawn[form](key, steps)
+        return found
 
     def _graph(self, loop: Loop, dynamics: Dynamics, function: Callable[..., Any]) -> Graph:
         graphs = self._made.setdefault(dynamics, {})
@@ -185,6 +201,10 @@ class Picard(Executor):
 
 def _refuse(*_: Any) -> Step:
     raise TypeError("Picard takes no single steps, as this adjoint wants: use adjoint=Direct()")
+
+
+def _normal(size: int, dtype: torch.dtype, key: Tensor, steps: Tensor) -> Tensor:
+    return _random.normal(key, steps, size, dtype)
 
 
 class _Steps:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -160,6 +160,7 @@ def solve(
             raise TypeError("an outside engine steps by itself: leave out step_at and jump_at")
         grid = _save_grid(span, save_at)
     draws = integrator.draws(dynamics, y0)
+    draws = None if draws is None else replace(draws, normal=executor.normal)
     landings = None
     if draws is not None and isinstance(stepping, Adaptive):
         _check_rough(stepping, span, draws, dense)

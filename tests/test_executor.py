@@ -13,7 +13,7 @@ import torch._dynamo.testing
 from torch import Tensor, nn
 
 import flowsde as fs
-from flowsde import integrators, models
+from flowsde import _random, integrators, models
 from flowsde._graph import quiet
 from flowsde.integrators import (
     RK4,
@@ -95,7 +95,8 @@ def test_every_static_method_is_one_graph(method: Integrator) -> None:
     with torch.no_grad():
         agree(run, executor)
     kinds = 3 if isinstance(method, UniPC) else 2  # with a history, steps begin with less of it
-    assert counter.frame_count <= kinds
+    draws = dynamics.noise is not None  # of a path, once more of normals beside it
+    assert counter.frame_count <= kinds + draws * 2
 
 
 @pytest.mark.parametrize(("per_sample", "dt0"), [(False, None), (True, None), (False, 0.05)])
@@ -150,7 +151,7 @@ def test_given_steps_are_one_graph_however_many(method: Integrator) -> None:
             ),
             executor,
         )  # fmt: skip
-    assert counter.frame_count == 1
+    assert counter.frame_count == 1 + (dynamics.noise is not None)  # numbers have their own
 
 
 @pytest.mark.parametrize(
@@ -311,6 +312,17 @@ def test_inductor_agrees() -> None:
         ).y1  # fmt: skip
         found.append([a, b, *gradients((a * b).sum(), [y0, net.w])])
     assert_same(found[1], found[0], 1e-10)
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(3, torch.float32), (1, torch.float64)])
+def test_compiled_draws_are_the_same(size: int, dtype: torch.dtype) -> None:
+    """To rounding, however many steps: one graph draws them, and one a step alone."""
+    executor, key = fs.Compiled(), _random.keys(7, 5, torch.device("cpu"), _random.BROWNIAN)
+    for first, count in ((0, 8), (8, 8), (16, 100), (3, 1), (9, 1)):
+        steps = torch.arange(first, first + count)
+        found, known = (e.normal(key, steps, size, dtype) for e in (executor, fs.Eager()))
+        assert found.dtype == dtype
+        assert_same([found], [known], 20.0 * torch.finfo(dtype).eps)
 
 
 def test_gradients_of_compiled_densities() -> None:

@@ -100,8 +100,10 @@ class Increments:
     """
 
     def __init__(self, law: Law, draws: Draws, widths: Sequence[Scalar], down: bool) -> None:
-        self._normals = Normals(law, draws.shapes)
-        self._extra = None if draws.extra is None else Normals(law, draws.extra, correlated=False)
+        self._normals = Normals(law, draws.shapes, normal=draws.normal)
+        self._extra = None
+        if draws.extra is not None:
+            self._extra = Normals(law, draws.extra, correlated=False, normal=draws.normal)
         self._draws, self._widths, self._down = draws, widths, down
         self._scaled = all(isinstance(width, float) for width in widths)
         self._forget()

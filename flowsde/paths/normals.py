@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -69,10 +70,14 @@ class Normals:
         law: of the path.
         like: a state with the shapes, dtypes and device wanted.
         correlated: whether ``law.correlation`` holds for these numbers.
+        normal: what they are drawn by: see ``Draws``.
     """
 
-    def __init__(self, law: Law, like: State, correlated: bool = True) -> None:
-        flat, batch = leaves(like), batch_size(like)
+    def __init__(
+        self, law: Law, like: State, correlated: bool = True,
+        normal: Callable[[Tensor, Tensor, int, torch.dtype], Tensor] = _random.normal,
+    ) -> None:  # fmt: skip
+        flat, batch, self._normal = leaves(like), batch_size(like), normal
         if batch is None and (isinstance(law.seed, Tensor) or law.antithetic):
             raise ValueError(
                 "per-sample seeds and antithetic pairs need a state whose leaves all lead with "
@@ -120,7 +125,7 @@ class Normals:
 
     def draw(self, stream: int, steps: Tensor) -> Tensor:
         """``(len(steps), rows, size)`` normals of one of the path's streams."""
-        return _random.normal(self.keys(stream), steps, self.size, self.dtype)
+        return self._normal(self.keys(stream), steps, self.size, self.dtype)
 
     def shape(self, flat: Tensor) -> State:
         """Numbers ``(..., rows, size)`` as a state whose leaves lead with ``...``."""
