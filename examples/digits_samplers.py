@@ -89,7 +89,8 @@ class Budgets:
                 flow, method, budget, self.other, t0, t1, fine=FINE, iterations=count // 4
             )
             yield "UniPC, fitted grid", fs.Solver(method, grid)
-            fitted = distill_solver(flow, method, grid, self.other, fine=FINE, iterations=count)
+            starts = [fs.Solver(method, grid)]
+            fitted = distill_solver(flow, starts, self.other, fine=FINE, iterations=count)
             yield "fitted solver", fitted.solver
 
 

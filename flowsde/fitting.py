@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -275,66 +276,105 @@ def optimize_grid(
 
 def distill_solver(
     dynamics: Reverse,
-    integrator: Exponential,
-    grid: Grid,
+    starts: Sequence[Solver],
     y0: Tensor,
     *,
     fine: Solver = FINE,
     iterations: int = 200,
 ) -> Nonstationary:
-    """The times and weights, from those of this integrator on this grid, that stay nearest to fine
-    trajectories of the same model.
+    """The times and weights that stay nearest to fine trajectories of the same model.
 
-        min over (times, weights) of  mean |x_N - x(t_N)|^2
-                                      + mean over k of |x0_hat(t_k, x_k) - x0_hat(t_k, x(t_k))|^2
+        min over (times, weights) of  mean of r(|x_N - x(t_N)|^2)
+                                      + mean over k of r(|x0_hat(t_k, x_k) - x0_hat(t_k, x(t_k))|^2)
 
-    x_k are what the model is asked at, x(t) the fine trajectory from the same start, x0_hat the
-    model's data. The end alone tells little where trajectories contract to few points and part
-    before: by what the model says on the way every start counts. The integrator is run on symbols
-    for residuals, so that its weights are known at any times; what is learned are the times and
-    what is added to each weight. Judge the result on other starts: few are learned by heart, and in
+        r(s) = c log(1 + s / c),    c a tenth of the variance of the x(t_N), at first a thirtieth
+
+    x_k are what the model is asked at, x(t) the fine trajectory from the same noise, x0_hat the
+    model's data, squares are means over components. The end alone tells little where trajectories
+    contract to few points and part before: by what the model says on the way every noise counts.
+    What ends at another point cannot be moved back by a small change, and a few of these would
+    hide what can be: r, Cauchy's, lets them count for little more than what is near. An integrator
+    is run on symbols for residuals, so that its weights are known at any times; learned are the
+    times and what is added to each weight.
+
+    There are many minima, and the start tells which of them is found: give many. The best eight
+    learn times alone by a sixteenth of the noises, then all by a quarter of them, and the best of
+    these goes on with the whole. Judge the result on other noises: few are learned by heart, and in
     many dimensions thousands are not too many.
+
+        grids = [fs.Grid(make(1.0, 1e-3, 8)) for make in (uniform, quadratic)]
+        starts = [fs.Solver(m, grid) for m in (UniPC(1), UniPC(2), DEIS()) for grid in grids]
+        fitted = distill_solver(flow, starts, noises)
 
     Args:
         dynamics: a probability flow.
-        integrator: whose weights it starts from: ``DPMSolverPP()``, ``UniPC()``, ``DEIS(3)``, ...
-        grid: whose times it starts from, the best among the usual ones or ``optimize_grid``'s.
-        y0, fine, iterations: see ``optimize_grid``.
+        starts: integrators whose weights it starts from, ``DPMSolverPP()``, ``UniPC()``,
+            ``DEIS(3)``, ..., on the grids whose times it starts from, of as many evaluations.
+        y0, fine: see ``optimize_grid``.
+        iterations: of L-BFGS for the one that comes to the end, most of them on the whole of y0.
 
     Raises:
         TypeError: on other dynamics, or an integrator that is not exponential or adds noise.
-        ValueError: on an integrator that asks the model twice at one time, as ``EDMHeun``.
+        ValueError: on an integrator that asks the model twice at one time, as ``EDMHeun``; on
+            starts that differ in their ends or in the number of their evaluations, or on none.
 
-    Source: Shaul et al. 2024, arXiv 2403.01329; Frankel et al. 2025, "S4S", arXiv 2502.17423.
+    Source: Shaul et al. 2024, arXiv 2403.01329; Frankel et al. 2025, "S4S", arXiv 2502.17423; for
+        the rounds, Jamieson & Talwalkar 2016, "Successive halving", arXiv 1502.07943.
     """
-    if not isinstance(integrator, Exponential):
-        raise TypeError(
-            f"the weights of {type(integrator).__name__} are not those of residuals: use UniPC(), "
-            "DPMSolverPP() or another exponential integrator"
+    pupils = [_Pupil(dynamics, start, y0) for start in starts]
+    spans = {(len(p.plain.table), *p.plain.times[[0, -1]].tolist()) for p in pupils}
+    if len(spans) != 1:
+        raise ValueError(
+            f"starts have one number of evaluations and one span between them; got {len(starts)} "
+            f"with (evaluations, t0, t1) of {sorted(spans)}: fit a solver for each"
         )
-    check_flow(integrator, dynamics)
-    _check_noiseless(dynamics, integrator, y0)
-    t0, t1 = float(grid.grid[0]), float(grid.grid[-1])
-    with torch.no_grad():
-        count = solve(
-            dynamics, y0[:1], t0, t1, integrator=integrator, stepping=grid
-        ).stats.evaluations
-        plain = _transcribe(dynamics, integrator, grid, count)
-    times, shares = _movable(dynamics, grid.grid)
-    scale = plain.table.abs().amax(1, keepdim=True) * torch.ones_like(plain.table).tril(1)
-    change = torch.zeros_like(plain.table, requires_grad=True)
-
-    def fitted() -> Nonstationary:
-        moved = _transcribe(dynamics, integrator, Grid(times()), count)
-        return Nonstationary(moved.times, moved.table + scale * change, moved.dual)
-
     if iterations:
-        whole = _Course.of(dynamics, plain, y0, fine)
-        few, half = whole.first(max(1, len(y0) // 4)), iterations // 2
-        for course, part in ((few, half), (whole, iterations - half)):  # most of the way costs less
-            _descend([shares, change], course.missed_by(fitted), part)
-    best = fitted()
+        whole, early = _Course.of(dynamics, pupils, y0, fine), iterations // 8
+        few, some = (whole.first(max(1, len(y0) // part), near=0.03) for part in (16, 4))
+        pupils = sorted(pupils, key=few.missed_by)[:8]
+        for pupil in pupils:
+            few.teach(pupil, [pupil.shares], early)
+            some.teach(pupil, [pupil.shares, pupil.change], early)
+        pupils = sorted(pupils, key=whole.missed_by)[:1]
+        whole.teach(pupils[0], [pupils[0].shares, pupils[0].change], iterations - 2 * early)
+    best = pupils[0].fitted()
     return Nonstationary(best.times.detach(), best.table.detach(), best.dual)
+
+
+class _Pupil:
+    """What is learned from one start.
+
+    Attributes:
+        plain: the start.
+        shares: learned: the logits of its steps' shares of the clock.
+        change: learned: what is added to its weights, over their scale.
+    """
+
+    def __init__(self, dynamics: Reverse, start: Solver, y0: Tensor) -> None:
+        integrator, grid = start.integrator, start.stepping
+        if not isinstance(integrator, Exponential):
+            raise TypeError(
+                f"the weights of {type(integrator).__name__} are not those of residuals: use "
+                "UniPC(), DPMSolverPP() or another exponential integrator"
+            )
+        if not isinstance(grid, Grid):
+            raise TypeError(f"a solver is fitted from times: start from a Grid; got {grid}")
+        check_flow(integrator, dynamics)
+        _check_noiseless(dynamics, integrator, y0)
+        with torch.no_grad():
+            ends = float(grid.grid[0]), float(grid.grid[-1])
+            count = start.solve(dynamics, y0[:1], *ends).stats.evaluations
+            self._table = partial(_transcribe, dynamics, integrator, count=count)
+            self.plain = self._table(grid)
+        self._times, self.shares = _movable(dynamics, grid.grid)
+        table = self.plain.table
+        self._scale = table.abs().amax(1, keepdim=True) * torch.ones_like(table).tril(1)
+        self.change = torch.zeros_like(table, requires_grad=True)
+
+    def fitted(self) -> Nonstationary:
+        """As learned so far."""
+        moved = self._table(Grid(self._times()))
+        return replace(moved, table=moved.table + self._scale * self.change)
 
 
 @dataclass(frozen=True, eq=False)
@@ -343,57 +383,74 @@ class _Course:
 
     Attributes:
         start, end: ``(batch, *shape)``.
-        residuals: of the flow's clock, or of t where that has no ends.
+        residuals: of a split and of its dual, where they are asked for, by the flow's clock, or by
+            t where that has no ends.
         clock: to the argument of ``residuals``.
-        own, data: the split that residuals are of, and the one whose residual is the data.
+        data: the split whose residual is the data.
+        near: the part of the variance of the ends from which on squares count for less.
     """
 
     start: Tensor
     end: Tensor
-    residuals: NaturalCubic
+    residuals: dict[bool, NaturalCubic]
     clock: Clock
-    own: SemiLinear
     data: SemiLinear
+    near: float = 0.1
 
     @classmethod
     @torch.no_grad()
-    def of(cls, dynamics: Reverse, solver: Nonstationary, y0: Tensor, fine: Solver) -> Self:
-        """At sixteen places for each time at which this solver asks the model."""
-        data, ends = dynamics.split(), solver.times[[0, -1]]
-        own, clock, time = solver.split(data), *_clock(dynamics, ends)
+    def of(cls, dynamics: Reverse, pupils: Sequence[_Pupil], y0: Tensor, fine: Solver) -> Self:
+        """At sixteen places for each time at which these ask the model."""
+        data, ends = dynamics.split(), pupils[0].plain.times[[0, -1]]
+        clock, time = _clock(dynamics, ends)
         low, high = clock(ends).tolist()
-        s = torch.linspace(low, high, 16 * len(solver.table) + 1, dtype=torch.float64)
+        s = torch.linspace(low, high, 16 * len(pupils[0].plain.table) + 1, dtype=torch.float64)
         times = torch.cat((ends[:1], time(s[1:-1]), ends[1:]))
         saved = fine.solve(dynamics, y0, *ends.tolist(), save_at=times).ys
         assert isinstance(saved, Tensor)
-        found = [own.residual(t.to(x), x).flatten(1) for t, x in zip(times, saved, strict=True)]
-        if high < low:
-            s, found = s.flip(0), found[::-1]
-        course = NaturalCubic(s.to(y0.device), torch.stack(found, 1))
-        return cls(y0, saved[-1], course, clock, own, data)
+        order = s.argsort()
+        knots, residuals = s[order].to(y0.device), dict[bool, NaturalCubic]()
+        for plain in (pupil.plain for pupil in pupils):
+            if plain.dual not in residuals:
+                split = plain.split(data)
+                found = [split.residual(times[i].to(y0), saved[i]).flatten(1) for i in order]
+                residuals[plain.dual] = NaturalCubic(knots, torch.stack(found, 1))
+        return cls(y0, saved[-1], residuals, clock, data)
 
-    def first(self, count: int) -> Self:
+    def first(self, count: int, near: float) -> Self:
         """So many of them."""
         rows = torch.arange(count, device=self.start.device)
-        return replace(
-            self, start=self.start[rows], end=self.end[rows], residuals=self.residuals.select(rows)
-        )
+        residuals = {dual: course.select(rows) for dual, course in self.residuals.items()}
+        start, end = self.start[rows], self.end[rows]
+        return replace(self, start=start, end=end, residuals=residuals, near=near)
 
-    def missed_by(self, fitted: Callable[[], Nonstationary]) -> Callable[[], Tensor]:
-        """``miss`` of what this makes."""
-        return lambda: self.miss(fitted())
+    def teach(self, pupil: _Pupil, learned: Sequence[Tensor], iterations: int) -> None:
+        """To miss less."""
+        _descend(learned, lambda: self.miss(pupil.fitted()), iterations)
+
+    @torch.no_grad()
+    def missed_by(self, pupil: _Pupil) -> float:
+        """``miss`` of what it has learned so far."""
+        return float(self.miss(pupil.fitted()))
 
     def miss(self, solver: Nonstationary) -> Tensor:
-        """The logarithm of the mean square of what it misses; infinite where it is not finite."""
+        """The logarithm of what ``distill_solver`` makes small; infinite where it is not finite."""
+        own, variance = solver.split(self.data), self.end.var(correction=0)
+        bound = self.near * torch.where(variance > 0.0, variance, 1.0)
+
+        def mean(gap: Tensor) -> Tensor:
+            squares = gap.flatten(1).square().mean(1)
+            return (bound * torch.log1p(squares / bound)).mean()
+
         x, residuals, missed = self.start, list[Tensor](), list[Tensor]()
         for t in solver.times[:-1]:
-            residuals.append(self.own.residual(t.to(x), x))
+            residuals.append(own.residual(t.to(x), x))
             if len(residuals) > 1:  # at the start there is nothing to miss
-                true = self.residuals.evaluate(self.clock(t).to(x.device)).reshape(x.shape)
-                gain = self.own.scale(t) / self.data.scale(t)
-                missed.append((gain * (residuals[-1] - true)).square().mean())
-            x = solver.state(self.own, self.start, residuals)
-        total = (x - self.end).square().mean()
+                known = self.residuals[solver.dual].evaluate(self.clock(t).to(x.device))
+                gain = own.scale(t) / self.data.scale(t)
+                missed.append(mean(gain * (residuals[-1] - known.reshape(x.shape))))
+            x = solver.state(own, self.start, residuals)
+        total = mean(x - self.end)
         if missed:
             total = total + torch.stack(missed).mean()
         return _log(total)

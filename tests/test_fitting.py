@@ -70,7 +70,7 @@ def test_every_sampler_is_a_table(method: Any, schedule: fs.Schedule) -> None:
     (x, _), (t0, t1) = starts(schedule, 0), SPANS[schedule]
     dynamics, grid = flow(schedule), fs.Grid(uniform_lambda(schedule, t0, t1, 5))
     rough = fs.Solver(integrator=method, stepping=grid)
-    fitted = distill_solver(dynamics, method, grid, x[:2], fine=rough, iterations=0)
+    fitted = distill_solver(dynamics, [fs.Solver(method, grid)], x[:2], fine=rough, iterations=0)
     known = fs.solve(dynamics, x, t0, t1, integrator=method, stepping=grid)
     found = fitted.solver.solve(dynamics, x, t0, t1)
     assert found.stats.evaluations == known.stats.evaluations
@@ -86,7 +86,7 @@ def test_fitting_helps_on_other_noises(schedule: fs.Schedule) -> None:
     assert not grid.grid.requires_grad
     better = error(schedule, method, grid, 1)
     assert better < 0.9 * usual
-    fitted = distill_solver(dynamics, method, grid, x, iterations=16)
+    fitted = distill_solver(dynamics, [fs.Solver(method, grid)], x, iterations=16)
     assert not fitted.table.requires_grad
     assert error(schedule, fitted, fitted.grid, 1) < 0.5 * better
 
@@ -139,7 +139,7 @@ def test_gradients_of_times_and_tables() -> None:
     schedule = VP()
     (x, _), (t0, t1) = starts(schedule, 0), SPANS[schedule]
     grid = fs.Grid(uniform_lambda(schedule, t0, t1, 3))
-    first = distill_solver(flow(schedule), DPMSolverPP(), grid, x[:2], iterations=0)
+    first = distill_solver(flow(schedule), [fs.Solver(DPMSolverPP(), grid)], x[:2], iterations=0)
 
     def end(inner: Tensor, table: Tensor) -> Tensor:
         times = torch.cat([first.times[:1], inner, first.times[-1:]])
@@ -154,7 +154,7 @@ def test_files(tmp_path: Path) -> None:
     schedule = EDM(20.0)
     (x, _), (t0, t1) = starts(schedule, 0), SPANS[schedule]
     grid = fs.Grid(uniform_lambda(schedule, t0, t1, 4))
-    fitted = distill_solver(flow(schedule), DPMSolver(), grid, x[:2], iterations=1)
+    fitted = distill_solver(flow(schedule), [fs.Solver(DPMSolver(), grid)], x[:2], iterations=1)
     fitted.save(tmp_path / "solver.pt")
     read = Nonstationary.load(tmp_path / "solver.pt")
     assert read.dual
@@ -168,13 +168,13 @@ def test_errors_carry_the_cure() -> None:
     (x, _), (t0, t1), dynamics = starts(schedule, 0), SPANS[schedule], flow(schedule)
     grid = fs.Grid(uniform_lambda(schedule, t0, t1, 3))
     with pytest.raises(ValueError, match="twice at one time"):
-        distill_solver(dynamics, EDMHeun(), grid, x[:2])
+        distill_solver(dynamics, [fs.Solver(EDMHeun(), grid)], x[:2])
     with pytest.raises(TypeError, match="UniPC"):
-        distill_solver(dynamics, Heun(), grid, x[:2])  # type: ignore[arg-type]
+        distill_solver(dynamics, [fs.Solver(Heun(), grid)], x[:2])
     with pytest.raises(TypeError, match="probability_flow"):
-        distill_solver(dynamics, DDIM(eta=1.0), grid, x[:2])
+        distill_solver(dynamics, [fs.Solver(DDIM(eta=1.0), grid)], x[:2])
     with pytest.raises(TypeError, match="probability_flow"):
-        distill_solver(fs.ODE(lambda t, y: -y, linear=-1.0), DDIM(), grid, x[:2])  # type: ignore[arg-type]
+        distill_solver(fs.ODE(lambda t, y: -y, linear=-1.0), [fs.Solver(DDIM(), grid)], x[:2])  # type: ignore[arg-type]
     reverse = fs.LinearSDE(schedule).reverse_sde(Mixture.two().denoiser(schedule))
     with pytest.raises(TypeError, match="probability_flow"):
         optimize_grid(reverse, EulerMaruyama(), 3, x[:2], t0, t1)
@@ -188,7 +188,7 @@ def test_errors_carry_the_cure() -> None:
         frontier(
             huge, [RK4()], [2], x[:2], 0.0, 1.0, fine=fs.Solver(RK4(), fs.Fixed(2), throw=False)
         )
-    fitted = distill_solver(dynamics, DPMSolverPPSingle(), grid, x[:2], iterations=0)
+    fitted = distill_solver(dynamics, [fs.Solver(DPMSolverPPSingle(), grid)], x[:2], iterations=0)
     with pytest.raises(ValueError, match=r"fitted\.grid"):
         fs.solve(dynamics, x, t0, t1, integrator=fitted, stepping=grid)
     with pytest.raises(TypeError, match="save_at"):
