@@ -4,6 +4,7 @@ learned here, from fine trajectories of the same model.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -602,6 +603,15 @@ class _Ledger(SemiLinear):
         self.states: list[Tensor] = []
         self.times: list[Scalar] = []
 
+    @property
+    def dual(self) -> SemiLinear:
+        """Written down in the same place."""
+        if self._split.dual is self._split:
+            return self
+        other = copy.copy(self)
+        other._split, other.rate = self._split.dual, self._split.dual.rate
+        return other
+
     def scale(self, t: Scalar) -> Scalar:
         return self._split.scale(t)
 
@@ -638,8 +648,7 @@ def _transcribe(
     dynamics: Reverse, integrator: Exponential, grid: Grid, count: int
 ) -> Nonstationary:
     """The integrator on this grid, of so many evaluations, as a table; differentiable by times."""
-    split = dynamics.split()
-    ledger = _Ledger(split.dual if integrator.dual else split, count)
+    ledger = _Ledger(dynamics.split(), count)
     ends = float(grid.grid[0].detach()), float(grid.grid[-1].detach())
     last = solve(_Symbols(ledger), ledger.units[:1], *ends, integrator=integrator, stepping=grid).y1
     asked = [torch.as_tensor(t, dtype=torch.float64) for t in ledger.times]

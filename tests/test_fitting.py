@@ -27,7 +27,7 @@ from flowsde.integrators import (
     UniPC,
 )
 from flowsde.integrators.exponential import Exponential
-from flowsde.paths import EDM, VP, karras, uniform, uniform_lambda
+from flowsde.paths import EDM, VP, FlowMatching, karras, quadratic, uniform, uniform_lambda
 
 from .systems import Mixture, catalogue, generator
 
@@ -75,6 +75,20 @@ def test_every_sampler_is_a_table(method: Any, schedule: fs.Schedule) -> None:
     found = fitted.solver.solve(dynamics, x, t0, t1)
     assert found.stats.evaluations == known.stats.evaluations
     torch.testing.assert_close(found.y1, known.y1, rtol=1e-11, atol=1e-11)
+
+
+def test_a_fit_starts_where_there_is_no_signal() -> None:
+    """At alpha = 0, as those of flow matching do, at times that its clock has no numbers for."""
+    schedule = FlowMatching()
+    dynamics, x = flow(schedule), torch.randn(64, 2, generator=generator(0))
+    other, t1 = torch.randn(64, 2, generator=generator(1)), 1e-2
+    starts = [fs.Solver(m, fs.Grid(quadratic(1.0, t1, 4))) for m in (UniPC(), DPMSolverPP())]
+    fitted = distill_solver(dynamics, starts, x, iterations=16)
+    with torch.no_grad():
+        tight = fs.Solver(integrators.Dopri8(), fs.Adaptive(1e-9, 1e-9))
+        ends = [s.solve(dynamics, other, 1.0, t1).y1 for s in (tight, fitted.solver, *starts)]
+    errors = [float((end - ends[0]).square().mean()) for end in ends[1:]]
+    assert errors[0] < 0.25 * min(errors[1:])
 
 
 @pytest.mark.parametrize("schedule", SPANS, ids=str)
