@@ -35,7 +35,7 @@ def _inner(a: State, b: State) -> Tensor:
 Taken = tuple[int, float, float]
 
 
-class _Turned:
+class _Turned(Source):
     """The Brownian path over steps of the way there, from the last of them back."""
 
     def __init__(self, source: Source, steps: Sequence[Taken]) -> None:

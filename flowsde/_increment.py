@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import _random
 from ._scalar import Scalar
-from ._state import State, stack, tree_map
+from ._state import State, tree_map
 
 __all__ = ["Draws", "Increment", "Levy", "Source", "Whole"]
 
@@ -63,16 +64,27 @@ class Increment(NamedTuple):
     @staticmethod
     def stack(steps: Sequence[Increment]) -> Increment:
         """The stretch that ``unbind`` takes apart."""
-        w, h, k, z = (_stacked(xs) for xs in list(zip(*steps, strict=True))[:4])
-        halves = [step.halves for step in steps if step.halves is not None]
-        if not halves:
-            return Increment(w, h, k, z)
-        first, second = (Increment.stack(half) for half in zip(*halves, strict=True))
-        return Increment(w, h, k, z, (first, second))
+        return _joined(steps, torch.stack)
+
+    @staticmethod
+    def cat(stretches: Sequence[Increment]) -> Increment:
+        """Stretches, one behind the other."""
+        return _joined(stretches, torch.cat)
 
 
-def _stacked(states: Sequence[State | None]) -> State | None:
-    return None if states[0] is None else stack(states)
+def _joined(parts: Sequence[Increment], join: Callable[[list[Tensor]], Tensor]) -> Increment:
+    def leaf(*xs: Tensor) -> Tensor:
+        return join(list(xs))
+
+    w, h, k, z = (
+        None if xs[0] is None else tree_map(leaf, *xs)
+        for xs in list(zip(*parts, strict=True))[:4]
+    )  # fmt: skip
+    halves = [part.halves for part in parts if part.halves is not None]
+    if not halves:
+        return Increment(w, h, k, z)
+    first, second = (_joined(half, join) for half in zip(*halves, strict=True))
+    return Increment(w, h, k, z, (first, second))
 
 
 def _unbound(stretch: State | None, count: int) -> Sequence[State | None]:
@@ -104,17 +116,23 @@ class Draws:
     normal: Callable[[Tensor, Tensor, int, torch.dtype], Tensor] = _random.normal
 
 
-class Source(Protocol):
+class Source(ABC):
     """One solve's view of a path: a pure function, so that steps can be taken again."""
 
+    @abstractmethod
     def __call__(self, n: int, t0: Scalar, t1: Scalar) -> Increment:
         """The increment of step n, from t0 to t1."""
 
+    @abstractmethod
     def select(self, rows: Tensor) -> Source:
         """The source of these rows of the batch alone."""
 
+    def several(self, n: int, spans: Sequence[tuple[Scalar, Scalar]]) -> Increment:
+        """Those of step n and the next ones, over these spans, stacked along the first axis."""
+        return Increment.stack([self(n + i, *span) for i, span in enumerate(spans)])
 
-class Whole:
+
+class Whole(Source):
     """A source of any interval, handed out with each increment: ``Increment.within``."""
 
     def __init__(self, source: Source) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -240,9 +241,10 @@ class Leap:
         times = ends.reshape(2, calls, most, *ends.shape[2:]).transpose(0, 1).contiguous().unbind()
         dws: list[Any] = [None] * calls
         if noise is not None:
-            found = [noise(n + i, *span) for i, span in enumerate(spans)]
-            stretch = Increment.stack([*found, *found[-1:] * spare])
-            dws = stretch.map(lambda x: x.reshape(calls, most, *x.shape[1:])).unbind(calls)
+            found = noise.several(n, spans)
+            if spare:
+                found = Increment.cat([found, *[found.map(itemgetter(slice(-1, None)))] * spare])
+            dws = found.map(lambda x: x.reshape(calls, most, *x.shape[1:])).unbind(calls)
         all_of_them, rest = self._limit(y, most), self._limit(y, most - spare)
         for i in range(calls - 1):
             yield most, times[i], all_of_them, dws[i]

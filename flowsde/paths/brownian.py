@@ -85,7 +85,7 @@ class Brownian(RandomPath):
         return Sums(self._law(), draws, own, [_find(own, to_float(t), slack) for t in grid])
 
 
-class Increments:
+class Increments(Source):
     """One solve's view of a Brownian path: ``increments(n, t0, t1)`` is that of step n.
 
     Steps are numbered upwards in time, so that a solve that runs back over the same grid takes
@@ -128,6 +128,19 @@ class Increments:
         moves = width > 0
         root = where(moves, sqrt(where(moves, width, 1.0)), 0.0)
         return one.map(lambda x: x * expand(root, x))._replace(z=one.z)
+
+    def several(self, n: int, spans: Sequence[tuple[Scalar, Scalar]]) -> Increment:
+        if not self._scaled:
+            return super().several(n, spans)
+        first = len(self._widths) - n - len(spans) if self._down else n
+        at, end, pieces = first, first + len(spans), list[Increment]()
+        while at < end:
+            places, stretch = self.stretch(at)
+            pick = slice(at - places.start, min(places.stop, end) - places.start)
+            pieces.append(stretch.map(itemgetter(pick)))
+            at = places.stop
+        found = pieces[0] if len(pieces) == 1 else Increment.cat(pieces)
+        return found.map(lambda x: x.flip(0)) if self._down else found
 
     def over(self, i: int) -> Increment:
         """The increment over interval i, numbered upwards, in the direction of the solve.
@@ -182,7 +195,7 @@ class Increments:
         )
 
 
-class Sums:
+class Sums(Source):
     """A solve's view of a path on given times: steps cover one of its intervals or several.
 
     Args:

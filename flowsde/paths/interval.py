@@ -52,7 +52,7 @@ class Outside(RandomPath):
 
 
 @dataclass(frozen=True, eq=False)
-class _Intervals:
+class _Intervals(Source):
     """One solve's view of a motion from outside."""
 
     motion: Callable[..., Any]

@@ -107,7 +107,7 @@ class BrownianTree(RandomPath):
         return Queries(law, draws, order, self.t0, self.t1 - self.t0, self._depth)
 
 
-class Queries:
+class Queries(Source):
     """One solve's view of a Brownian motion on a span: the increment over any of its intervals.
 
     The white noise dW is expanded in polynomials over the span and, level by level, in wavelets
