@@ -22,7 +22,9 @@ from .integrators.base import Carry, Integrator, Step
 from .solution import Dense, Solution, Stats
 from .stepping import Adaptive, Stepping
 
-__all__ = ["Leaping", "Loop", "Recorder"]
+__all__ = ["Leaping", "Loop", "Recorder", "Report"]
+
+Report = Callable[[float, Scalar, State], None]  # of the part that is done, the time, the state
 
 
 class Recorder:
@@ -75,7 +77,7 @@ class Loop:
     y0: State
     max_steps: int
     dense: bool
-    progress: Callable[[float], None] | None
+    progress: Report | None
     watch: Watch | None = None
 
     def __post_init__(self) -> None:
@@ -173,8 +175,8 @@ class Loop:
             if afresh and plan.running:
                 carry = self.integrator.init(self.field, plan.after(plan.t), y)
             stats.attempts += 1
-            if self.progress is not None:
-                self.progress(plan.progress)
+            if self.progress is not None and accept is not False:
+                self.progress(plan.progress, plan.t, y)
             rows = plan.rest() if self._thins else None
             if rows is not None:
                 y = self._go_on(rows, recorder, y, carry, stats)
@@ -216,6 +218,16 @@ class Loop:
         self.field.products += part.field.products
         return put_rows(y, rows, end)
 
+    def _whole(self, report: Report, rows: Tensor, y: State) -> Report:
+        """What is told of these rows from here on, as of the whole batch."""
+        t, share = self.plan.t, len(rows) / len(leaves(y)[0])
+
+        def told(done: float, now: Scalar, part: State) -> None:
+            t_all = put_rows(t, rows, now) if isinstance(t, Tensor) and t.ndim else now
+            report(1.0 - (1.0 - done) * share, t_all, put_rows(y, rows, part))
+
+        return told
+
     def _part(self, rows: Tensor, y: State, recorder: Recorder) -> Loop | None:
         """The solve of these rows alone, from here; None where it takes the whole batch."""
         plain = self.advance == self.step and self.watch is None
@@ -225,8 +237,7 @@ class Loop:
         field = self.field.select(rows, y)
         if field is None:
             return None
-        report, share = self.progress, len(rows) / len(leaves(y)[0])
-        progress = None if report is None else lambda done: report(1.0 - (1.0 - done) * share)
+        progress = None if self.progress is None else self._whole(self.progress, rows, y)
         noise = None if self.noise is None else self.noise.select(rows)
         stepping, integrator = self.stepping, self.integrator
         if isinstance(stepping, Adaptive):

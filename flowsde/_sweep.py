@@ -51,7 +51,7 @@ class Sweeps:
             y = tree_map(lambda x, n=count: x[n - 1], guess)
             guess = tree_map(lambda x, n=count: x[n:], guess)
             if loop.progress is not None:
-                loop.progress(plan.progress)
+                loop.progress(plan.progress, plan.t, y)
         return y, None
 
     def _sweep(
@@ -108,7 +108,9 @@ class Sweeps:
         """How many of the states are as good as found: those whose starts had stood still."""
         with torch.no_grad():
             rows = rms_norm(tree_map(lambda x: x.flatten(0, 1), off), True)
-            still = (rows.reshape(-1, self._batch) <= self._tolerance).all(1).tolist()
+            still = (
+                (rows.reshape(len(leaves(off)[0]), self._batch) <= self._tolerance).all(1).tolist()
+            )
         return min((still.index(False) if False in still else len(still)) + 1, len(still))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import _random
 from ._increment import Draws, Source, Whole
-from ._loop import Loop
+from ._loop import Loop, Report
 from ._plan import AdaptivePlan, GivenPlan, Plan
 from ._save import SaveEnd, Saver, SaveRows, SaveSteps, SaveTimes
 from ._scalar import Scalar, moving, to_float
@@ -60,7 +60,7 @@ class Solver:
     executor: Executor = Eager()
     max_steps: int = 10_000
     throw: bool = True
-    progress: bool = False
+    progress: bool | Report = False
 
     def solve(
         self, dynamics: Dynamics, y0: State, t0: Scalar = 0.0, t1: Scalar | None = None,
@@ -89,7 +89,7 @@ def solve(
     max_steps: int = 10_000,
     executor: Executor = Eager(),
     throw: bool = True,
-    progress: bool = False,
+    progress: bool | Report = False,
 ) -> Solution:
     """Moves y0 from t0 to t1, in either direction.
 
@@ -113,7 +113,9 @@ def solve(
         max_steps: attempts allowed.
         executor: how steps are run.
         throw: raise one ``SolveError`` at the end of a failed solve; else look at ``status``.
-        progress: show a bar.
+        progress: True shows a bar; a function ``(done, t, y)`` is called after each step with the
+            part of the way that is done, 0 to 1, the time reached and the state, for previews such
+            as ``flow.denoiser(t, y)``. It sees each step, and so one at a time is taken.
 
     Returns:
         A ``Solution``: ``y1``, ``ts``, ``ys``, ``stats``, ``status``.
@@ -548,19 +550,21 @@ def _watch(
 
 
 class _bar:  # noqa: N801
-    """A progress bar of the way from t0 to t1, where one is asked for."""
+    """Who is told of the way from t0 to t1: nobody, a progress bar, or a function of the user's."""
 
-    def __init__(self, show: bool) -> None:
+    def __init__(self, show: bool | Report) -> None:
         self._show = show
         self._bar: Any = None
 
-    def __enter__(self) -> Callable[[float], None] | None:
+    def __enter__(self) -> Report | None:
         if not self._show:
             return None
+        if callable(self._show):
+            return self._show
         from tqdm.auto import tqdm
 
         self._bar = tqdm(total=1.0, bar_format="{l_bar}{bar}| {elapsed}<{remaining}", desc="solve")
-        return lambda done: self._bar.update(done - self._bar.n)
+        return lambda done, t, y: self._bar.update(done - self._bar.n)
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:

@@ -6,13 +6,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from ._scalar import Scalar, clamp, magnitude, minimum, moving, power, rounding, to_float, where
 from ._state import State, batch_size, leaves, tree_map
+from .training import load_checkpoint, save_checkpoint
 
 __all__ = ["Adaptive", "Fixed", "Grid", "Norm", "Stepping", "max_norm", "rms_norm"]
 
@@ -90,6 +92,15 @@ class Grid(Given):
         jumps = self.grid.detach().diff(dim=0)
         if not bool(((jumps > 0).all(0) | (jumps < 0).all(0)).all()):
             raise ValueError("Grid takes strictly increasing or strictly decreasing times")
+
+    def save(self, path: str | Path) -> None:
+        """Writes it to a file, whole or not at all."""
+        save_checkpoint(path, {"grid": self.grid})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """What ``save`` wrote."""
+        return cls(**load_checkpoint(path))
 
     def times(self, t0: Scalar, t1: Scalar) -> list[Scalar]:
         own = self.grid.detach().double().cpu()

@@ -21,14 +21,17 @@ from flowsde.integrators import (
     Adams,
     Dopri8,
     DPMSolverPP,
+    EDMHeun,
     EulerMaruyama,
     ExponentialEuler,
     Heun,
     Kvaerno3,
     Kvaerno5,
+    PredictorCorrector,
     ReversibleRK,
     TorchDiffEq,
     Tsit5,
+    UniPC,
 )  # fmt: skip
 from flowsde.paths import VP, Cosine, FlowMatching, Linear
 from flowsde.stepping import max_norm, rms_norm
@@ -196,6 +199,30 @@ def test_empty_batches_and_empty_requests() -> None:
     with pytest.raises(ValueError, match="one each"):
         fs.solve(ODE, torch.ones(4, 1), integrator=RK4(),
                  stepping=fs.Grid(torch.linspace(0, 1, 5)[:, None].expand(5, 3)))  # fmt: skip
+
+
+@torch.no_grad()
+def test_empty_batches_of_diffusion() -> None:
+    flow, x = reverse(0.0), torch.ones(0, 2)
+    base, steps = fs.Normal(2), fs.Fixed(steps=3)
+    density = fs.Flow(base, flow, fs.Solver(DPMSolverPP(), steps), t0=1e-2)
+    assert density.log_prob(x).shape == (0,)
+    for dynamics, method, executor in (
+        (flow, DDIM(), fs.Picard()), (flow, UniPC(3), fs.Eager()), (flow, EDMHeun(), fs.Eager()),
+        (reverse(1.0), PredictorCorrector(EulerMaruyama()), fs.Eager()),
+    ):  # fmt: skip
+        y = fs.solve(
+            dynamics, x, 0.9, 0.1, integrator=method, stepping=steps, executor=executor,
+            path=fs.Brownian(0) if dynamics.noise is not None else None,
+        ).y1  # fmt: skip
+        assert y.shape == (0, 2)
+
+
+def test_times_that_a_schedule_does_not_have() -> None:
+    for schedule, t0, t1 in ((VP(), 1.0, -0.1), (Cosine(), 1.5, 0.1)):
+        flow = fs.LinearSDE(schedule).probability_flow(lambda t, x: 0.0 * x)
+        with pytest.raises(ValueError, match="its times are those of"):
+            fs.solve(flow, torch.ones(2, 1), t0, t1, integrator=DDIM(), stepping=fs.Fixed(steps=2))
 
 
 # --- shapes and kinds -----------------------------------------------------------------------------

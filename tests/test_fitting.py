@@ -175,6 +175,8 @@ def test_files(tmp_path: Path) -> None:
     assert torch.equal(read.times, fitted.times)
     assert torch.equal(read.table, fitted.table)
     assert [path.name for path in tmp_path.iterdir()] == ["solver.pt"]
+    grid.save(tmp_path / "grid.pt")
+    assert torch.equal(fs.Grid.load(tmp_path / "grid.pt").grid, grid.grid)
 
 
 def test_errors_carry_the_cure() -> None:

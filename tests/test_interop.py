@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import flowsde as fs
 from flowsde import _random, integrators
+from flowsde.fitting import distill_solver
 from flowsde.integrators import (
     DDIM,
     SEEDS,
@@ -29,7 +30,7 @@ from flowsde.integrators import (
 )  # fmt: skip
 from flowsde.integrators.exponential import Exponential
 from flowsde.interop import as_sampler, as_scheduler, from_diffusers
-from flowsde.paths import EDM, VP, karras
+from flowsde.paths import EDM, VP, FlowMatching, karras
 
 from .systems import Mixture, admits, catalogue, generator
 
@@ -201,6 +202,37 @@ def test_learned_variances_are_left_out() -> None:
     assert torch.allclose(x0, x0_of(output[:, :1].double(), x, scheduler), rtol=1e-5, atol=1e-5)
 
 
+def test_models_that_are_shown_parts_of_the_way() -> None:
+    """Flux and its kin multiply by 1000 themselves."""
+    model = diffusers.FluxTransformer2DModel(
+        patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=8, pooled_projection_dim=8,
+        axes_dims_rope=(4, 4, 8),
+    ).eval().requires_grad_(False).double()  # fmt: skip
+    x, t = torch.randn(2, 5, 4), torch.tensor([0.3, 0.3])
+    conditions = {
+        "encoder_hidden_states": torch.randn(2, 3, 8), "pooled_projections": torch.randn(2, 8),
+        "txt_ids": torch.zeros(3, 3), "img_ids": torch.zeros(5, 3),
+    }  # fmt: skip
+    denoiser = from_diffusers(model, diffusers.FlowMatchEulerDiscreteScheduler())
+    velocity = model(x, timestep=t, return_dict=False, **conditions)[0]
+    assert torch.allclose(denoiser(t, x, conditions), x - 0.3 * velocity, rtol=1e-5, atol=1e-6)
+
+
+def test_schedulers_that_never_clip() -> None:
+    """They have clip_sample=True, and do not read it."""
+    model, x = unet(), torch.randn(2, 1, 4, 4)
+    scheduler = diffusers.CogVideoXDDIMScheduler()
+    assert scheduler.config.clip_sample
+    wide, narrow = (from_diffusers(model, s)(torch.tensor(TIME), 30.0 * x) for s in (
+        scheduler, diffusers.DDIMScheduler(),
+    ))  # fmt: skip
+    assert float(wide.abs().max()) > 2.0
+    assert float(narrow.abs().max()) <= 1.0
+    with pytest.raises(TypeError, match="stochastic_sampling"):
+        from_diffusers(model, diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True))
+
+
 def test_clip_sample_is_kept_to() -> None:
     """Theirs takes eps from the clipped x0 when asked to; ours always."""
     model, x = unet(), 3.0 * torch.randn(2, 1, 4, 4)
@@ -258,6 +290,17 @@ def test_a_pipeline_comes_to_what_solve_does(method: Integrator, eta: float) -> 
     assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_a_fitted_solver_is_served_on_its_own_grid() -> None:
+    x, toy = torch.randn(2, 1, 2, 2), Toy()
+    dynamics = fs.LinearSDE(FlowMatching()).probability_flow(from_diffusers(toy, FLOW))
+    starts = [fs.Solver(DPMSolverPP(), fs.Grid(spread(4)))]
+    fitted = distill_solver(dynamics, starts, x, iterations=4)
+    ours = as_scheduler(fitted, FLOW)
+    found = pipeline(ours, toy, x, 4)
+    assert len(ours.timesteps) == 4
+    assert torch.allclose(found, direct(toy, FLOW, x, fitted, fitted.times), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("method", [DDIM(1.0), DPMSolverPP(), SEEDS(2), Heun()], ids=str)
 def test_in_real_pipelines(method: Integrator) -> None:
     """Down to no noise, with one generator a sample."""
@@ -306,6 +349,16 @@ def test_add_noise_is_theirs() -> None:
     x0, noise, steps = *torch.randn(2, 3, 1, 2, 2), torch.tensor([0, 500, 999])
     found = as_scheduler(DDIM(), DDPM).add_noise(x0, noise, steps)
     assert torch.allclose(found, DDPM.add_noise(x0, noise, steps), atol=1e-6)
+
+
+def test_noise_is_put_on_as_flow_matching_pipelines_do() -> None:
+    scheduler, (x, noise) = diffusers.FlowMatchEulerDiscreteScheduler(), torch.randn(2, 2, 1, 4, 4)
+    ours = as_scheduler(DDIM(), scheduler)
+    for each in (ours, scheduler):
+        each.set_timesteps(5)
+        each.set_begin_index(0)
+    step = scheduler.timesteps[:1].repeat(2)
+    assert torch.allclose(ours.scale_noise(x, step, noise), scheduler.scale_noise(x, step, noise))
 
 
 def test_samples_may_be_altered_between_steps_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -224,6 +225,28 @@ def test_a_bar_is_shown_when_asked_for(capsys: pytest.CaptureFixture[str]) -> No
         assert "100%" in capsys.readouterr().err
     fs.solve(fs.ODE(lambda t, y: -y), torch.ones(2))
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "stepping", [fs.Fixed(steps=5), fs.Adaptive(), fs.Adaptive(per_sample=True)], ids=str
+)
+def test_a_function_sees_every_step(stepping: fs.Stepping) -> None:
+    """With the whole batch, also where samples that have arrived are left out."""
+    y0, ends = torch.linspace(0.5, 2.0, 16)[:, None], torch.linspace(0.1, 3.0, 16)
+    ode, seen = fs.ODE(lambda t, y: -y * y, batched_time=True, rowwise=True), list[Any]()
+    own = isinstance(stepping, fs.Adaptive) and stepping.per_sample
+    sol = fs.solve(
+        ode, y0, 0.0, ends if own else 1.0, stepping=stepping, integrator=Dopri5(),
+        progress=lambda done, t, y: seen.append((done, t, y)),
+    )  # fmt: skip
+    parts, times, states = zip(*seen, strict=True)
+    assert parts[-1] == pytest.approx(1.0)
+    assert all(a <= b for a, b in itertools.pairwise(parts))
+    assert torch.allclose(torch.as_tensor(times[-1]), torch.as_tensor(sol.t1))
+    assert torch.equal(states[-1], sol.y1)
+    for t, y in zip(times, states, strict=True):
+        t = torch.as_tensor(t).reshape(-1, 1)
+        assert torch.allclose(y, y0 / (1.0 + y0 * t), rtol=1e-3)
 
 
 @pytest.mark.parametrize("per_sample", [False, True])

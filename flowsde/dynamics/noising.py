@@ -208,6 +208,11 @@ class Reverse(Dynamics):
                 "noise data, integrate LinearSDE(schedule) itself"
             )
         prediction, schedule = self.denoiser.prediction, self.denoiser.schedule
+        if min(t0, t1) < 0.0 or min(schedule.alpha(t0), schedule.alpha(t1)) < 0.0:
+            raise ValueError(
+                f"{schedule} has neither noise before t = 0 nor signal below 0; got a solve from "
+                f"{t0} to {t1}: its times are those of [0, {schedule.horizon:g}]"
+            )
         if prediction.needs_signal and min(schedule.alpha(t0), schedule.alpha(t1)) <= 0.0:
             raise ValueError(
                 f"{prediction} says nothing about x0 where the signal is zero, and {schedule} "

@@ -417,11 +417,11 @@ class PredictorCorrector(Integrator):
         assert split is not None
         strength = -split.rate * split.dual.scale(t)  # the dual's residual over the score
         score = field.residual(t, x, split.dual) / expand(strength, x)
-        size = torch.maximum(_norm(score), z[0].numel() / _norm(x))
+        size = torch.maximum(_norm(score), z.shape[1:].numel() / _norm(x))
         e = 2.0 * a * (self.snr * _norm(z) / size) ** 2
         return x + expand(e, x) * score + expand(sqrt(2.0 * e), x) * z
 
 
 def _norm(x: Tensor) -> Tensor:
     """Of each sample, ``(batch,)``."""
-    return x.reshape(len(x), -1).norm(dim=1)
+    return x.flatten(1).norm(dim=1)

@@ -27,6 +27,7 @@ from ..dynamics.denoiser import (
 from ..dynamics.field import Field
 from ..dynamics.noising import LinearSDE
 from ..dynamics.threshold import clip
+from ..fitting import Nonstationary
 from ..integrators.base import Integrator
 from ..integrators.exponential import Exponential
 from ..paths.brownian import Brownian
@@ -42,6 +43,14 @@ _PREDICTIONS: dict[str, Prediction] = {
     "epsilon": NoisePrediction(), "sample": Data(), "v_prediction": VPrediction(),
     "flow_prediction": Velocity(),
 }  # fmt: skip
+# models that are shown t in [0, 1], as their pipelines do
+_UNIT = {
+    "ChromaTransformer2DModel", "Flux2Transformer2DModel", "Flux3Transformer2DModel",
+    "FluxTransformer2DModel", "LongCatImageTransformer2DModel", "OvisImageTransformer2DModel",
+    "QwenImageTransformer2DModel",
+}  # fmt: skip
+# schedulers that have clip_sample=True by default and never clip
+_BOUNDLESS = {"CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "TCDScheduler"}
 
 
 def from_diffusers(model: Any, scheduler: Any) -> Denoiser:
@@ -82,6 +91,8 @@ class _Network(nn.Module):
                 f"{type(conditions).__name__}"
             )
         step = self.convention.step(t).expand(len(x))
+        if type(self.model).__name__ in _UNIT:
+            step = step / self.convention.steps
         shown = x.to(self.model.dtype)
         output = self.model(shown, timestep=step, return_dict=False, **(conditions or {}))[0]
         return _mean(output, x)
@@ -128,7 +139,13 @@ class _Convention:
                 f"{name} thresholds with a cap: leave out thresholding=True, and apply "
                 "flowsde.dynamics.dynamic_threshold to the denoiser"
             )
-        bound = config.get("clip_sample_range", 1.0) if config.get("clip_sample") else None
+        if config.get("stochastic_sampling"):
+            raise TypeError(
+                f"{name} draws noise in each step: leave out stochastic_sampling=True, and give "
+                "as_scheduler an eta, or reverse_sde(denoiser, eta)"
+            )
+        clips = config.get("clip_sample") and type(scheduler).__name__ not in _BOUNDLESS
+        bound = config.get("clip_sample_range", 1.0) if clips else None
         if not flow and float(table[-1]) == 2.0**-24:  # their stand-in for no signal at all
             table = torch.cat((table[:-1], torch.zeros_like(table[-1:])))
         schedule = FlowMatching() if flow else Discrete.from_alphas_cumprod(table)
@@ -192,7 +209,8 @@ def as_scheduler(
     sample.
 
     Args:
-        integrator: one whose evaluations fall at the same times whatever the values.
+        integrator: one whose evaluations fall at the same times whatever the values; one that
+            ``distill_solver`` fitted brings its own grid, which must be taken whole.
         scheduler: of diffusers, with which the model was trained; is copied.
         eta: of the reverse SDE that is integrated; 0 is the probability flow.
         grid: times of the schedule for a number of steps; by default the scheduler's own.
@@ -221,7 +239,10 @@ class _Scheduler:
         grid: Callable[[int], Tensor] | None,
     ) -> None:  # fmt: skip
         self._name = type(integrator).__name__
-        if not (integrator.static or isinstance(integrator, Exponential)):
+        if isinstance(integrator, Nonstationary):
+            own = integrator.times
+            grid = grid or (lambda steps: own)
+        elif not (integrator.static or isinstance(integrator, Exponential)):
             raise TypeError(
                 f"{self._name} asks the network as often as it finds needed, a pipeline as often "
                 "as was said before: use DPMSolverPP(), UniPC() or Heun()"
@@ -280,6 +301,13 @@ class _Scheduler:
 
     def _begin(self, y: Tensor, seed: int | Tensor | None, grid: Sequence[float]) -> _Run:
         return _Run(self._integrator, self._dynamics, grid, y, seed)
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Pipelines tell it; where they begin is seen from the first timestep."""
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """``add_noise``, as pipelines of flow matching call it."""
+        return self.add_noise(sample, noise, timestep)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """As it is: the sample is alpha x0 + sigma eps."""

@@ -65,14 +65,21 @@ class UniformLambda(TimeLaw):
 
 @dataclass(frozen=True)
 class LogNormal(TimeLaw):
-    """log(sigma / alpha) normal, EDM's law. Source: Karras et al. 2022, arXiv 2206.00364."""
+    """log(sigma / alpha) normal, EDM's law, cut off at the schedule's ends.
+
+    Source: Karras et al. 2022, arXiv 2206.00364.
+    """
 
     schedule: Schedule
     mean: float = -1.2
     std: float = 1.2
 
     def quantile(self, u: Tensor) -> Tensor:
-        return torch.as_tensor(self.schedule.time(-self.mean - self.std * torch.special.ndtri(u)))
+        ends = u.new_tensor([0.0, self.schedule.horizon], dtype=torch.float64)
+        lambdas = torch.as_tensor(self.schedule.half_log_snr(ends))
+        low, high = torch.special.ndtr((-lambdas - self.mean) / self.std).to(u).unbind()
+        place = torch.special.ndtri(low + (high - low) * u)
+        return torch.as_tensor(self.schedule.time(-self.mean - self.std * place))
 
 
 @dataclass(frozen=True)

@@ -331,7 +331,7 @@ class _DensitySplit(SemiLinear):
     def advance(self, t0: Scalar, t1: Scalar, x: State, residual: State) -> State:
         a, _ = self._inner.weights(t0, t1)
         state, density = x
-        size = state[0].numel()
+        size = state.shape[1:].numel()
         h = self.clock(t1) - self.clock(t0)
         shift = expand(h, density) * residual[1] - expand(size * log(a), density)
         return self._inner.advance(t0, t1, state, residual[0]), density + shift
