@@ -10,9 +10,9 @@ The best of what was read again is kept, by either measure. Fitted solvers are f
 third seed. Libraries beside ours run on z = x / alpha, in which a probability flow does not know
 its schedule.
 k-diffusion is compared with where it is installed; its formulas are among ours in any case (Heun,
-DPM++ 2M, linear multistep). The whole takes hours of one core: ``--parts DIR`` keeps what is done,
-and takes from there what was done with the same settings, also by runs of other laws beside this
-one.
+DPM++ 2M, linear multistep up to three steps). The whole takes hours of one core: ``--parts DIR``
+keeps what is done, and takes from there what was done with the same settings, also by runs of other
+laws beside this one.
 """
 
 from __future__ import annotations
@@ -64,12 +64,16 @@ from .peers import installed
 from .sampler_peers import SAMPLER_PEERS
 
 SPANS: dict[Schedule, tuple[float, float]] = {VP(): (1.0, 1e-3), EDM(): (80.0, 0.002)}
+STARTS: list[Exponential] = [  # of fits
+    DDIM(), *(make(order) for make in (DPMSolverPP, DEIS, ExponentialAdams) for order in (2, 3)),
+    *(ExponentialAdams(order, dual=True) for order in (2, 3)),
+    *(UniPC(p, bh=bh) for p, bh in ((1, 2), (1, 1), (2, 2), (2, 1), (3, 2))),
+]  # fmt: skip
 SAMPLERS: list[tuple[Exponential, int]] = [
-    (DDIM(), 1), (EDMHeun(), 2), (DPMSolver(2), 2), (DPMSolver(3), 3), (DPMSolverPPSingle(2), 2),
-    (DPMSolverPPSingle(3), 3),
-    *((make(order), 1) for make in (DPMSolverPP, DEIS, ExponentialAdams) for order in (2, 3)),
-    *((ExponentialAdams(order, dual=True), 1) for order in (2, 3)),
-    *((UniPC(p, bh=bh), 1) for p, bh in ((1, 2), (1, 1), (2, 2), (2, 1), (3, 2))),
+    *((method, 1) for method in STARTS), (EDMHeun(), 2), (DPMSolver(2), 2), (DPMSolver(3), 3),
+    (DPMSolverPPSingle(2), 2), (DPMSolverPPSingle(3), 3),
+    *((make(order, final=1), 1) for make in (DPMSolverPP, UniPC) for order in (2, 3)),
+    (DEIS(3, final=1), 1),
 ]  # fmt: skip
 
 
@@ -252,7 +256,7 @@ def fitted(problem: Problem, train: Problem, budget: int, options: Any) -> Itera
     few = replace(train, count=max(1, train.count // 8))
     starts = [
         fs.Solver(method, fs.Grid(train.grid(name, budget)))
-        for method, asks in SAMPLERS if asks == 1 for name in options.grids
+        for method in STARTS for name in options.grids
     ]  # fmt: skip
     best = min(starts, key=lambda start: few.error(few.ours(start))).integrator
     assert best is not None
