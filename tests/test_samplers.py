@@ -176,7 +176,8 @@ def variance(dynamics: Any, method: Integrator, times: Tensor, kinds: int, first
 @pytest.mark.parametrize(
     ("method", "kinds", "order"),
     [
-        (ExponentialEuler(), 1, 1), (DPMSolverPP(2), 1, 2),
+        (ExponentialEuler(), 1, 1), (DPMSolverPP(2), 1, 2), (DPMSolverPP(3), 1, 2),
+        (DEIS(2), 1, 2), (ExponentialAdams(2), 1, 2),
         (SEEDS(1), 1, 1), (SEEDS(2), 2, 2), (SEEDS(3), 3, 2), (DDIM(1.0), 1, 1),
         (DPMSolverPPSingle(2), 2, 2), (EDMHeun(gamma=0.5), 1, 2),
     ],
@@ -193,7 +194,7 @@ def test_weak_order_by_exact_moments(method: Integrator, kinds: int, order: int)
     def denoiser(t: Tensor, x: Tensor) -> Tensor:
         return schedule.alpha(t) * std**2 / law(t) * x
 
-    process, counts, errors = fs.LinearSDE(schedule), [40, 80], []
+    process, counts, errors = fs.LinearSDE(schedule), [80, 160], []
     for n in counts:
         own = isinstance(method, (DDIM, EDMHeun))
         dynamics = process.probability_flow(denoiser) if own else process.reverse_sde(denoiser)
