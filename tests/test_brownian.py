@@ -19,6 +19,7 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import flowsde as fs
 from flowsde import _random
@@ -825,3 +826,28 @@ def test_what_draws_do_not_hang_on_is_refused() -> None:
     like = torch.zeros(2, 3)
     ours, theirs = (Brownian(s).bind([0.0, 1.0], Draws(like)) for s in (3, np.int64(3)))  # type: ignore[arg-type]
     assert torch.equal(ours(0, 0.0, 1.0).w, theirs(0, 0.0, 1.0).w)
+
+
+@pytest.mark.parametrize("down", [False, True])
+def test_several_steps_at_once_are_those_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, down: bool
+) -> None:
+    """Over the ends of stretches too, in either direction, with all that a step may ask for."""
+    monkeypatch.setattr("flowsde.paths.brownian._CHUNK", 24)
+    y = torch.zeros(2, 3)
+    draws = Draws(y, "K", extra=y, halves=True)
+    grid = torch.linspace(0.0, 2.0, 12).square().tolist()
+    grid = grid[::-1] if down else grid
+    spans = list(itertools.pairwise(grid))
+    for path in (fs.Brownian(3), fs.Brownian(3, torch.tensor(sorted({*grid, *middles(grid)})))):
+        for first, count in ((0, 11), (2, 7), (10, 1), (5, 4)):
+            source = path.bind(grid, draws)
+            found = source.several(first, spans[first : first + count])
+            for i, one in enumerate(found.unbind(count)):
+                known = path.bind(grid, draws)(first + i, *spans[first + i])
+                for a, b in zip(tree_leaves(one), tree_leaves(known), strict=True):
+                    assert (a is None and b is None) or torch.equal(a, b)
+
+
+def middles(grid: list[float]) -> list[float]:
+    return [0.5 * (a + b) for a, b in itertools.pairwise(grid)]
