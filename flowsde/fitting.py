@@ -16,6 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ._files import load_checkpoint, save_checkpoint
 from ._increment import Increment
 from ._scalar import Scalar, to_float
 from ._state import State, leaves
@@ -30,7 +31,6 @@ from .paths.grids import aligned, karras, quadratic, uniform, uniform_lambda
 from .solution import Solution
 from .solve import Solver, solve
 from .stepping import Adaptive, Grid, Stepping
-from .training import load_checkpoint, save_checkpoint
 
 __all__ = [
     "Frontier", "Nonstationary", "Trial", "distill_solver", "frontier", "optimize_grid",

@@ -12,9 +12,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ._files import load_checkpoint, save_checkpoint
 from ._scalar import Scalar, clamp, magnitude, minimum, moving, power, rounding, to_float, where
 from ._state import State, batch_size, leaves, tree_map
-from .training import load_checkpoint, save_checkpoint
 
 __all__ = ["Adaptive", "Fixed", "Grid", "Norm", "Stepping", "max_norm", "rms_norm"]
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _random
+from ._files import load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -58,27 +57,6 @@ class Fitted:
 
     losses: list[float] = field(default_factory=list)
     resumed_at: int = 0
-
-
-def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
-    """Writes a checkpoint whole or not at all: aside first, then in place of the old one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
-
-
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Reads a checkpoint, tensors and plain data only."""
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def fit(

@@ -9,7 +9,7 @@ import flowsde
 
 ROOT = Path(flowsde.__file__).parent
 FLOORS = [
-    {"_scalar", "_random", "_once", "nn", "series"},
+    {"_scalar", "_random", "_once", "_files", "nn", "series"},
     {"_state", "errors"},
     {"_increment", "_batch"},
     {"paths"},
@@ -24,12 +24,13 @@ FLOORS = [
     {"_backsolve", "_retrace", "_leap", "_sweep"},
     {"adjoint", "executor"},
     {"solve", "bases"},
-    {"steady", "accuracy"},
+    {"steady"},
     {"flow"},
-    {"objectives"},
+    {"accuracy", "objectives"},
     {"models"},
-    {"training", "interop"},
+    {"training"},
     {"fitting"},
+    {"interop"},
     {"__init__"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
