@@ -105,7 +105,7 @@ class Draws:
         extra: a state shaped as the further normals z, batch first; None for none.
         halves: whether the increments over the two halves of the step are wanted.
         within: whether those over parts of the step that are not known beforehand are.
-        normal: what numbers are drawn by, many at a time: ``_random.normal``, or the same compiled.
+        normal: what numbers are drawn by, many at a time.
     """
 
     shapes: State
@@ -113,7 +113,7 @@ class Draws:
     extra: State | None = None
     halves: bool = False
     within: bool = False
-    normal: Callable[[Tensor, Tensor, int, torch.dtype], Tensor] = _random.normal
+    normal: _random.Draw = _random.normal
 
 
 class Source(ABC):

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 __all__ = [
-    "BASE", "BROWNIAN", "CHOICE", "EXTRA", "LEVY", "PROBE", "SPLIT", "TREE", "draw_seed", "keys",
-    "keys_of", "normal", "rademacher", "roots", "uniform", "widest",
+    "BASE", "BROWNIAN", "CHOICE", "EXTRA", "LEVY", "PROBE", "SPLIT", "TREE", "Draw", "draw_seed",
+    "keys", "keys_of", "normal", "rademacher", "roots", "uniform", "widest",
 ]  # fmt: skip
 
 _GOLDEN = 0x9E3779B97F4A7C15
+Draw = Callable[[Tensor, Tensor, int, torch.dtype], Tensor]  # ``normal``, or the same compiled
 # streams of one seed that never meet
 BROWNIAN, PROBE, BASE, LEVY, SPLIT, EXTRA, TREE, CHOICE = range(8)
 

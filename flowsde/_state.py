@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 from ._scalar import Scalar, expand, forwards
 
 __all__ = [
-    "State", "batch_size", "builder", "check_like", "combine", "contract", "describe", "detach",
-    "dual", "leaves", "mapped", "put_rows", "rows_of", "stack", "transformed", "tree_map",
+    "State", "batch_size", "builder", "by_row", "check_like", "combine", "contract", "describe",
+    "detach", "dual", "leaves", "mapped", "put_rows", "rows_of", "stack", "transformed", "tree_map",
     "unflatten", "unstack", "weigh", "where",
 ]  # fmt: skip
 
@@ -55,6 +55,11 @@ def detach(tree: Any) -> Any:
 def rows_of(tree: Any, index: Tensor) -> Any:
     """These rows of every tensor of the tree."""
     return tree_map(lambda x: x[index] if isinstance(x, Tensor) else x, tree)
+
+
+def by_row(y: State, rows: int) -> list[Tensor]:
+    """The leaves as ``(rows, n)``, of no rows too."""
+    return [leaf.reshape(rows, leaf.numel() // max(1, rows)) for leaf in leaves(y)]
 
 
 def put_rows(tree: Any, index: Tensor, part: Any) -> Any:

@@ -100,17 +100,15 @@ class Sweeps:
         noise = self._loop.noise
         if noise is None:
             return None
-        spans = enumerate(itertools.pairwise(times), start=first)
-        stretch = Increment.stack([noise(n, *span) for n, span in spans])
-        return stretch.map(lambda x: x.flatten(0, 1))
+        found = noise.several(first, list(itertools.pairwise(times)))
+        return found.map(lambda x: x.flatten(0, 1))
 
     def _settled(self, off: State) -> int:
         """How many of the states are as good as found: those whose starts had stood still."""
         with torch.no_grad():
             rows = rms_norm(tree_map(lambda x: x.flatten(0, 1), off), True)
-            still = (
-                (rows.reshape(len(leaves(off)[0]), self._batch) <= self._tolerance).all(1).tolist()
-            )
+            rows = rows.reshape(len(leaves(off)[0]), self._batch)
+            still = (rows <= self._tolerance).all(1).tolist()
         return min((still.index(False) if False in still else len(still)) + 1, len(still))
 
 

@@ -13,7 +13,7 @@ from ._plan import Accept
 from ._random import widest
 from ._save import Found, scatter
 from ._scalar import Scalar, to_float
-from ._state import State, check_like, dual, leaves, stack, tree_map, where
+from ._state import State, by_row, check_like, dual, leaves, stack, tree_map, where
 from .dynamics.field import Field
 from .integrators.base import Step
 from .solution import Crossings
@@ -160,9 +160,7 @@ class Watch:
     def _lost(self, values: Tensor, y: State) -> Tensor:
         """Where a value is not a number, though the state is finite; shaped as the values."""
         rows = 1 if self._batch is None else self._batch
-        finite = [
-            leaf.isfinite().reshape(rows, leaf.numel() // max(1, rows)).all(1) for leaf in leaves(y)
-        ]
+        finite = [leaf.isfinite().all(1) for leaf in by_row(y, rows)]
         return values.isnan() & torch.stack(finite).all(0).expand(values.shape)
 
     def _choose(self, mask: Accept, values: Tensor) -> Tensor:

@@ -329,6 +329,7 @@ def distill_solver(
             f"starts have one number of evaluations and one span between them; got {len(starts)} "
             f"with (evaluations, t0, t1) of {sorted(spans)}: fit a solver for each"
         )
+    best = pupils[0]
     if iterations:
         whole, early = _Course.of(dynamics, pupils, y0, fine), iterations // 8
         few, some = (whole.first(max(1, len(y0) // part), near=0.03) for part in (16, 4))
@@ -336,10 +337,10 @@ def distill_solver(
         for pupil in pupils:
             few.teach(pupil, [pupil.shares], early)
             some.teach(pupil, [pupil.shares, pupil.change], early)
-        pupils = sorted(pupils, key=whole.missed_by)[:1]
-        whole.teach(pupils[0], [pupils[0].shares, pupils[0].change], iterations - 2 * early)
-    best = pupils[0].fitted()
-    return Nonstationary(best.times.detach(), best.table.detach(), best.dual)
+        best = min(pupils, key=whole.missed_by)
+        whole.teach(best, [best.shares, best.change], iterations - 2 * early)
+    found = best.fitted()
+    return Nonstationary(found.times.detach(), found.table.detach(), found.dual)
 
 
 class _Pupil:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ._files import load_checkpoint, save_checkpoint
 from ._scalar import Scalar, clamp, magnitude, minimum, moving, power, rounding, to_float, where
-from ._state import State, batch_size, leaves, tree_map
+from ._state import State, batch_size, by_row, leaves, tree_map
 
 __all__ = ["Adaptive", "Fixed", "Grid", "Norm", "Stepping", "max_norm", "rms_norm"]
 
@@ -120,10 +120,9 @@ def rms_norm(scaled: State, per_sample: bool) -> Tensor:
     """Root mean square over all components, or over those of each sample."""
     if isinstance(scaled, Tensor) and not per_sample:
         return torch.linalg.vector_norm(scaled) * max(1, scaled.numel()) ** -0.5
-    flat = leaves(scaled)
-    rows = len(flat[0]) if per_sample else 1
-    each = (leaf.reshape(rows, leaf.numel() // max(1, rows)) for leaf in flat)
-    total: Any = sum(x.abs().square().sum(-1) for x in each)
+    rows = len(leaves(scaled)[0]) if per_sample else 1
+    flat = by_row(scaled, rows)
+    total: Any = sum(x.abs().square().sum(-1) for x in flat)
     count = max(1, sum(leaf.numel() for leaf in flat)) / max(1, rows)
     norm = torch.sqrt(total / count)
     return norm if per_sample else norm[0]
@@ -132,8 +131,7 @@ def rms_norm(scaled: State, per_sample: bool) -> Tensor:
 def max_norm(scaled: State, per_sample: bool) -> Tensor:
     """Largest component, or that of each sample."""
     rows: Any = batch_size(scaled) if per_sample else 1
-    flat = (leaf.reshape(rows, leaf.numel() // max(1, rows)) for leaf in leaves(scaled))
-    peaks = [x.abs().amax(-1) if x.shape[1] else x.sum(-1) for x in flat]
+    peaks = [x.abs().amax(-1) if x.shape[1] else x.sum(-1) for x in by_row(scaled, rows)]
     peak = torch.stack(peaks).amax(0)
     return peak if per_sample else peak[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._scalar import Scalar, minimum
+from .._scalar import Scalar, minimum, to_float
 from ..dynamics.denoiser import Denoiser, Point
 from ..paths.schedule import Schedule
 
@@ -75,11 +76,14 @@ class LogNormal(TimeLaw):
     std: float = 1.2
 
     def quantile(self, u: Tensor) -> Tensor:
-        ends = u.new_tensor([0.0, self.schedule.horizon], dtype=torch.float64)
-        lambdas = torch.as_tensor(self.schedule.half_log_snr(ends))
-        low, high = torch.special.ndtr((-lambdas - self.mean) / self.std).to(u).unbind()
+        low, high = self._below(0.0), self._below(self.schedule.horizon)
         place = torch.special.ndtri(low + (high - low) * u)
         return torch.as_tensor(self.schedule.time(-self.mean - self.std * place))
+
+    def _below(self, t: float) -> float:
+        """The part of the normal law that lies before t."""
+        far = to_float(self.schedule.half_log_snr(t)) + self.mean
+        return 0.5 * math.erfc(far / (self.std * math.sqrt(2.0)))
 
 
 @dataclass(frozen=True)

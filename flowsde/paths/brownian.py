@@ -7,7 +7,7 @@ import functools
 import itertools
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
@@ -133,14 +133,18 @@ class Increments(Source):
         if not self._scaled:
             return super().several(n, spans)
         first = len(self._widths) - n - len(spans) if self._down else n
-        at, end, pieces = first, first + len(spans), list[Increment]()
-        while at < end:
-            places, stretch = self.stretch(at)
-            pick = slice(at - places.start, min(places.stop, end) - places.start)
-            pieces.append(stretch.map(itemgetter(pick)))
-            at = places.stop
+        pieces = [piece for _, piece in self.pieces(first, first + len(spans))]
         found = pieces[0] if len(pieces) == 1 else Increment.cat(pieces)
         return found.map(lambda x: x.flip(0)) if self._down else found
+
+    def pieces(self, start: int, end: int) -> Iterator[tuple[range, Increment]]:
+        """Intervals start to end, numbered upwards; as many at once as are held together."""
+        while start < end:
+            places, stretch = self.stretch(start)
+            now = range(start, min(places.stop, end))
+            pick = slice(now.start - places.start, now.stop - places.start)
+            yield now, stretch.map(itemgetter(pick))
+            start = now.stop
 
     def over(self, i: int) -> Increment:
         """The increment over interval i, numbered upwards, in the direction of the solve.
@@ -245,14 +249,9 @@ class Sums(Source):
         if j == i + 1:
             return self._fine.over(i)
         total: list[State] = []
-        at = i
-        while at < j:
-            places, stretch = self._fine.stretch(at)
-            end = min(places.stop, j)
-            pick = itemgetter(slice(at - places.start, end - places.start))
-            parts = [tree_map(pick, x) for x in stretch[: self._order]]
-            total = _add(total, self._shares(i, j, range(at, end)), parts)
-            at = end
+        for places, piece in self._fine.pieces(i, j):
+            parts = list(piece[: self._order])
+            total = _add(total, self._shares(i, j, places), parts)
         return Increment(*map(_like, total, parts))
 
     def _shares(self, i: int, j: int, places: range) -> list[list[list[Any]]]:

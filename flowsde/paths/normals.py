@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -74,9 +73,8 @@ class Normals:
     """
 
     def __init__(
-        self, law: Law, like: State, correlated: bool = True,
-        normal: Callable[[Tensor, Tensor, int, torch.dtype], Tensor] = _random.normal,
-    ) -> None:  # fmt: skip
+        self, law: Law, like: State, correlated: bool = True, normal: _random.Draw = _random.normal
+    ) -> None:
         flat, batch, self._normal = leaves(like), batch_size(like), normal
         if batch is None and (isinstance(law.seed, Tensor) or law.antithetic):
             raise ValueError(
