@@ -16,7 +16,7 @@ from ._increment import Source
 from ._outset import Outset
 from ._scalar import Scalar, expand, minimum, moving, to_float
 from ._scalar import where as choose
-from ._state import State, leaves, mapped, put_rows, rows_of, tree_map
+from ._state import State, finite, leaves, mapped, put_rows, rows_of, tree_map
 from .dynamics.field import Field
 from .integrators.base import Carry, Integrator, Step
 from .integrators.runge_kutta import ExplicitRK
@@ -178,9 +178,9 @@ class GivenPlan(Plan):
     def _check_finite(self, y: State) -> None:
         if leaves(y)[0].is_meta or mapped(y):
             return
-        bad = _bad_components(y)
-        if not bool(torch.stack([b.any() for b in bad]).any()):
+        if finite(y):
             return
+        bad = [~torch.isfinite(leaf.detach()) for leaf in leaves(y)]
         self.message = (
             f"the state is not finite at t = {_show(self.t)} ({_where(bad)}), on a grid of "
             "given steps: take smaller steps, use Adaptive() to find the time, or look at "
@@ -194,10 +194,6 @@ class GivenPlan(Plan):
 
 def _show(t: Scalar) -> str:
     return f"{t:.6g}" if not isinstance(t, Tensor) or t.ndim == 0 else "the end"
-
-
-def _bad_components(y: State) -> list[Tensor]:
-    return [~torch.isfinite(leaf.detach()) for leaf in leaves(y)]
 
 
 def _where(bad: list[Tensor]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -14,8 +15,8 @@ from ._scalar import Scalar, expand, forwards
 
 __all__ = [
     "State", "batch_size", "builder", "by_row", "check_like", "combine", "contract", "describe",
-    "detach", "dual", "leaves", "mapped", "put_rows", "rows_of", "stack", "transformed", "tree_map",
-    "unflatten", "unstack", "weigh", "where",
+    "detach", "dual", "finite", "leaves", "mapped", "put_rows", "rows_of", "stack", "transformed",
+    "tree_map", "unflatten", "unstack", "weigh", "where",
 ]  # fmt: skip
 
 State = Any
@@ -60,6 +61,14 @@ def rows_of(tree: Any, index: Tensor) -> Any:
 def by_row(y: State, rows: int) -> list[Tensor]:
     """The leaves as ``(rows, n)``, of no rows too."""
     return [leaf.reshape(rows, leaf.numel() // max(1, rows)) for leaf in leaves(y)]
+
+
+def finite(y: State) -> bool:
+    """Whether all components are: one operation a leaf, one host read."""
+    peaks = [torch.linalg.vector_norm(x.detach(), math.inf) for x in leaves(y) if x.numel()]
+    if len(peaks) > 1:
+        return bool(torch.stack([peak.isfinite() for peak in peaks]).all())
+    return all(math.isfinite(peak) for peak in peaks)
 
 
 def put_rows(tree: Any, index: Tensor, part: Any) -> Any:

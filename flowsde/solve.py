@@ -16,7 +16,7 @@ from ._loop import Loop, Report
 from ._plan import AdaptivePlan, GivenPlan, Plan
 from ._save import SaveEnd, Saver, SaveRows, SaveSteps, SaveTimes
 from ._scalar import Scalar, moving, to_float
-from ._state import State, batch_size, describe, leaves, mapped, transformed
+from ._state import State, batch_size, describe, finite, leaves, mapped, transformed
 from .adjoint import Adjoint, Checkpointed, Direct
 from .dynamics.base import Dynamics
 from .dynamics.discrete import Chain
@@ -208,7 +208,7 @@ def _check_state(y0: State) -> None:
         raise TypeError(f"y0 lies on several devices: {describe(y0)}. Move it to one")
     if any(leaf.is_meta for leaf in flat) or mapped(y0):
         return
-    if not all(bool(torch.isfinite(leaf.detach()).all()) for leaf in flat):
+    if not finite(y0):
         raise ValueError("y0 holds values that are not finite: clean it with torch.nan_to_num")
 
 

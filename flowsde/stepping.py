@@ -13,7 +13,18 @@ import torch
 from torch import Tensor
 
 from ._files import load_checkpoint, save_checkpoint
-from ._scalar import Scalar, clamp, magnitude, minimum, moving, power, rounding, to_float, where
+from ._scalar import (
+    Scalar,
+    clamp,
+    isfinite,
+    magnitude,
+    minimum,
+    moving,
+    power,
+    rounding,
+    to_float,
+    where,
+)  # fmt: skip
 from ._state import State, batch_size, by_row, leaves, tree_map
 
 __all__ = ["Adaptive", "Fixed", "Grid", "Norm", "Stepping", "max_norm", "rms_norm"]
@@ -193,16 +204,12 @@ class Adaptive(Stepping):
 
     def __post_init__(self) -> None:
         for name in ("step_at", "jump_at"):
-            times = torch.as_tensor(getattr(self, name), dtype=torch.float64)
-            if times.ndim != 1 or moving(times) or not bool(torch.isfinite(times).all()):
-                raise ValueError(f"{name} is finite times, (n,), without a gradient: detach() it")
-            object.__setattr__(self, name, tuple(times.tolist()))
+            object.__setattr__(self, name, _stops(name, getattr(self, name)))
         for name, value, bound in (("rtol", self.rtol, ">= 0"), ("atol", self.atol, "> 0")):
             if moving(value):
                 raise ValueError(f"no gradient comes back by {name}: detach() it")
-            size = torch.as_tensor(value)
-            fine = (size >= 0.0 if bound == ">= 0" else size > 0.0) & size.isfinite()
-            if not bool(fine.all()):
+            fine = (value >= 0.0 if bound == ">= 0" else value > 0.0) & isfinite(value)
+            if not (bool(fine.all()) if isinstance(fine, Tensor) else fine):
                 raise ValueError(f"{name} is a tolerance {bound}; got {value}")
         if self.dt0 is not None and not 0 < self.dt0 < math.inf:
             raise ValueError(f"dt0 is > 0, also where t1 < t0; got {self.dt0}")
@@ -273,3 +280,13 @@ class Adaptive(Stepping):
         dt = clamp(magnitude(dt) * factor, 0.0, self.dt_max)
         memory = where(accept, now, before), where(accept, before, older)
         return accept, dt, memory
+
+
+def _stops(name: str, given: Times) -> tuple[float, ...]:
+    """The times, checked."""
+    if isinstance(given, tuple) and not given:
+        return given
+    times = torch.as_tensor(given, dtype=torch.float64)
+    if times.ndim != 1 or moving(times) or not bool(torch.isfinite(times).all()):
+        raise ValueError(f"{name} is finite times, (n,), without a gradient: detach() it")
+    return tuple(times.tolist())
