@@ -15,7 +15,7 @@ from ._loop import Loop, Recorder
 from ._plan import AdaptivePlan
 from ._retrace import Trail, Way
 from ._save import SaveRows
-from ._scalar import Scalar, to_float
+from ._scalar import Scalar, moving, to_float
 from ._state import State
 from ._tape import Tape
 from .dynamics.base import Dynamics
@@ -23,7 +23,7 @@ from .dynamics.discrete import Chain
 from .integrators.base import Engine, Integrator, ReversibleIntegrator
 from .integrators.stochastic import Stochastic, StochasticHeun
 from .solution import Solution
-from .stepping import Adaptive, Norm, Stepping
+from .stepping import Adaptive, Grid, Norm, Stepping
 from .transforms.calculus import to_stratonovich
 from .transforms.costate import costate
 
@@ -127,10 +127,10 @@ class Backsolve(Adjoint):
         seminorm: leave the integrals over parameters out of the error norm (Kidger et al. 2021).
 
     Raises:
-        TypeError: on chains, dense output, times of each sample's own, and on tensors that
-            the field holds on to from outside of its parameters and args; these are looked for at
-            both ends of the span. With noise also on times that ask for a gradient and on save
-            times between the steps.
+        TypeError: on chains, dense output, times of each sample's own, grids that are learned, and
+            on tensors that the field holds on to from outside of its parameters and args; these are
+            looked for at both ends of the span. With noise also on times that ask for a gradient
+            and on save times between the steps.
         SolveError: in the backward pass, if the solve back fails.
 
     Source: Chen et al. 2018, arXiv 1806.07366; Kidger et al. 2021, arXiv 2009.09457; Li et al.
@@ -178,6 +178,11 @@ class Backsolve(Adjoint):
             )
         if loop.noise is not None:
             return self._check_noise(loop, dynamics), loop.stepping
+        if isinstance(loop.stepping, Grid) and moving(loop.stepping.grid):
+            raise TypeError(
+                "Backsolve gives the gradient of the equation, which a grid's inner times do not "
+                "move: detach() the grid, or learn it through adjoint=Checkpointed()"
+            )
         integrator = self.integrator or loop.integrator
         if isinstance(integrator, Engine):
             raise TypeError(

@@ -181,6 +181,9 @@ def test_methods_without_a_way_back_are_refused() -> None:
             fs.ODE(Net(), batched_time=True), torch.randn(2, 3, requires_grad=True),
             stepping=fs.Adaptive(per_sample=True), adjoint=fs.Backsolve(),
         )  # fmt: skip
+    grid = fs.Grid(torch.tensor([0.0, 0.3, 1.0], requires_grad=True))
+    with pytest.raises(TypeError, match="learn it through"):
+        fs.solve(fs.ODE(Net()), torch.randn(2, 3), stepping=grid, adjoint=fs.Backsolve())
 
 
 @pytest.mark.parametrize("adjoint", [fs.Reversible(), fs.Backsolve()], ids=["rev", "back"])

@@ -84,6 +84,8 @@ class StochasticInterpolant(Dynamics):
 def reflow(flow: Flow, count: int, *args: Any, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Pairs (x0, x1), ``(count, *event_shape)`` each: noise x1, and the data that it flows to.
 
+    Both are states of the dynamics: a flow's ``transform`` is left out, as in its training.
+
     Flow matching on them, ``FlowMatching(ode, paired=True)``, gives a flow with the same ends and
     straighter paths.
 
