@@ -71,7 +71,8 @@ class Bosh3(ExplicitRK):
 class Dopri5(ExplicitRK):
     """Order 5(4), first-same-as-last, with dense output of order 4.
 
-    Source: Dormand and Prince 1980; dense output: Shampine 1986.
+    Source: Dormand and Prince 1980; embedded formula and dense output: Shampine 1986, "Some
+    practical Runge-Kutta formulas".
     """
 
     tableau = Tableau(
@@ -86,7 +87,7 @@ class Dopri5(ExplicitRK):
         ),
         b=(35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0),
         order=5,
-        b_low=(5179 / 57600, 0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40),
+        b_low=(1951 / 21600, 0, 22642 / 50085, 451 / 720, -12231 / 42400, 649 / 6300, 1 / 60),
         order_low=4,
         dense=(
             (1, -8048581381 / 2820520608, 8663915743 / 2820520608, -12715105075 / 11282082432),
