@@ -88,7 +88,14 @@ class LatentForecast(nn.Module):
         self.bound = objectives.ELBO(self.model, warmup=steps // 10)
 
     def forward(self, points: Tensor, times: Tensor, *, generator: torch.Generator) -> Tensor:
-        return self.bound(points, times, generator=generator)
+        """The encoder reads all to half of the points, drawn anew each time, so that it does not
+        learn the noise of these series by heart.
+        """
+        draws = {"generator": generator, "device": points.device}
+        most = 0.5 * torch.rand(len(points), 1, **draws)
+        hidden = torch.rand(points.shape[:2], **draws) < most
+        given = points.masked_fill(hidden[..., None], math.nan)
+        return self.bound(points, times, given, generator=generator)
 
     def forecast(self, points: Tensor, times: Tensor) -> Tensor:
         draws = torch.Generator(device=points.device).manual_seed(0)
