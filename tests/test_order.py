@@ -84,7 +84,9 @@ def difference(a: Any, b: Any) -> float:
 
 def steps_for(order: int) -> list[int]:
     """Far enough that the leading term rules, near enough that rounding does not."""
-    return [80, 120, 180] if order <= 4 else [60, 100, 150] if order == 5 else [10, 14, 20]
+    if order >= 6:
+        return [24, 34, 48] if order < 8 else [10, 14, 20]
+    return [80, 120, 180] if order <= 4 else [60, 100, 150]
 
 
 def worst(sol: fs.Solution, exact: Any) -> float:

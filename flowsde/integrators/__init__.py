@@ -28,6 +28,7 @@ from .explicit import (
     Midpoint,
     Ralston,
     Tsit5,
+    Vern7,
 )  # fmt: skip
 from .exponential import ExponentialAdams, ExponentialEuler
 from .implicit import (
@@ -77,5 +78,5 @@ __all__ = [
     "PlatenWeak2", "PredictorCorrector", "Ralston", "ReversibleHeun", "ReversibleIntegrator",
     "ReversibleRK", "SRATableau", "SRITableau", "SciPy", "ShARK", "SlowRK", "Step", "StepDoubling",
     "Stochastic", "StochasticHeun", "StochasticMidpoint", "Tableau", "TorchDiffEq", "TorchSDE",
-    "Trapezoid", "Tsit5", "UniPC", "Yoshida4",
+    "Trapezoid", "Tsit5", "UniPC", "Vern7", "Yoshida4",
 ]  # fmt: skip
