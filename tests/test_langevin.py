@@ -45,7 +45,8 @@ def one_step(method: KineticMethod, h: float) -> tuple[Tensor, Tensor]:
     x, v, *parts = torch.eye(5)[..., None]
     field = Field(harmonic(), (), (x, v))
     carry = method.init(field, 0.0, (x, v))
-    moved = method.step(field, 0.0, h, (x, v), Increment(*parts), carry).y1
+    dw = Increment(*((torch.zeros_like(part), part) for part in parts))
+    moved = method.step(field, 0.0, h, (x, v), dw, carry).y1
     matrix = torch.cat(moved, 1).T
     spread = torch.diag(torch.tensor([h, h / 12, h / 720]))
     return matrix[:, :2], matrix[:, 2:] @ spread @ matrix[:, 2:].T
@@ -105,6 +106,17 @@ def test_without_friction_or_force_a_motion_is_straight(method: KineticMethod) -
     x, v = fs.solve(free, y0, integrator=method, stepping=fs.Fixed(steps=3), path=fs.Brownian(0)).y1
     assert float(x) == pytest.approx(-0.9, abs=1e-14)
     assert float(v) == pytest.approx(-1.2, abs=1e-14)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_one_path_drives_v_as_any_other_method_does(method: KineticMethod) -> None:
+    """Without force or friction to speak of, v1 - v0 is the path's W times sqrt(2)."""
+    free = UnderdampedLangevin(lambda t, x: 0.0 * x, friction=1e-9, temperature=1e9)
+    y0, path = (torch.zeros(4, 3), torch.zeros(4, 3)), fs.BrownianTree(1, 0.0, 1.0, levy="K")
+    steps: dict[str, Any] = {"stepping": fs.Fixed(steps=4), "path": path}
+    plain = fs.solve(free, y0, integrator=StochasticHeun(), **steps).y1[1]
+    v1 = fs.solve(free, y0, integrator=method, **steps).y1[1]
+    assert torch.allclose(v1, plain, rtol=1e-6)
 
 
 # --- strong orders --------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ __all__ = ["ALIGN", "BAOAB", "QUICSORT", "KineticMethod"]
 
 class KineticMethod(Stochastic):
     """A method for dynamics that answer ``kinetic()``. Forward in time it is contractive where
-    the friction is; noise is drawn for v alone.
+    the friction is. The noise of x, which it has none of, is drawn and left out: so v has the
+    same path as under any other method.
     """
 
     calculus = "ito"
@@ -43,7 +44,7 @@ class KineticMethod(Stochastic):
 
     def draws(self, dynamics: Dynamics, y: State) -> Draws | None:
         check_pair(self, y, "(x, v)")
-        return Draws(y[1], self.levy)
+        return Draws(y, self.levy)
 
     def step(
         self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
@@ -51,6 +52,7 @@ class KineticMethod(Stochastic):
         assert dw is not None
         assert field.kinetic is not None
         (x, v), h = y, t1 - t0
+        dw = Increment(*(None if part is None else part[1] for part in dw[:3]))
         x1, v1, last = self.move(field, field.kinetic, t0, h, x, v, dw, carry)
         return StraightStep(y, (x1, v1), last)
 
