@@ -32,11 +32,13 @@ __all__ = [
     "maximum",
     "minimum",
     "moving",
+    "nonzero",
     "phi1",
     "power",
     "rounding",
     "sin",
     "sqrt",
+    "sqrt_abs",
     "to_float",
     "where",
 ]
@@ -110,6 +112,17 @@ def where(condition: bool | Tensor, a: Scalar, b: Scalar) -> Scalar:
 
 def minimum(a: Scalar, b: Scalar) -> Scalar:
     return where(a < b, a, b)
+
+
+def nonzero(x: Scalar) -> Scalar:
+    """x, or one where it is zero: what may be divided by where the quotient is of no use."""
+    return where(x == 0, 1.0 + 0.0 * x, x)
+
+
+def sqrt_abs(x: Scalar) -> Scalar:
+    """sqrt(|x|), with a gradient of zero where x is."""
+    size = magnitude(x)
+    return where(size > 0, sqrt(nonzero(size)), 0.0 * size)
 
 
 def phi1(z: Scalar) -> Scalar:

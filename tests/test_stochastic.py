@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
 import flowsde as fs
 from flowsde import integrators
-from flowsde.integrators import EulerMaruyama, Heun, StochasticHeun
+from flowsde.dynamics import UnderdampedLangevin
+from flowsde.integrators import EulerMaruyama, Heun, Milstein, StochasticHeun
 from flowsde.integrators.stochastic import Stochastic
 from flowsde.paths import uniform_lambda
 
@@ -61,6 +63,58 @@ def test_both_reversals_recover_the_mixture(schedule: fs.Schedule, eta: float) -
     for mask, mean in ((~right, mixture.means[0]), (right, mixture.means[1])):
         assert torch.allclose(x[mask].mean(0), mean, atol=0.04)
         assert torch.allclose(x[mask].std(0), torch.full((2,), spread), atol=0.03)
+
+
+def _system(method: Stochastic) -> tuple[fs.Dynamics, Any]:
+    """Dynamics that the method admits, with noise that depends on the state where it can."""
+
+    def spread(t: Any, y: Any) -> Any:
+        return 0.4 * torch.cos(y)
+
+    def drift(t: Any, y: Any) -> Any:
+        return -y
+
+    y0 = torch.full((3, 2), 0.8)
+    for more in ({}, {"stratonovich": True}, {"additive": True}, {"linear": -1.0}):
+        g = (lambda t, y: 0.4 + 0.0 * y) if "additive" in more else spread
+        sde = fs.SDE(drift, g, noise="diagonal", batched_time=True, **more)  # type: ignore[arg-type]
+        if admits(method, sde):
+            return sde, y0
+    return UnderdampedLangevin(drift, batched_time=True), (y0, y0)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_a_row_of_no_length_stands_still(method: Stochastic) -> None:
+    """Nothing is divided by its steps."""
+    dynamics, y0 = _system(method)
+    if not admits(method, dynamics):
+        pytest.skip("a method for another structure")
+    start = torch.utils._pytree.tree_map(lambda x: x.clone().requires_grad_(), y0)
+    y1 = fs.solve(
+        dynamics, start, 0.0, torch.tensor([0.3, 0.0, 0.1]), integrator=method,
+        stepping=fs.Fixed(steps=3), path=fs.Brownian(3),
+    ).y1  # fmt: skip
+    leaves = torch.utils._pytree.tree_leaves
+    for x0, x1 in zip(leaves(start), leaves(y1), strict=True):
+        assert torch.equal(x1[1], x0[1])
+    grads = torch.autograd.grad(sum(x[1].sum() for x in leaves(y1)), leaves(start))
+    assert all(torch.equal(g[1], torch.ones_like(g[1])) for g in grads)
+    assert all(bool(g.isfinite().all()) for g in grads)
+
+
+def test_one_column_commutes_with_itself() -> None:
+    sde = fs.SDE(
+        lambda t, y: -y, lambda t, y: torch.cos(y)[..., None], noise="general", noise_size=1
+    )
+    diagonal = fs.SDE(lambda t, y: -y, lambda t, y: torch.cos(y), noise="diagonal")
+    y1, same = (
+        fs.solve(
+            d, torch.ones(3, 1), integrator=Milstein(), stepping=fs.Fixed(steps=8),
+            path=fs.Brownian(0),
+        ).y1
+        for d in (sde, diagonal)
+    )  # fmt: skip
+    assert torch.allclose(y1, same)
 
 
 def test_additive_noise_of_a_pytree() -> None:

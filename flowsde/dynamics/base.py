@@ -51,8 +51,8 @@ class Noise:
 
     @property
     def commutes(self) -> bool:
-        """Whether its columns commute, by declaration or by its kind."""
-        return self.commutative or self.additive or self.kind != "general"
+        """Whether its columns commute, by declaration, by its kind, or as there is but one."""
+        return self.commutative or self.additive or self.size in (None, 1)
 
     def shapes(self, y: State) -> State:
         """A state shaped as one Brownian increment."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._increment import Increment
-from .._scalar import Scalar, expand, magnitude, sqrt
+from .._scalar import Scalar, expand, magnitude, nonzero, sqrt_abs
 from .._state import State, combine, contract, tree_map, weigh
 from ..dynamics.base import Noise
 from ..dynamics.field import Field
@@ -48,7 +48,7 @@ class _Milstein(Stochastic):
             bend = self._slope(field, t0, y, g, field.product(g, dw.w), 1.0)
             return StraightStep(y, field.diffuse(y1, bend, dw.w, 0.5))
         h = magnitude(dt)
-        along = partial(self._slope, field, t0, y, g, scale=sqrt(h))
+        along = partial(self._slope, field, t0, y, g, scale=sqrt_abs(dt))
         if noise.kind == "general":
             return StraightStep(y, _general(along, y1, g, dw.w, h))
         return StraightStep(y, field.diffuse(y1, along(g), tree_map(_product(h), dw.w), 0.5))
@@ -105,4 +105,4 @@ class MilsteinRK(_Milstein):
 
     def _slope(self, field: Field, t: Scalar, y: State, g: State, v: State, scale: Scalar) -> State:
         ahead = field.diffusion(t, combine(y, scale, ((0, 1.0),), [v]))
-        return weigh(1.0 / scale, ((0, 1.0), (1, -1.0)), [ahead, g])
+        return weigh(1.0 / nonzero(scale), ((0, 1.0), (1, -1.0)), [ahead, g])

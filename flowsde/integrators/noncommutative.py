@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._increment import Draws, Increment
-from .._scalar import Scalar, expand, magnitude, sqrt, where
+from .._scalar import Scalar, expand, nonzero, sqrt_abs
 from .._state import State, combine, tree_map, weigh
 from ..dynamics.base import Dynamics, Noise
 from ..dynamics.field import Field
@@ -72,7 +72,7 @@ class PlatenWeak2(_Crossing):
         if field.noise.additive or field.noise.kind == "general":
             total = field.diffuse(total, tree_map(torch.add, g, field.diffusion(t1, ahead)), w, 0.5)
             return total if field.noise.additive else _cross(field, t0, dt, y, g, dw, total)
-        root = _root(dt)
+        root = sqrt_abs(dt)
         total = field.diffuse(total, g, w, 0.5)
         for side in (root, -root):
             there = field.diffusion(t1, combine(ahead, side, ((0, 1.0),), [g]))
@@ -89,7 +89,7 @@ def _cross(
     field: Field, t: Scalar, dt: Scalar, y: Tensor, g: Tensor, dw: Increment, total: Tensor
 ) -> Tensor:
     """The total and Platen's sum over r."""
-    root, size = _root(dt), dw.w.shape[-1]
+    root, size = sqrt_abs(dt), dw.w.shape[-1]
     unit = _unit(dw.w, root)
     odd = unit[:, :, None] * unit[:, None, :] - torch.eye(size).to(unit)
     if dw.z is not None:
@@ -145,7 +145,7 @@ def _bracket(field: Field, t: Scalar, dt: Scalar, y: Tensor, dw: Increment) -> T
     assert dw.h is not None
     assert dw.k is not None
     assert dw.z is not None
-    root = _root(dt)
+    root = sqrt_abs(dt)
     w, h, k = (_unit(part, root) for part in (dw.w, dw.h, dw.k))
     half = h[:, :, None] * (w - 12.0 * k)[:, None, :]
     area = half - half.mT + 20.0**-0.5 * _antisymmetric(dw.z, w.shape[-1])
@@ -177,7 +177,7 @@ class NinomiyaNinomiya(_Crossing):
 
     def move(self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment) -> State:
         dt = t1 - t0
-        root = 0.5**0.5 * _root(dt)
+        root = 0.5**0.5 * sqrt_abs(dt)
         first = tree_map(lambda z: expand(root, z) * z, dw.z)
         second = tree_map(torch.sub, dw.w, first)
 
@@ -231,13 +231,6 @@ def _antisymmetric(z: Tensor, size: int) -> Tensor:
     return upper - upper.mT
 
 
-def _root(dt: Scalar) -> Scalar:
-    """sqrt(|dt|), with a gradient of zero where dt is."""
-    size = magnitude(dt)
-    moves = size > 0
-    return where(moves, sqrt(where(moves, size, 1.0 + 0.0 * size)), 0.0 * size)
-
-
 def _unit(x: Tensor, root: Scalar) -> Tensor:
     """x over the root; zero where that is, for then x is."""
-    return x / expand(where(root == 0, 1.0 + 0.0 * root, root), x)
+    return x / expand(nonzero(root), x)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from .._increment import Increment
-from .._scalar import Scalar, expand, magnitude, sqrt
+from .._scalar import Scalar, expand, nonzero, sqrt_abs
 from .._state import State, Weights, combine, tree_map, weigh
 from ..dynamics.base import Noise
 from ..dynamics.field import Field
@@ -144,7 +144,7 @@ class SRI(Stochastic):
     ) -> Step:
         assert dw is not None
         table, dt = self.tableau, t1 - t0
-        root = sqrt(magnitude(dt))
+        root = sqrt_abs(dt)
         area = tree_map(_mean, dw.w, dw.h)
         fs: list[State] = []
         gs: list[State] = []
@@ -171,12 +171,12 @@ def _mean(w: Tensor, h: Tensor) -> Tensor:
 
 def _double(root: Scalar) -> Callable[[Tensor], Tensor]:
     """I11 / sqrt(h)."""
-    return lambda w: w * w * (0.5 / expand(root, w)) - 0.5 * expand(root, w)
+    return lambda w: w * w * (0.5 / expand(nonzero(root), w)) - 0.5 * expand(root, w)
 
 
 def _triple(root: Scalar) -> Callable[[Tensor], Tensor]:
     """I111 / h."""
-    return lambda w: w * (w * w * (1.0 / 6.0 / expand(root * root, w)) - 0.5)
+    return lambda w: w * (w * w * (1.0 / 6.0 / expand(nonzero(root * root), w)) - 0.5)
 
 
 class _SRIStep(StraightStep):
