@@ -33,6 +33,10 @@ __all__ = ["Adjoint", "Backsolve", "Checkpointed", "Direct", "Reversible"]
 class Adjoint(ABC):
     """How gradients come back through a solve."""
 
+    def equation(self, dynamics: Dynamics) -> Dynamics:
+        """What it takes back: for most the steps of the dynamics as they are."""
+        return dynamics
+
     @abstractmethod
     def run(self, loop: Loop) -> Solution:
         """Runs the loop so that its outputs differentiate in this way."""
@@ -141,13 +145,14 @@ class Backsolve(Adjoint):
     stepping: Stepping | None = None
     seminorm: bool = True
 
+    def equation(self, dynamics: Dynamics) -> Dynamics:
+        return dynamics if dynamics.noise is None else to_stratonovich(dynamics)
+
     def run(self, loop: Loop) -> Solution:
         inputs, start = Inputs.of(loop.field, loop.y0), loop.plan.t
         if not torch.is_grad_enabled():
             return loop.run(Recorder())
-        dynamics = loop.field.dynamics
-        if loop.noise is not None:
-            dynamics = to_stratonovich(dynamics)
+        dynamics = self.equation(loop.field.dynamics)
         integrator, stepping = self._check(loop, dynamics)
         trail = None if loop.noise is None else Trail()
         with torch.no_grad():
@@ -228,7 +233,7 @@ def _steps(trail: Trail, times: Sequence[Tensor], saved: Tensor | None) -> list[
     steps = [(mark.n, to_float(mark.t0), to_float(mark.t1)) for mark in trail.marks]
     if saved is not None and steps:
         ends = torch.tensor([steps[0][1], *(t1 for _, _, t1 in steps)], dtype=torch.float64)
-        slack = 1e-9 * float((ends[-1] - ends[0]).abs())
+        slack = 1e-6 * float((ends[-1] - ends[0]).abs())  # save times may be of float32
         if any(float((ends - t).abs().min()) > slack for t in saved.tolist()):
             raise TypeError(
                 "Backsolve starts again from what an SDE's solve has saved, at the ends of steps: "

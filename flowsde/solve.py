@@ -27,7 +27,6 @@ from .executor import Eager, Executor
 from .integrators.base import Engine, Integrator
 from .integrators.discrete import Iterate
 from .integrators.explicit import Tsit5
-from .integrators.stochastic import Stochastic
 from .paths.base import Path, RandomPath
 from .paths.brownian import Brownian
 from .paths.interval import Outside
@@ -112,7 +111,9 @@ def solve(
         generator: from which one seed is drawn, for noise and for probes.
         max_steps: attempts allowed.
         executor: how steps are run.
-        throw: raise one ``SolveError`` at the end of a failed solve; else look at ``status``.
+        throw: raise one ``SolveError`` at the end of a failed solve; else look at ``status``. Where a
+            field is not finite for some samples, gradients by what all samples share, such as
+            parameters, are not either: leave those samples out and solve again.
         progress: True shows a bar; a function ``(done, t, y)`` is called after each step with the
             part of the way that is done, 0 to 1, the time reached and the state, for previews such
             as ``flow.denoiser(t, y)``. It sees each step, and so one at a time is taken.
@@ -170,7 +171,7 @@ def solve(
     plan = _plan(dynamics, integrator, stepping, span, grid, y0, landings)
     noise = None
     if draws is not None:
-        _check_correlation(driver, dynamics, integrator)
+        _check_correlation(driver, adjoint.equation(dynamics), integrator)
         noise = _noise(driver, seed, grid, draws, span)
     elif path is not None:
         raise TypeError("this solve takes no noise: leave out path")
@@ -498,13 +499,15 @@ def _check_correlation(path: Any, dynamics: Dynamics, integrator: Integrator) ->
     """Refuses correlated increments where formulas take them for independent ones."""
     if getattr(path, "correlation", None) is None or dynamics.noise is None:
         return
-    method = getattr(integrator, "method", integrator)
+    own = getattr(integrator, "method", None)  # of what wraps another
+    method = own if isinstance(own, Integrator) else integrator
     if dynamics.whitens:
         raise TypeError(
-            "a divergence or a weight of paths takes W for independent components of variance 1: "
+            "a divergence or a weight of paths, a bridge, and a conversion between Ito and "
+            "Stratonovich, as Backsolve makes, take W for independent components of variance 1: "
             "leave out correlation, and give its factor L to the diffusion, noise='general'"
         )
-    if isinstance(method, Stochastic) and not (method.correlated or dynamics.noise.additive):
+    if not (getattr(method, "correlated", True) or dynamics.noise.additive):
         raise TypeError(
             f"{type(method).__name__} takes W for independent components of variance 1: use "
             "EulerMaruyama() or StochasticHeun(), or leave out correlation and give its factor L "

@@ -32,6 +32,8 @@ from flowsde.integrators import (
     Milstein,
     PlatenWeak2,
     Stochastic,
+    StochasticHeun,
+    TorchSDE,
 )
 from flowsde.paths import Brownian, BrownianTree, levy, tree
 from flowsde.paths.interval import Outside
@@ -796,6 +798,37 @@ def test_double_integrals_refuse_correlated_components(method: Stochastic) -> No
     path = BrownianTree(1, 0.0, 1.0, levy="K", correlation=torch.eye(2) + 0.5)
     with pytest.raises(TypeError, match="correlation"):
         fs.solve(sde, torch.ones(4, 2), integrator=method, stepping=fs.Fixed(steps=2), path=path)
+
+
+@pytest.mark.parametrize("ito", [True, False], ids=["ito", "stratonovich"])
+def test_what_takes_independent_components_refuses_others(ito: bool) -> None:
+    sde = fs.SDE(lambda t, y: 0.0 * y, lambda t, y: 0.5 * y, noise="diagonal", stratonovich=not ito)
+    additive = fs.SDE(
+        lambda t, y: 0.0 * y, lambda t, y: torch.ones_like(y), noise="diagonal", additive=True
+    )
+    y0, heun = torch.ones(4, 2, requires_grad=True), StochasticHeun()
+    end = torch.zeros(2)
+    cases: list[tuple[fs.Dynamics, Any, fs.Adjoint]] = [
+        (fs.to_stratonovich(sde), heun, fs.Direct()) if ito
+        else (fs.to_ito(sde), EulerMaruyama(), fs.Direct()),
+        (fs.bridge(additive, end, 1.5), EulerMaruyama(), fs.Direct()),
+        (sde, TorchSDE("milstein"), fs.Direct()),
+    ]  # fmt: skip
+    if ito:
+        cases += [(sde, EulerMaruyama(), fs.Backsolve()), (sde, TorchSDE("srk"), fs.Direct())]
+    for dynamics, method, adjoint in cases:
+        start = dynamics.enter(y0) if hasattr(dynamics, "enter") else y0
+        path = Brownian(1, correlation=torch.eye(start.shape[1]) + 0.5)
+        with pytest.raises(TypeError, match="correlation"):
+            fs.solve(
+                dynamics, start, integrator=method, stepping=fs.Fixed(dt=0.5), path=path,
+                adjoint=adjoint,
+            )  # fmt: skip
+    fine = (additive, heun, fs.Backsolve())
+    fs.solve(
+        fine[0], y0, integrator=fine[1], stepping=fs.Fixed(dt=0.5), adjoint=fine[2],
+        path=Brownian(1, correlation=torch.eye(2) + 0.5),
+    )  # fmt: skip
 
 
 def test_what_takes_correlated_components_keeps_a_martingale() -> None:

@@ -205,6 +205,11 @@ class TorchSDE(Engine):
         if self.method not in _TORCHSDE:
             raise ValueError(f"torchsde's methods are {', '.join(_TORCHSDE)}; got {self.method!r}")
 
+    @property
+    def correlated(self) -> bool:
+        """Whether it takes no double integrals of W: see ``Stochastic``."""
+        return _TORCHSDE[self.method][1] is _ALL
+
     def fits(self, noise: Noise) -> bool:
         """Whether it integrates dynamics with this noise."""
         readings, kinds = _TORCHSDE[self.method]

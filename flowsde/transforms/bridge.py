@@ -53,6 +53,7 @@ def bridge(
 class Bridge(Augmented):
     """What ``bridge`` returns."""
 
+    whitens = True
     end: Tensor
 
     def __init__(

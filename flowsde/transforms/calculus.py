@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._state import State, leaves, tree_map, unflatten
 from ..dynamics.base import Dynamics, Noise
-from .augmented import noise_of
+from .augmented import fill, noise_of
 
 __all__ = ["to_ito", "to_stratonovich"]
 
@@ -48,6 +48,8 @@ def to_ito(sde: Dynamics) -> Dynamics:
 
 @final
 class _Converted(Dynamics):
+    whitens = True
+
     def __init__(self, sde: Dynamics, noise: Noise, half: float) -> None:
         super().__init__()
         self.sde, self._noise, self._half = sde, noise, half
@@ -69,7 +71,7 @@ class _Converted(Dynamics):
             matrix = self.sde.diffusion(t, x, *args)
             if self._noise.kind == "general":
                 return matrix
-            return tree_map(lambda v, like: v.expand_as(like), matrix, x)
+            return tree_map(fill, matrix, x)
 
         compiled = torch.compiler.is_compiling()  # which knows no backward pass within a step
         return (_forward if compiled else _backward)(g, y, self._noise.size)
