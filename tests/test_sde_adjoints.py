@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 
 import flowsde as fs
 from benchmarks.storages import Storages
+from flowsde.dynamics import UnderdampedLangevin
 from flowsde.integrators import (
+    BAOAB,
     EulerMaruyama,
     ReversibleHeun,
     StochasticHeun,
@@ -179,6 +182,9 @@ def test_per_sample_times() -> None:
     keywords: dict[str, Any] = {"integrator": ReversibleHeun(), "t1": ends}
     both = [found(sde, adjoint, states(), **keywords) for adjoint in (fs.Direct(), fs.Reversible())]
     assert_same(both[1], both[0], 1e-10)
+    chosen = {"integrator": ReversibleHeun(), "stepping": fs.Adaptive(1e-2, 1e-2, per_sample=True)}
+    both = [found(sde, adjoint, states(), **chosen) for adjoint in (fs.Direct(), fs.Reversible())]
+    assert_same(both[1], both[0], 1e-10)
 
 
 # --- memory ---------------------------------------------------------------------------------------
@@ -343,6 +349,43 @@ def test_what_cannot_come_back_is_refused(adjoint: fs.Adjoint) -> None:
         fs.solve(sde, y0, **usual, dense=True)
     with torch.no_grad():
         assert not fs.solve(sde, y0, **usual).y1.requires_grad
+
+
+def test_backsolve_follows_langevin_methods_back() -> None:
+    wells = UnderdampedLangevin(lambda t, x: x - x**3, friction=1.2)
+    y0 = torch.tensor([[0.3], [-1.1]], requires_grad=True)
+
+    def slope_by(adjoint: fs.Adjoint) -> Tensor:
+        x1, v1 = fs.solve(
+            wells, (y0, 0.5 * y0), integrator=BAOAB(), stepping=fs.Fixed(steps=400),
+            path=fs.Brownian(1), adjoint=adjoint,
+        ).y1  # fmt: skip
+        return torch.autograd.grad((x1 + v1.square()).sum(), y0)[0]
+
+    assert torch.allclose(slope_by(fs.Backsolve()), slope_by(fs.Direct()), rtol=0.02)
+
+
+def test_backsolve_takes_numbers_and_narrow_times() -> None:
+    """g as a number, and save times that float32 has rounded."""
+    sde = fs.SDE(lambda t, y: -y, lambda t, y: 0.5, noise="diagonal")
+    y0 = torch.ones(3, 2, requires_grad=True)
+    ys = fs.solve(
+        sde, y0, integrator=EulerMaruyama(), stepping=fs.Fixed(steps=100), path=fs.Brownian(1),
+        adjoint=fs.Backsolve(), save_at=torch.linspace(0.0, 1.0, 11, dtype=torch.float32),
+    ).ys  # fmt: skip
+    (slope_,) = torch.autograd.grad(ys[-1].sum(), y0)
+    assert torch.allclose(slope_, torch.full_like(y0, math.exp(-1.0)), rtol=1e-2)
+
+
+def test_a_path_on_given_times_has_no_slope_by_them() -> None:
+    sde, _, _ = system("diagonal")
+    mid = torch.tensor(0.5, requires_grad=True)
+    grid = fs.Grid(torch.stack((torch.tensor(0.0), mid, torch.tensor(1.0))))
+    with pytest.raises(TypeError, match="scale with them"):
+        fs.solve(
+            sde, torch.ones(2, 3), integrator=StochasticHeun(), stepping=grid,
+            path=fs.Brownian(1, torch.linspace(0.0, 1.0, 5)),
+        )  # fmt: skip
 
 
 def test_what_backsolve_cannot_do_is_refused() -> None:

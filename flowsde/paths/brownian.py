@@ -17,7 +17,18 @@ from torch import Tensor
 
 from .. import _random
 from .._increment import Draws, Increment, Source
-from .._scalar import Scalar, expand, magnitude, maximum, minimum, rounding, sqrt, to_float, where
+from .._scalar import (
+    Scalar,
+    expand,
+    magnitude,
+    maximum,
+    minimum,
+    moving,
+    rounding,
+    sqrt,
+    to_float,
+    where,
+)  # fmt: skip
 from .._state import State, tree_map
 from .base import RandomPath
 from .levy import DEVIATIONS, ORDER, halve, shares
@@ -81,6 +92,11 @@ class Brownian(RandomPath):
             return Increments(self._law(), draws, *_widths(grid))
         if any(isinstance(t, Tensor) and t.ndim for t in grid):
             raise TypeError("a path on given times needs a time that the batch shares")
+        if torch.is_grad_enabled() and any(moving(t) for t in grid):
+            raise TypeError(
+                "a path on given times has no derivative by the times of its steps: detach() them, "
+                "or give Brownian(seed), whose steps scale with them"
+            )
         own, slack = sorted(self.times.tolist()), rounding(self.times)
         return Sums(self._law(), draws, own, [_find(own, to_float(t), slack) for t in grid])
 
