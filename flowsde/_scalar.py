@@ -32,6 +32,7 @@ __all__ = [
     "maximum",
     "minimum",
     "moving",
+    "narrowed",
     "nonzero",
     "phi1",
     "power",
@@ -57,6 +58,18 @@ def forwards(x: Tensor) -> bool:
 def moving(x: Any) -> bool:
     """Whether this is a tensor by which something is differentiated, backwards or forwards."""
     return isinstance(x, Tensor) and (x.requires_grad or forwards(x))
+
+
+def narrowed(times: Tensor, dtype: torch.dtype) -> Tensor:
+    """Times ``(..., n)`` in this dtype; a ValueError where that rounds their gaps away."""
+    made, gaps = times.to(dtype), times.detach().diff()
+    lost = (made.detach().to(times.dtype).diff() - gaps).abs() > 0.01 * gaps.abs()
+    if made.dtype != times.dtype and bool(lost.any()):
+        raise ValueError(
+            f"{dtype} rounds the gaps between these times away: count them from the first of each "
+            "series, or give values in float64"
+        )
+    return made
 
 
 def _lift(

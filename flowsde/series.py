@@ -13,6 +13,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ._scalar import narrowed
+
 __all__ = ["Batch", "Scaler", "Series", "collate", "read_csv", "read_ts"]
 
 
@@ -41,6 +43,8 @@ class Series:
                 f"values are ({len(self.times)}, channels), at least one row; got "
                 f"{tuple(self.values.shape)}"
             )
+        if not self.values.is_floating_point():
+            raise ValueError(f"values are in floating point; got {self.values.dtype}: use .float()")
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +77,12 @@ class Batch:
         Args:
             mask: append for each channel 1 where it was observed, else 0.
             intensity: append for each channel how often it was observed so far.
+
+        Raises:
+            ValueError: on times whose gaps the values' dtype rounds away.
         """
         seen = self.mask.to(self.values.dtype)
-        parts = [self.times[..., None].to(self.values.dtype), self.values]
+        parts = [narrowed(self.times, self.values.dtype)[..., None], self.values]
         parts += [seen] * mask + [seen.cumsum(1)] * intensity
         n = torch.arange(self.times.shape[1], device=self.times.device)
         over = n >= self.lengths[:, None]
@@ -168,6 +175,8 @@ def read_ts(path: str | Path) -> tuple[list[Series], list[str]]:
             data = True
             if _flag(header, "classlabel"):
                 classes = header["classlabel"][1:]
+                if not classes:
+                    raise ValueError(f"{path}, line {number}: @classLabel true names no class")
         else:
             name, *rest = line.split()
             header[name.lower().removeprefix("@")] = rest
@@ -196,12 +205,17 @@ def _case(line: str, header: dict[str, list[str]], classes: list[str]) -> Series
     return _joined([_points(part, _flag(header, "timestamps")) for part in parts], label)
 
 
+_POINT = r"\s*\(([^(),]*),([^(),]*)\)\s*"
+
+
 def _points(part: str, stamped: bool) -> dict[float, float]:
     """The values of one dimension, by their times."""
     if not stamped:
         return dict(enumerate(map(_number, part.split(","))))
     points: dict[float, float] = {}
-    for time, value in (point.split(",") for point in re.findall(r"\(([^)]*)\)", part)):
+    if part.strip() and not re.fullmatch(rf"{_POINT}(?:,{_POINT})*", part):
+        raise ValueError(f"points are (time,value),(time,value), their times numbers; got {part!r}")
+    for time, value in re.findall(_POINT, part):
         _put(points, time, value)
     return points
 
@@ -240,17 +254,21 @@ def read_csv(
     """The series of a CSV file with a head and a row for each time, and the names of their classes.
 
     All columns but those named are channels; a cell that is empty or ``?`` is a missing value. Rows
-    may stand in any order. Times are float64, as from ``read_ts``.
+    may stand in any order. Times are float64, as from ``read_ts``, and values of torch's default
+    dtype.
 
     Args:
         series, time: names of the columns that say which series a row is of, and when it was.
         label: that of the class, any text; or
-        target: that of a number to predict. Both are read from a series's first row.
+        target: that of a number to predict. All rows of a series have the same.
 
     Raises:
-        ValueError: on a column that is missing or stands twice; with the line's number, on a cell
-            that is missing or no number, and on a second row of a series at a time.
+        ValueError: on a label and a target; on a column that is missing or stands twice; with the
+            line's number, on a cell that is missing or no number, on a second row of a series at a
+            time, and on a second label or target of a series.
     """
+    if label is not None and target is not None:
+        raise ValueError("a series has a label, of a class, or a target, a number: not both")
     with Path(path).open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         named = [name for name in (series, time, label, target) if name is not None]
@@ -267,7 +285,9 @@ def read_csv(
                 if None in row or None in row.values():
                     raise ValueError(f"a row has {len(columns)} cells")
                 dimensions = found.setdefault(row[series], [{} for _ in channels])
-                said.setdefault(row[series], row[label or target or series].strip())
+                about = row[label or target or series].strip()
+                if said.setdefault(row[series], about) != about:
+                    raise ValueError(f"{about!r} of a series that was {said[row[series]]!r} before")
                 if target is not None:
                     float(row[target])
                 for points, name in zip(dimensions, channels, strict=True):

@@ -111,8 +111,8 @@ def solve(
         generator: from which one seed is drawn, for noise and for probes.
         max_steps: attempts allowed.
         executor: how steps are run.
-        throw: raise one ``SolveError`` at the end of a failed solve; else look at ``status``. Where a
-            field is not finite for some samples, gradients by what all samples share, such as
+        throw: raise one ``SolveError`` at the end of a failed solve; else look at ``status``. Where
+            a field is not finite for some samples, gradients by what all samples share, such as
             parameters, are not either: leave those samples out and solve again.
         progress: True shows a bar; a function ``(done, t, y)`` is called after each step with the
             part of the way that is done, 0 to 1, the time reached and the state, for previews such

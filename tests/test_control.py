@@ -30,6 +30,7 @@ from flowsde.paths import (
 )
 from flowsde.paths.logsignature import _logarithm
 from flowsde.paths.splines import tridiagonal
+from flowsde.series import Series, collate
 
 Rule = Callable[[Tensor, Tensor], Piecewise]
 
@@ -271,6 +272,55 @@ def test_wrong_data_are_refused(name: str) -> None:
     ):  # fmt: skip
         with pytest.raises(ValueError, match=word):
             EVERY[name](t, v)
+
+
+@pytest.mark.parametrize("rule", [Linear, NaturalCubic], ids=lambda rule: rule.__name__)
+def test_a_path_by_row_goes_the_same_way(rule: Any) -> None:
+    times, x = data()
+    for t in (times, times[0]):
+        path = rule(t, x)
+        rows, own = path.by_row(), t.expand(3, -1)
+        assert torch.equal(rows.arrivals, torch.arange(9.0))
+        for i in (0, 3, 7):
+            gap = own[:, i + 1] - own[:, i]
+            s, q = torch.tensor(i + 0.3), own[:, i] + 0.3 * gap
+            assert torch.allclose(rows.evaluate(s), path.evaluate(q))
+            assert torch.allclose(rows.derivative(s), path.derivative(q) * gap[:, None])
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_whole_numbers_are_counted_exactly(name: str) -> None:
+    _, x = data(n=4)
+    whole = 1_600_000_000 + 60 * torch.arange(4)
+    counted, wide = EVERY[name](whole, x), EVERY[name](whole.double(), x)
+    assert torch.equal(counted.pieces, wide.pieces)
+
+
+def test_a_path_holds_its_own_data() -> None:
+    """What the caller does to his afterwards, or loads into another, leaves it as it is."""
+    times, x = data()
+    path = Linear(times, x)
+    before = path.evaluate(torch.tensor(1.0))
+    times += 10.0
+    assert torch.equal(path.evaluate(torch.tensor(1.0)), before)
+    assert not path.state_dict()
+
+
+def test_times_whose_gaps_are_rounded_away_are_refused() -> None:
+    times = 1.6e9 + 60.0 * torch.arange(5.0)
+    with pytest.raises(ValueError, match="count them from the first"):
+        Rectilinear(times, torch.zeros(1, 5, 1, dtype=torch.float32))
+    with pytest.raises(ValueError, match="count them from the first"):
+        collate([Series(times, torch.zeros(5, 1, dtype=torch.float32))]).channels()
+
+
+def test_a_rectilinear_path_ends_with_its_last_value() -> None:
+    """Whatever the times that a batch goes on with."""
+    one = Series(torch.arange(3.0), torch.randn(3, 1))
+    batch = collate([one, Series(torch.arange(7.0), torch.randn(7, 1))])
+    alone = Rectilinear(one.times, one.values[None])
+    together = Rectilinear(batch.times, batch.values)
+    assert torch.equal(together.evaluate(torch.tensor(12.0))[0], alone.evaluate(alone.times[-1])[0])
 
 
 def test_float32_values_at_float64_times() -> None:

@@ -9,8 +9,8 @@ import flowsde
 
 ROOT = Path(flowsde.__file__).parent
 FLOORS = [
-    {"_scalar", "_random", "_once", "_files", "nn", "series"},
-    {"_state", "errors"},
+    {"_scalar", "_random", "_once", "_files", "nn"},
+    {"_state", "errors", "series"},
     {"_increment", "_batch"},
     {"paths"},
     {"dynamics", "stepping", "solution"},

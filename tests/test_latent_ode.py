@@ -355,8 +355,22 @@ def test_series_train_under_autocast(make: Any) -> None:
     assert bool(found.isfinite().all())
 
 
-def test_a_decoder_of_other_channels_is_refused() -> None:
+@pytest.mark.parametrize("part", ["decoder", "intensity"])
+def test_parts_of_other_channels_are_refused(part: str) -> None:
     x, t = torch.randn(3, 6, 2), torch.linspace(0.0, 1.0, 6)
-    model = models.LatentODE(2, 3, 0.5, decoder=nn.Linear(3, 1))
+    model = models.LatentODE(2, 3, 0.5, **{part: nn.Linear(3, 1)})
     with pytest.raises(ValueError, match="as many outputs"):
         model.elbo(x, t, generator=generator())
+    with pytest.raises(ValueError, match="shaped as x"):
+        model.elbo(x, t, x[:1], generator=generator())
+    with pytest.raises(ValueError, match="one logarithm a channel"):
+        models.LatentODE(2, 3, nn.Parameter(torch.zeros(3)))
+
+
+def test_nothing_asked_for_is_nothing() -> None:
+    x, t, model = torch.randn(3, 6, 2), torch.linspace(0.0, 1.0, 6), latent()
+    assert model.sample(0, t, generator=generator()).shape == (0, 6, 2)
+    assert model.infer(x, t, at=t[:0], generator=generator()).shape == (3, 0, 2)
+    assert model.elbo(x[:0], t, generator=generator()).shape == (0,)
+    with pytest.raises(ValueError, match="one row"):
+        model.elbo(x[:, :0], t[:0], generator=generator())

@@ -224,6 +224,32 @@ def test_a_series_at_its_own_times_is_as_it_is_alone() -> None:
         assert torch.allclose(net(alone)[0], together[i], atol=1e-3)
 
 
+@pytest.mark.parametrize("rule", [Linear, HermiteCubic, NaturalCubic], ids=lambda r: r.__name__)
+def test_no_excursion_of_a_series_at_its_own_times_is_missed(rule: Any) -> None:
+    """A loop of eight rows in a long series that else stands still."""
+    t, x = torch.arange(200.0), torch.zeros(2, 200, 2)
+    turn = torch.linspace(0.0, 2.0 * torch.pi, 9)
+    x[0, 140:149] = 3.0 * torch.stack((1.0 - turn.cos(), turn.sin()), -1)
+    values, own = timed(t / 200.0, x), torch.stack((t, 3.0 * t**1.1))
+    net = model(3)
+    wanted = net(rule(t, values))
+    assert torch.allclose(net(rule(own[:1], values[:1])), wanted[:1], atol=5e-3)
+    assert torch.allclose(net(Linear(own, values)), net(Linear(t, values)), atol=5e-3)
+    assert not torch.allclose(wanted[0], wanted[1], atol=2e-2)
+    with pytest.raises(TypeError, match="Linear"):
+        net(values)
+
+
+def test_a_series_at_its_own_times_does_not_look_ahead() -> None:
+    times, x = data(n=20)
+    net, later = model(3), x.clone()
+    later[:, 10:] += 1.0
+    for rule in (Linear, HermiteCubic):
+        now, then = (net.online(rule(times, timed(times, v))) for v in (x, later))
+        assert torch.allclose(now[:, :10], then[:, :10], atol=1e-12)
+        assert not torch.allclose(now[:, 11:], then[:, 11:], atol=1e-3)
+
+
 ADJOINTS = {
     "Checkpointed": (fs.Checkpointed(), 0.0),
     "Backsolve": (fs.Backsolve(), 1e-2),

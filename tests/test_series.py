@@ -100,6 +100,10 @@ def test_ts_files_with_times_and_targets(tmp_path: Path) -> None:
         ("@timeStamps true\n@data\n(2020-01-01,4)\n", "line 3"),
         ("@timeStamps true\n@data\n1,2\n", "line 3"),
         ("@classLabel true a b\n", "@data"),
+        ("@classLabel true\n@data\n1,2:a\n", "names no class"),
+        ("@timeStamps true\n@data\n(0,1),(1,2),(2,3\n", "line 3"),
+        ("@timeStamps true\n@data\n(0,1),5,(2,3)\n", "line 3"),
+        ("@timeStamps true\n@data\n(0,1):garbage\n", "line 3"),
     ],
 )
 def test_what_is_no_ts_file_is_refused(tmp_path: Path, text: str, word: str) -> None:
@@ -124,6 +128,11 @@ def test_csv_files_are_read(tmp_path: Path) -> None:
     assert first.label == 3.5
     with pytest.raises(ValueError, match="columns"):
         read_csv(file, series="id", time="when")
+    with pytest.raises(ValueError, match="not both"):
+        read_csv(file, series="who", time="when", label="kind", target="b")
+    file.write_text("who,when,a,kind\nx,0,1,up\nx,1,2,down\n")
+    with pytest.raises(ValueError, match="line 3: 'down' of a series that was 'up'"):
+        read_csv(file, series="who", time="when", label="kind")
     file.write_text("who,when,a\nx,0,1\nx,soon,1\n")
     with pytest.raises(ValueError, match="line 3"):
         read_csv(file, series="who", time="when")

@@ -153,6 +153,11 @@ class LatentODE(nn.Module):
         solver: Solver = Solver(Dopri5(), Adaptive(1e-3, 1e-4)),
     ) -> None:  # fmt: skip
         super().__init__()
+        if isinstance(noise, nn.Parameter) and noise.shape not in ((), (channels,)):
+            raise ValueError(
+                f"a learned noise is () or ({channels},), one logarithm a channel; got "
+                f"{tuple(noise.shape)}"
+            )
         self.latent, self.start, self.solver = latent, start, solver
         self.log_noise = noise if isinstance(noise, nn.Parameter) else math.log(check_noise(noise))
         self.encoder = GapGRU(channels) if encoder is None else encoder
@@ -169,6 +174,10 @@ class LatentODE(nn.Module):
     def encode(self, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
         """(m_x, s_x), ``(batch, latent)`` each: of the rows in which something was seen."""
         times = own_times(times, x, self.start)
+        if not len(x):
+            return x.new_zeros(0, self.latent), x.new_ones(0, self.latent)
+        if not x.shape[1]:
+            raise ValueError("a series has one row at least, if only of not-a-number")
         seen = seen_rows(x)
         order = torch.where(seen, -times, torch.inf).argsort(dim=1)
         rows = torch.arange(len(x), device=x.device)[:, None]
@@ -187,6 +196,8 @@ class LatentODE(nn.Module):
     def _solve(self, dynamics: Dynamics, z0: Tensor, times: Tensor) -> Tensor:
         if times.requires_grad:
             raise TypeError("the times of series carry no gradient: detach() them")
+        if not times.numel():
+            return z0.new_empty((*times.shape, z0.shape[1]))
         if not bool((times >= self.start).all()):
             raise ValueError(f"times are numbers from {self.start}, the start, on")
         union, place = torch.unique(times, return_inverse=True)
@@ -213,15 +224,23 @@ class LatentODE(nn.Module):
             generator: of the draws.
             weight: of the divergence; below one while training warms up.
         """
+        if given is not None and given.shape != x.shape:
+            raise ValueError(f"given is shaped as x, {tuple(x.shape)}; got {tuple(given.shape)}")
         mean, std = self.encode(x if given is None else given, times)
         at = torch.where(seen_rows(x), times.expand(x.shape[:2]), self.start)
-        z0, zero = draw(mean, std, generator), torch.zeros_like(mean[0])
+        z0, zero = draw(mean, std, generator), mean.new_zeros(self.latent)
         if self.intensity is None:
             z, fit = self.paths(z0, at), zero.new_zeros(len(x))
         else:
             both = _Counted(self.dynamics, self.intensity)
             z, expected = both.leave(self._solve(both, both.enter(z0), at))
-            fit = torch.where(torch.isnan(x), 0.0, self.intensity(z)).sum((1, 2))
+            logs = self.intensity(z)
+            if logs.shape != x.shape:
+                raise ValueError(
+                    f"the intensity has a logarithm for each of the series' {tuple(x.shape)}; got "
+                    f"{tuple(logs.shape)}: give it as many outputs as there are channels"
+                )
+            fit = torch.where(torch.isnan(x), 0.0, logs).sum((1, 2))
             fit = fit - expected.amax(1)
         fit = fit + seen_log_prob(x, self.decoder(z), self.noise)
         return fit - weight * divergence(mean, std, zero, zero)

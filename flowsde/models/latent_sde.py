@@ -79,7 +79,7 @@ class LatentSDE(nn.Module):
             )
         seen = ~torch.isnan(x)
         gaps = functional.pad(self.times.diff(), (0, 1))[:, None].expand(*x.shape[:2], 1)
-        inputs = torch.cat((torch.where(seen, x, 0.0), seen.to(x.dtype), gaps), -1)
+        inputs = torch.cat((torch.where(seen, x, 0.0), seen.to(x.dtype), gaps.to(x.dtype)), -1)
         known = torch.cat((self.encoder(inputs.flip(1))[0].flip(1), inputs), -1)
         mean, log_std = self.starter(known[:, 0]).to(x.dtype).chunk(2, -1)
         return mean, log_std.exp(), self.reader(known)

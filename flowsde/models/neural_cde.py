@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +9,8 @@ from .._state import contract
 from ..dynamics.differential import CDE
 from ..nn import MLP
 from ..paths.base import Path
+from ..paths.control import Piecewise
+from ..solution import Solution
 from ..solve import Solver
 from ..stepping import Adaptive
 
@@ -35,8 +35,12 @@ class NeuralCDE(nn.Module):
         hidden, width, depth: sizes of h and of the networks' hidden layers, of which f has so many.
         layers: of h.
         rank: f(h) = U(h) V(h)^T of so low a rank, never written out; None for any matrix.
-        solver: by default adaptive steps, which end on the path's knots; those of each sample where
-            times are.
+        solver: by default adaptive steps, which end on the path's knots. Where each sample has
+            times of its own they are taken by the numbers of its rows, in which the batch shares
+            its knots, and every sample chooses its own steps between them.
+
+    Raises:
+        TypeError: on what is no path of the library.
 
     Source: Kidger et al. 2020, arXiv 2005.08926; Morrill et al. 2021, arXiv 2009.08295 (log-ODE).
     """
@@ -62,29 +66,39 @@ class NeuralCDE(nn.Module):
         Raises:
             TypeError: on a path that looks ahead: the outputs would know what comes.
         """
-        if not path.causal:
+        if not _known(path).causal:
             raise TypeError(
                 f"this {type(path).__name__} looks ahead: give HermiteCubic(...) or Linear(...), "
                 "which do not where no value is missing, or Rectilinear(...), which never does"
             )
-        ys = self._solve(path, save_at=path.arrivals).ys
+        ys = self._solve(path, arriving=True).ys
         assert isinstance(ys, Tensor)
         return self._read(ys.transpose(0, 1))
 
     def _read(self, h: Tensor) -> Tensor:
         return self.readout(h[..., -self.readout.in_features :])
 
-    def _solve(self, path: Path, **more: Any) -> Any:
-        arrivals = path.arrivals
-        own = arrivals.ndim == 2
-        t0, t1 = arrivals[..., 0], arrivals[..., -1]
-        solver = self.solver
+    def _solve(self, path: Path, arriving: bool = False) -> Solution:
+        path, solver = _known(path), self.solver
         if solver is None:
-            knots, jumps = ((), ()) if own else (path.knots.detach(), path.jumps.detach())
+            own = isinstance(path, Piecewise) and path.times.ndim == 2
+            path = path.by_row() if own else path  # type: ignore[attr-defined]
+            knots, jumps = path.knots.detach(), path.jumps.detach()
             solver = Solver(stepping=Adaptive(1e-4, 1e-6, own, step_at=knots, jump_at=jumps))
+        t0, t1 = path.arrivals[..., 0], path.arrivals[..., -1]
+        more = {"save_at": path.arrivals} if arriving else {}
         cde = CDE(self.field, path, products=True, batched_time=True, rowwise=True)
         start = path.evaluate(t0)
         return solver.solve(cde, self.initial(start).to(start.dtype), t0, t1, **more)
+
+
+def _known(path: Path) -> Path:
+    if not isinstance(path, Path):
+        raise TypeError(
+            f"NeuralCDE is driven by a path; got {type(path).__name__}: give one of Linear(times, "
+            "values), HermiteCubic(times, values) or, of torchcde's, TorchCDE(path)"
+        )
+    return path
 
 
 class _Stack(nn.ModuleList):

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self, final
 import torch
 from torch import Tensor, nn
 
+from .._scalar import narrowed
 from .base import Path
 
 __all__ = ["Linear", "Piecewise", "Rectilinear", "Straight", "TorchCDE"]
@@ -53,11 +54,15 @@ class Piecewise(Path, nn.Module):
         x = _time_first(values)  # a piece is one block of memory
         t = (times.T if times.ndim == 2 else times[:, None]).unsqueeze(-1)
         self.causal, ends, pieces = self._through(t, x)
-        self.register_buffer("_ends", torch.unique(ends), persistent=False)
-        self.register_buffer("times", times)
-        self.register_buffer("pieces", pieces)
+        self._hold(times, pieces, torch.unique(ends))
+
+    def _hold(self, times: Tensor, pieces: Tensor, ends: Tensor) -> None:
+        """Made of data: they move with a module, and are no part of its state."""
         inner = times.detach()[..., 1:-1].contiguous()
-        self.register_buffer("_inner", inner, persistent=False)
+        for name, value in (
+            ("times", times), ("pieces", pieces), ("_ends", ends), ("_inner", inner),
+        ):  # fmt: skip
+            self.register_buffer(name, value, persistent=False)
 
     @abstractmethod
     def _coefficients(self, x: Tensor, secant: Tensor, rate: Tensor) -> Sequence[Tensor]:
@@ -88,6 +93,18 @@ class Piecewise(Path, nn.Module):
     @property
     def arrivals(self) -> Tensor:
         return self.times
+
+    def by_row(self) -> Self:
+        """The same path with the numbers of its rows for times, 0 to n - 1, which samples share
+        whatever times they had. What a CDE makes of it is the same; dX/dt jumps at every row.
+        """
+        rows = copy.copy(self)
+        rows._buffers = dict(self._buffers)
+        n = torch.arange(self.times.shape[-1], dtype=self.times.dtype, device=self.times.device)
+        gaps = self.times.diff().reshape(-1, len(n) - 1).T[:, None, :, None]
+        powers = torch.arange(self.pieces.shape[1], device=n.device).reshape(-1, 1, 1)
+        rows._hold(n, self.pieces * gaps.to(self.pieces.dtype) ** powers, n)
+        return rows
 
     def select(self, index: Tensor) -> Self:
         rows = copy.copy(self)
@@ -153,7 +170,7 @@ class Rectilinear(Straight):
 
     Args:
         times: ``(n,)``, or ``(batch, n)``; they are values here, and the batch shares the path's.
-            NaN after a series's end, where its path stands still.
+            After the last row with any value a path stands still.
         values: ``(batch, n, channels)``.
 
     Raises:
@@ -164,7 +181,10 @@ class Rectilinear(Straight):
     """
 
     def __init__(self, times: Tensor, values: Tensor) -> None:
-        t = _checked(times, values, open_ended=True).to(values.dtype).expand(values.shape[:2])
+        t = narrowed(_checked(times, values, open_ended=True), values.dtype)
+        row = torch.arange(values.shape[1], device=values.device)
+        last = torch.where(values.isnan().all(-1), 0, row).amax(1, keepdim=True)
+        t = torch.where(row <= last, t.expand(values.shape[:2]), torch.nan)
         t, x = _forward(t[..., None])[..., 0], _forward(values)
         if bool(x.isnan().any()):
             raise ValueError(
@@ -296,11 +316,14 @@ def _forward(x: Tensor) -> Tensor:
 
 
 def _real(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+    """That of times: whole numbers are counted exactly."""
+    exact = not dtype.is_floating_point
+    return torch.float64 if exact else torch.promote_types(dtype, torch.float32)
 
 
 def _checked(times: Tensor, values: Tensor, *, open_ended: bool = False) -> Tensor:
-    """The times, in floating point; open-ended ones may be NaN from somewhere on."""
+    """The times, in floating point and our own; open-ended ones may be NaN from somewhere on."""
+    times = times.to(_real(times.dtype), copy=True)
     rising = times.diff() > 0
     if open_ended:
         rising |= times[..., 1:].isnan() & ~times[..., :1].isnan()
@@ -316,4 +339,4 @@ def _checked(times: Tensor, values: Tensor, *, open_ended: bool = False) -> Tens
     known = values.is_floating_point() and bool(values.detach().sum().isfinite())  # mostly
     if not known and not (values.is_floating_point() and not bool(values.isinf().any())):
         raise ValueError("values are finite numbers in floating point, or NaN where none was seen")
-    return times.to(_real(times.dtype))
+    return times
