@@ -68,6 +68,17 @@ class Batch:
         """Where a value was observed, ``(batch, n, channels)``."""
         return ~self.values.isnan()
 
+    def shared(self) -> tuple[Tensor, Tensor]:
+        """The same at the times of all, ``(m,)``: ``(batch, m, channels)`` values, not-a-number
+        where a series has none. For models of one time for all, such as ``models.LatentSDE``.
+        """
+        n = torch.arange(self.times.shape[1], device=self.times.device)
+        real = n < self.lengths[:, None]
+        times, place = torch.unique(self.times[real], return_inverse=True)
+        values = self.values.new_full((len(real), len(times), self.values.shape[2]), torch.nan)
+        values[real.nonzero()[:, 0], place] = self.values[real]
+        return times, values
+
     def channels(self, *, mask: bool = False, intensity: bool = False) -> Tensor:
         """What a neural CDE is driven by, ``(batch, n, 1 + ...)``: the time, then the values.
 

@@ -24,7 +24,7 @@ from ._scalar import (
     rounding,
     to_float,
     where,
-)  # fmt: skip
+)
 from ._state import State, batch_size, by_row, leaves, tree_map
 
 __all__ = ["Adaptive", "Fixed", "Grid", "Norm", "Stepping", "max_norm", "rms_norm"]

@@ -40,6 +40,16 @@ def test_a_batch_holds_its_series() -> None:
         assert torch.equal(batch.mask[i, :n], ~s.values.isnan())
 
 
+def test_irregular_series_share_the_times_of_all() -> None:
+    series = ragged()
+    times, values = collate(series).shared()
+    assert torch.equal(times, torch.cat([s.times for s in series]).unique())
+    for row, s in zip(values, series, strict=True):
+        mine = torch.isin(times, s.times)
+        assert torch.equal(row[mine].nan_to_num(7.0), s.values.nan_to_num(7.0))
+        assert bool(row[~mine].isnan().all())
+
+
 def test_channels_count_what_was_seen() -> None:
     batch = Batch(
         torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[[5.0], [NAN], [7.0]]]), torch.tensor([3])

@@ -35,7 +35,8 @@ class LatentSDE(nn.Module):
     seen.
 
     Args:
-        times: ``(n,)``, increasing; the same for all series.
+        times: ``(n,)``, increasing; the same for all series, as ``series.Batch.shared`` makes them
+            of series at times of their own.
         channels: of a series.
         noise: standard deviation of an observation.
         latent, context, width: sizes of z, of c, and of the networks' hidden layers (a quarter of
@@ -108,6 +109,8 @@ class LatentSDE(nn.Module):
         """
         mean, std, context = self.encode(x)
         times = self.times if times is None else times
+        if times.ndim != 1:
+            raise ValueError(f"times is (n,), the same for all series; got {tuple(times.shape)}")
         start = draw(mean, std, generator)
         return self.decoder(self._solve(self.posterior, start, times, generator, (context,)))
 

@@ -28,7 +28,7 @@ from .._scalar import (
     sqrt,
     to_float,
     where,
-)  # fmt: skip
+)
 from .._state import State, tree_map
 from .base import RandomPath
 from .levy import DEVIATIONS, ORDER, halve, shares
