@@ -66,7 +66,7 @@ class Flow(nn.Module):
         self.base, self.dynamics, self.transform, self.t0 = base, dynamics, transform, t0
         self.solver, self.divergence = solver or Solver(), divergence
         # in a tuple, so that the parameters stand once in a state_dict; beside what it is made of
-        self._density = dynamics, log_density(dynamics, divergence)
+        self._density = dynamics, divergence, log_density(dynamics, divergence)
 
     @property
     def event_shape(self) -> torch.Size:
@@ -76,9 +76,11 @@ class Flow(nn.Module):
     @property
     def density(self) -> Dynamics:
         """The dynamics with the log-density that it carries."""
-        if self._density[0] is not self.dynamics:
-            self._density = self.dynamics, log_density(self.dynamics, self.divergence)
-        return self._density[1]
+        dynamics, divergence, _ = self._density
+        if dynamics is not self.dynamics or divergence is not self.divergence:
+            made = log_density(self.dynamics, self.divergence)
+            self._density = self.dynamics, self.divergence, made
+        return self._density[2]
 
     def log_prob(self, x: Tensor, *args: Any, generator: torch.Generator | None = None) -> Tensor:
         """Log-density in nats of x, ``(..., *event_shape)``; differentiable.
@@ -116,7 +118,7 @@ class Flow(nn.Module):
         probes = generator if self.dynamics.random else None
         x = self._solve(self.dynamics, z, args, probes, inverse=True)
         if self.transform is not None:
-            x = _through(self.transform, x, inverse=True)
+            x = _through(self._leaving(x, generator), x, inverse=True)
         return x.reshape(*batch, *self.event_shape)
 
     @torch.no_grad()
@@ -145,7 +147,7 @@ class Flow(nn.Module):
         state = z, self.base.log_prob(z)
         state = self._solve(self.density, state, args, generator, inverse=True)
         if self.transform is not None:
-            state = _through(log_density(self.transform), state, inverse=True)
+            state = _through(log_density(self._leaving(state[0], generator)), state, inverse=True)
         return state[0].reshape(*batch, *self.event_shape), state[1].reshape(batch)
 
     @torch.no_grad()
@@ -176,6 +178,12 @@ class Flow(nn.Module):
         if self.transform is None:
             return state
         return _through(log_density(_prepared(self.transform, x, generator)), state)
+
+    def _leaving(self, x: Tensor, generator: torch.Generator | None) -> Map:
+        """The transform on the way out, with draws where it may have them: few want any there."""
+        assert self.transform is not None
+        draws = self.transform.random and generator is not None
+        return _prepared(self.transform, x, generator) if draws else self.transform
 
     def _solve(
         self, dynamics: Dynamics, state: State, args: tuple[Any, ...],

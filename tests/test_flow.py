@@ -18,6 +18,7 @@ import flowsde as fs
 from flowsde import _random, bases, interop, models, objectives
 from flowsde.integrators import Dopri8
 from flowsde.models import Dequantize, Logit, Standardize, Whiten
+from flowsde.nn import LipschitzMLP
 
 from .systems import DEVICE, generator
 
@@ -592,3 +593,153 @@ def test_laws_of_nothing_are_refused() -> None:
             make(2, 3, 0.0)
     with pytest.raises(ValueError, match="noise"):
         models.LatentSDE(torch.linspace(0.0, 1.0, 6), 2, -1.0)
+
+
+# --- what a review found --------------------------------------------------------------------------
+
+
+class Bent(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.9 * torch.sin(x)
+
+
+@pytest.mark.parametrize("big", [1.0, 1e3, 1e6, 1e8])
+def test_no_row_of_a_residuals_inverse_hangs_on_the_others(big: float) -> None:
+    made = models.InvertibleResidual(Bent())
+    x = torch.tensor([[0.3, -0.7], [2.0, 3.0], [big, big]])
+    y = made.step(0, x)[0]
+    back, ladj = made.unstep(0, y)
+    _, own = made.unstep(0, y[:2])
+    assert torch.allclose(back[:2], x[:2], rtol=1e-12, atol=1e-12)
+    assert torch.allclose(ladj[:2], own, rtol=1e-12)
+    weight = torch.tensor([[1.0, 2.0], [3.0, -1.0], [1e7, 1e7]])
+    grads = []
+    for rows in (3, 2):
+        at = y[:rows].clone().requires_grad_()
+        grads.append(torch.autograd.grad((made.unstep(0, at)[0] * weight[:rows]).sum(), at)[0][:2])
+    assert torch.allclose(*grads, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_residual_settles_at_its_own_rounding(dtype: torch.dtype) -> None:
+    """A network rounds by more than its output's last digit."""
+    torch.manual_seed(0)
+    blocks = [models.InvertibleResidual(LipschitzMLP([2, 64, 64, 2], 0.95)) for _ in range(3)]
+    made = fs.Composed(blocks).to(dtype)
+    x = 0.05 * torch.randn(64, 2, dtype=dtype)
+    y = x
+    for k in range(3):
+        y = made.step(k, y)[0]
+    for k in reversed(range(3)):
+        y = made.unstep(k, y)[0]
+    assert float((y - x).detach().abs().max()) < 100.0 * torch.finfo(dtype).eps
+
+
+def test_vectors_of_an_event_are_whitened_each() -> None:
+    data = torch.randn(50, 4, 3) @ torch.randn(3, 3) + 5.0
+    made = Whiten(3)
+    z = made.start(data)
+    assert torch.allclose(torch.cov(z.flatten(0, 1).mT), torch.eye(3), atol=1e-6)
+
+    def moved(x: Tensor) -> Tensor:
+        return made.step(0, x.reshape(1, 4, 3))[0].flatten()
+
+    jacobian = torch.autograd.functional.jacobian(moved, data[0].flatten())
+    assert torch.allclose(made.step(0, data[:1])[1], torch.linalg.slogdet(jacobian)[1])
+    with pytest.raises(ValueError, match="3 components"):
+        made.step(0, torch.randn(5, 1))
+
+
+def test_whitening_is_exact_under_autocast() -> None:
+    made = Whiten.of(torch.randn(100, 3).float() @ torch.randn(3, 3).float() + 50.0)
+    z = torch.randn(7, 3).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = made.unstep(0, z)[0]
+    assert torch.equal(mixed, made.unstep(0, z)[0])
+
+
+def test_a_divergence_may_be_changed() -> None:
+    ode = fs.ODE(lambda t, x: torch.tanh(x @ torch.ones(3, 3)))
+    made, x = fs.Flow(fs.Normal(3), ode, divergence=fs.Hutchinson()), torch.randn(4, 3)
+    made.log_prob(x, generator=generator())
+    made.divergence = fs.Exact()
+    assert torch.equal(made.log_prob(x), fs.Flow(fs.Normal(3), ode).log_prob(x))
+
+
+def test_penalties_are_those_of_the_flows_own_dynamics() -> None:
+    made, x = fs.Flow(fs.Normal(2), models.cnf(2, 8, 1)), torch.randn(4, 2)
+    objective = objectives.MaximumLikelihood(made, kinetic=0.1)
+    before = objective(x, generator=generator())
+    made.dynamics = models.cnf(2, 8, 1)
+    fresh = objectives.MaximumLikelihood(made, kinetic=0.1)
+    assert torch.equal(objective(x, generator=generator()), fresh(x, generator=generator()))
+    assert not torch.equal(before, fresh(x, generator=generator()))
+
+
+EMPTY: dict[str, Any] = {
+    "nsf": lambda: models.nsf(2, generator=torch.Generator("cpu").manual_seed(1)),
+    "nice": lambda: models.nice(2, generator=torch.Generator("cpu").manual_seed(1)),
+    "maf": lambda: models.maf(2),
+    "residual": lambda: fs.Composed([models.InvertibleResidual(LipschitzMLP([2, 8, 2]))]),
+    "planar": lambda: fs.Composed([models.Planar(2)]),
+    "cnf": lambda: models.cnf(2, 8, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_batches_of_none(name: str) -> None:
+    made = fs.Flow(fs.Normal(2), EMPTY[name]())
+    assert made.log_prob(torch.rand(0, 2)).shape == (0,)
+    assert made.sample((0,), seed=0).shape == (0, 2)
+    assert made.sample_and_log_prob((0,), seed=0)[1].shape == (0,)
+
+
+@pytest.mark.parametrize("divergence", [fs.Exact(), fs.Hutchinson(2)], ids=str)
+def test_numbers_have_densities(divergence: Any) -> None:
+    """dx/dt = -x over t in [0, 1] shrinks by e."""
+    made = fs.Flow(fs.Normal(()), fs.ODE(lambda t, x: -x), divergence=divergence)
+    x = torch.randn(5)
+    found = made.log_prob(x, generator=generator())
+    assert torch.allclose(found, td.Normal(0.0, 1.0).log_prob(x / math.e) - 1.0, atol=1e-5)
+    assert float(models.straightness(made, x).min()) > 0.0
+
+
+def test_standardize_shares_numbers_as_its_shape_says() -> None:
+    data = 2.0 * torch.randn(400, 3, 4, 5) + torch.tensor([1.0, -2.0, 0.5])[:, None, None]
+    made = Standardize((3, 1, 1))
+    z = made.start(data)
+    assert torch.allclose(z.mean((0, 2, 3)), torch.zeros(3), atol=1e-10)
+    assert torch.allclose(z.std((0, 2, 3)), torch.ones(3), atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 4, 4)])
+def test_a_continuous_flow_takes_conditions(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    ode = models.cnf(shape[0] if len(shape) == 1 else shape, 8, 1, condition=3)
+    made, x, c = fs.Flow(fs.Normal(shape), ode, STEPS), torch.randn(5, *shape), torch.randn(5, 3)
+    found = made.log_prob(x, c)
+    plain = fs.Flow(fs.Normal(shape), fs.ODE(ode.f, batched_time=True), STEPS)
+    assert torch.allclose(found, plain.log_prob(x, c))
+    one = fs.Flow(fs.Normal(shape), fs.ODE(lambda t, y: ode.f(t, y, c[2:3])), STEPS)
+    assert torch.allclose(one.log_prob(x[2:3]), found[2:3])
+    assert made.sample((4,), c, seed=0).shape == (4, 5, *shape)
+
+
+def test_a_random_transform_takes_the_generator_on_the_way_out() -> None:
+    block = models.InvertibleResidual(LipschitzMLP([2, 8, 2]), models.RouletteLogDet())
+    made = fs.Flow(fs.Normal(2), models.ActNorm(2), transform=fs.Composed([block]))
+    assert made.sample((3,), generator=generator()).shape == (3, 2)
+    assert made.sample_and_log_prob((3,), generator=generator())[1].shape == (3,)
+
+
+@pytest.mark.parametrize("value", [0.5, 8.0, -1.0])
+def test_data_that_is_no_whole_number_is_refused(value: float) -> None:
+    made = fs.Flow(fs.Normal(1), models.ActNorm(1), transform=Dequantize(8))
+    with pytest.raises(ValueError, match="whole numbers 0 to 7"):
+        made.log_prob(torch.tensor([[value]]), generator=generator())
+
+
+def test_data_beyond_a_logits_range_is_refused() -> None:
+    made = fs.Flow(fs.Normal(1), models.ActNorm(1), transform=Logit())
+    with pytest.raises(ValueError, match=r"numbers in \[0, 1\]"):
+        made.log_prob(torch.tensor([[0.5], [1.5]]))

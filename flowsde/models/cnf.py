@@ -12,7 +12,9 @@ from ..nn import MLP, ConcatSquash, ConvConcatSquash
 __all__ = ["cnf", "planar_cnf"]
 
 
-def cnf(shape: int | Sequence[int], width: int = 64, depth: int = 3) -> ODE:
+def cnf(
+    shape: int | Sequence[int], width: int = 64, depth: int = 3, *, condition: int = 0
+) -> ODE:  # fmt: skip
     """dx/dt = ConcatSquash(t, x) with ``depth`` hidden layers of ``width``.
 
     Put it in ``Flow(Normal(dim), cnf(dim))``; ``log_density`` gives its likelihood. That of vectors
@@ -21,15 +23,16 @@ def cnf(shape: int | Sequence[int], width: int = 64, depth: int = 3) -> ODE:
     Args:
         shape: the dimension of vectors, or (channels, height, width) of images.
         width, depth: of the hidden layers; channels, for images.
+        condition: size of a further input ``(batch, condition)``, given as ``args``; 0 for none.
 
     Source: Grathwohl et al. 2019, "FFJORD", arXiv 1810.01367.
     """
     hidden = [width] * depth
     if isinstance(shape, int):
-        net = ConcatSquash([shape, *hidden, shape])
+        net = ConcatSquash([shape, *hidden, shape], condition)
         return ODE(net, batched_time=True, traced=net.traced)
     channels, _, _ = shape
-    return ODE(ConvConcatSquash([channels, *hidden, channels]), batched_time=True)
+    return ODE(ConvConcatSquash([channels, *hidden, channels], condition), batched_time=True)
 
 
 def planar_cnf(dim: int, width: int = 64, hyper: int = 32) -> ODE:

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import _random
-from .._state import State
+from .._state import State, by_row, mapped
 from ..dynamics.discrete import Map
+from .mixing import exactly
 
 __all__ = ["Dequantize", "Logit", "Standardize", "Whiten"]
 
@@ -47,7 +48,9 @@ class Standardize(Map):
 
     @torch.no_grad()
     def start(self, y: Tensor, *args: Any) -> Tensor:
-        mean, std = y.mean(0), y.std(0)
+        alike = (1,) * (y.ndim - 1 - self.mean.ndim) + tuple(self.mean.shape)
+        axes = [0, *(i for i, n in enumerate(alike, 1) if n == 1)]
+        mean, std = (x.reshape(self.mean.shape) for x in (y.mean(axes), y.std(axes)))
         if not bool((std > 16.0 * torch.finfo(y.dtype).eps * mean.abs()).all()):
             raise ValueError("a component is constant over the data, to rounding: leave it out")
         self.mean.copy_(mean)
@@ -96,7 +99,8 @@ class Whiten(Map):
 
     @torch.no_grad()
     def start(self, y: Tensor, *args: Any) -> Tensor:
-        covariance = torch.cov(y.double().T)
+        vectors = self._vectors(y).flatten(0, -2)
+        covariance = torch.cov(vectors.double().mT)
         factor = torch.linalg.cholesky(covariance)
         part = factor.diagonal() / covariance.diagonal().sqrt()  # that the others do not tell
         if not bool((part > max(16.0 * torch.finfo(y.dtype).eps, 1e-7)).all()):
@@ -104,18 +108,27 @@ class Whiten(Map):
                 "components depend on each other: leave some out"
             )
         self.factor.copy_(factor)
-        self.mean.copy_(y.mean(0))
+        self.mean.copy_(vectors.mean(0))
         return self.step(0, y)[0]
 
     def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-        z = torch.linalg.solve_triangular(self.factor, (y - self.mean).mT, upper=False).mT
+        off = (self._vectors(y) - self.mean).flatten(0, -2).mT
+        z = torch.linalg.solve_triangular(self.factor, off, upper=False).mT.reshape(y.shape)
         return z, -self._volume(y)
 
     def unstep(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-        return y @ self.factor.mT + self.mean, self._volume(y)
+        with exactly(y):
+            return self._vectors(y) @ self.factor.mT + self.mean, self._volume(y)
+
+    def _vectors(self, y: Tensor) -> Tensor:
+        if y.shape[-1:] != self.mean.shape:
+            raise ValueError(
+                f"vectors have {len(self.mean)} components; got samples of {tuple(y.shape[1:])}"
+            )
+        return y
 
     def _volume(self, y: Tensor) -> Tensor:
-        return self.factor.diagonal().log().sum().expand(len(y))
+        return (self.factor.diagonal().log().sum() * y.shape[1:-1].numel()).expand(len(y))
 
 
 class Logit(Map):
@@ -134,7 +147,12 @@ class Logit(Map):
         self.margin = margin
 
     def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-        z = torch.logit(self.margin + (1.0 - 2.0 * self.margin) * y)
+        share = self.margin + (1.0 - 2.0 * self.margin) * y
+        _within(
+            (share > 0.0) & (share < 1.0), "numbers in [0, 1]",
+            "Dequantize brings whole ones there; 0 and 1 themselves need a margin",
+        )  # fmt: skip
+        z = torch.logit(share)
         return z, self._volume(z)
 
     def unstep(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
@@ -143,7 +161,7 @@ class Logit(Map):
     def _volume(self, z: Tensor) -> Tensor:
         """log |dz/dx| = log(1 - 2 margin) - log sigmoid(z) - log sigmoid(-z), summed."""
         slope = functional.softplus(z) + functional.softplus(-z) + math.log1p(-2.0 * self.margin)
-        return slope.flatten(1).sum(-1)
+        return by_row(slope, len(slope))[0].sum(-1)
 
 
 class Dequantize(Map):
@@ -186,6 +204,9 @@ class Dequantize(Map):
     def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         if self._u is None:
             raise TypeError("Dequantize draws once a solve: prepare it, as solve and Flow do")
+        whole = (y >= 0.0) & (y < self.levels) & (y == y.floor())
+        last = self.levels - 1
+        _within(whole, f"whole numbers 0 to {last}", f"multiply by {last} what lies in [0, 1]")
         return (y + self._u) / self.levels, -self._volume(y)
 
     def unstep(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
@@ -197,3 +218,11 @@ class Dequantize(Map):
 
     def _volume(self, y: Tensor) -> Tensor:
         return y.new_full((len(y),), y.shape[1:].numel() * math.log(self.levels))
+
+
+def _within(fine: Tensor, what: str, cure: str) -> None:
+    """Refuses data that the map does not take."""
+    if torch.compiler.is_compiling() or fine.is_meta or mapped(fine):
+        return
+    if not bool(fine.all()):
+        raise ValueError(f"the map takes {what}: {cure}")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import _random
 from .._scalar import Scalar, expand
-from .._state import check_like
+from .._state import by_row, check_like
 from ..dynamics.base import Dynamics, Noise
 from ..dynamics.differential import ODE
 from ..flow import Flow
@@ -124,10 +124,10 @@ def straightness(flow: Flow, x1: Tensor, *args: Any) -> Tensor:
 
     def field(t: Tensor, y: tuple[Tensor, Tensor], *args: Any) -> tuple[Tensor, Tensor]:
         velocity = dynamics(t, y[0], *args)
-        return velocity, velocity.flatten(1).square().sum(1)
+        return velocity, by_row(velocity, len(velocity))[0].square().sum(1)
 
     span = dynamics.horizon - flow.t0
     both = ODE(field, batched_time=dynamics.batched_time)
     start = x1, x1.new_zeros(len(x1))
     x0, energy = flow.solver.solve(both, start, dynamics.horizon, flow.t0, args=args).y1
-    return -energy / span - (x1 - x0).flatten(1).square().sum(1) / span**2
+    return -energy / span - by_row(x1 - x0, len(x1))[0].square().sum(1) / span**2

@@ -19,7 +19,7 @@ __all__ = ["ActNorm", "Mixing", "Permutation"]
 
 def _spread(ladj: Tensor, y: Tensor) -> Tensor:
     """The log-determinant ``(batch,)`` of a map of rows, 0-d, that acts at every place."""
-    return (ladj * y[0, 0].numel()).expand(len(y))
+    return (ladj * y.shape[2:].numel()).expand(len(y))
 
 
 def _check_rows(y: Tensor, rows: int) -> None:

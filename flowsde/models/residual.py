@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .. import _random
 from .._once import once
 from ..dynamics.discrete import Map
+from ..stepping import max_norm
 from .mixing import exactly
 
 __all__ = ["ExactLogDet", "InvertibleResidual", "LogDet", "RouletteLogDet"]
@@ -47,7 +48,7 @@ class ExactLogDet(LogDet):
     """The determinant of the whole Jacobian: for few components."""
 
     def __call__(self, g: Tensor, x: Tensor, graph: bool) -> Tensor:
-        size = x[0].numel()
+        size = x.shape[1:].numel()
         one = torch.eye(size, dtype=x.dtype, device=x.device)
         probes = one[:, None].expand(-1, len(x), -1).reshape(size, *x.shape)
         rows = _pull(g, x, probes, graph, batched=True).flatten(2).transpose(0, 1)
@@ -88,7 +89,7 @@ class RouletteLogDet(LogDet):
             raise TypeError("a random log-determinant is drawn by a solve: give it generator=...")
         key = _random.keys(self.seed, len(x), x.device, _random.PROBE)
         first = torch.zeros(1, dtype=torch.int64, device=x.device)
-        v = _random.rademacher(key, first, x[0].numel(), x.dtype).reshape(x.shape)
+        v = _random.rademacher(key, first, x.shape[1:].numel(), x.dtype).reshape(x.shape)
         power, total = v, x.new_zeros(len(x))
         for k in range(1, self.terms + self._further() + 1):
             power = _pull(g, x, power, graph)
@@ -144,7 +145,7 @@ class InvertibleResidual(Map):
 
         with exactly(y):
             with torch.no_grad():
-                x = _settle(g, y.detach(), 1.0)
+                x = _settle(g, y.detach(), 1.0 + 0.0 * _peak(y.detach()))
             x = _FixedPoint.apply(y - x - g(x), x, g)  # type: ignore[no-untyped-call]
             return x, -self._bent(x, args)[1]
 
@@ -166,16 +167,31 @@ class InvertibleResidual(Map):
 _PATIENCE = 2000  # iterations: enough for a Lipschitz constant of 0.98 in float64
 
 
-def _settle(g: Callable[[Tensor], Tensor], y: Tensor, unit: float) -> Tensor:
-    """The x with x + g(x) = y, to the rounding of numbers of this size and of x's."""
+_ROUNDING = 64.0  # times the least rounding: what a network's own may come to
+
+
+def _peak(x: Tensor) -> Tensor:
+    """The greatest entry of each row, ``(batch,)``."""
+    return max_norm(x, True)
+
+
+def _settle(g: Callable[[Tensor], Tensor], y: Tensor, unit: Tensor) -> Tensor:
+    """The x with x + g(x) = y, each row to the rounding of numbers of its unit and of x's: until
+    it moves by no more than that, or by little more and no longer by less.
+    """
+    if y.is_meta or not y.numel():
+        return y
     x, info = y, torch.finfo(y.dtype)
+    before, done = torch.full_like(unit, torch.inf), torch.zeros_like(unit, dtype=torch.bool)
     for _ in range(_PATIENCE):
         x, last = y - g(x), x
-        slack = 4.0 * info.eps * (unit + x.abs().amax()) + info.tiny
-        ratio = 0.0 if x.is_meta else float((x - last).abs().amax() / slack)
-        if ratio <= 1.0:
+        slack = 4.0 * info.eps * (unit + _peak(x)) + info.tiny
+        moved = _peak(x - last) / slack
+        done |= (moved <= 1.0) | ((moved >= before) & (moved <= _ROUNDING))
+        before, most = moved, float(torch.where(done, 0.0, moved).amax())
+        if most == 0.0:
             return x
-        if not math.isfinite(ratio):
+        if not math.isfinite(most):
             break
     raise RuntimeError(
         f"x + g(x) = y does not settle in {_PATIENCE} iterations: g's Lipschitz constant is to be "
@@ -199,5 +215,5 @@ class _FixedPoint(torch.autograd.Function):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             bent = ctx.g(x)
-        unit = 0.0 if cotangent.is_meta else float(cotangent.abs().amax())
-        return _settle(lambda w: _pull(bent, x, w, False), cotangent, unit), None, None
+        pulled = _settle(lambda w: _pull(bent, x, w, False), cotangent, _peak(cotangent))
+        return pulled, None, None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -20,17 +21,21 @@ class ConvConcatSquash(nn.Module):
     Args:
         channels: of the input ``(batch, channels, height, width)``, of hidden layers, of the
             output.
+        condition: size of a further input ``(batch, condition)``, the same at every place; 0 for
+            none.
 
     Source: Grathwohl et al. 2019, "FFJORD", arXiv 1810.01367.
     """
 
-    def __init__(self, channels: Sequence[int]) -> None:
+    def __init__(self, channels: Sequence[int], condition: int = 0) -> None:
         super().__init__()
-        pairs = itertools.pairwise(channels)
+        pairs = itertools.pairwise([channels[0] + condition, *channels[1:]])
         self.layers = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairs)
         self.gates = TimeGates(channels[1:])
 
-    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+    def forward(self, t: Tensor, x: Tensor, *args: Tensor) -> Tensor:
+        planes = [c[..., None, None].expand(-1, -1, *x.shape[2:]) for c in args]
+        x = torch.cat((x, *planes), 1) if args else x
         for i, (layer, (scale, shift)) in enumerate(zip(self.layers, self.gates(t), strict=True)):
             h = softplus(x) if i else x
             x = layer(h) * scale[..., None, None] + shift[..., None, None]

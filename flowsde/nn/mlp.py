@@ -107,31 +107,35 @@ class ConcatSquash(nn.Module):
 
     Args:
         sizes: of input, hidden layers (one at least) and output.
+        condition: size of a further input ``(batch, condition)``, 0 for none.
 
     Source: Grathwohl et al. 2019, arXiv 1810.01367.
     """
 
-    def __init__(self, sizes: Sequence[int]) -> None:
+    def __init__(self, sizes: Sequence[int], condition: int = 0) -> None:
         super().__init__()
         if len(sizes) < 3:
             raise ValueError(f"sizes are of input, hidden layers and output; got {list(sizes)}")
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
+        inner = [sizes[0] + condition, *sizes[1:]]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(inner))
         self.gates = TimeGates(sizes[1:])
 
-    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+    def forward(self, t: Tensor, x: Tensor, *args: Tensor) -> Tensor:
         *gates, (scale, shift) = self.gates(t)
         *hidden, last = self.layers
+        x = torch.cat((x, *args), -1) if args else x
         for layer, (gain, push) in zip(hidden, gates, strict=True):
             x = (layer(x) * gain + push).tanh()
         return last(x) * scale + shift
 
-    def traced(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def traced(self, t: Tensor, x: Tensor, *args: Tensor) -> tuple[Tensor, Tensor]:
         """(f, tr df/dx) of x ``(batch, dim)``: the columns of the Jacobian carried along, all at
         once. The first layer's are its weight, and of the last one only the trace is taken.
         """
         *gates, (scale, shift) = self.gates(t)
         *hidden, last = self.layers
-        columns = hidden[0].weight.t()  # type: ignore[operator]
+        columns = hidden[0].weight.t()[: x.shape[-1]]  # type: ignore[operator]
+        x = torch.cat((x, *args), -1) if args else x
         for i, (layer, (gain, push)) in enumerate(zip(hidden, gates, strict=True)):
             if i:
                 columns = linear(columns, layer.weight)  # type: ignore[arg-type]

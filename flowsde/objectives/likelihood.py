@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,14 +43,18 @@ class MaximumLikelihood(nn.Module):
             return
         if not isinstance(flow, Flow):
             raise TypeError(f"penalties are those of a Flow; got {type(flow).__name__}")
+        self._regularize = partial(regularize, kinetic=kinetic > 0, jacobian=jacobian > 0)
         # in a tuple: the parameters are the flow's already
-        self._costly = (regularize(flow.density, kinetic=kinetic > 0, jacobian=jacobian > 0),)
+        self._costly = flow.density, self._regularize(flow.density)
 
     def forward(self, x: Tensor, *args: Any, generator: torch.Generator) -> Tensor:
         if not self.weights:
             return -self.flow.log_prob(x, *args, generator=generator).mean()  # type: ignore[operator]
-        flow, (costly,) = self.flow, self._costly
+        flow = self.flow
         assert isinstance(flow, Flow)
+        if self._costly[0] is not flow.density:  # the flow was given other dynamics
+            self._costly = flow.density, self._regularize(flow.density)
+        _, costly = self._costly
         x, args, _ = rows(x, flow.event_shape, args)
         start = costly.enter(flow.enter(x, generator))
         (z, change), *costs = flow.solver.solve(

@@ -37,6 +37,8 @@ class Coupling(ABC):
             raise ValueError(
                 f"data and noise are as many and alike; got {tuple(x0.shape)} and {tuple(x1.shape)}"
             )
+        if not len(x0):
+            return torch.arange(0, device=x0.device)
         with torch.no_grad():
             return self.match(x0, x1, args, generator)
 

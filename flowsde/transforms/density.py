@@ -39,11 +39,16 @@ class Products(NamedTuple):
 
     def trace(self) -> Tensor:
         """tr J = sum_i w_i^T J w_i, ``(batch,)``."""
-        return (self.rows * self.probes).flatten(2).sum((0, 2))
+        return _flat(self.rows * self.probes).sum((0, 2))
 
     def norm(self) -> Tensor:
         """|J|_F^2 = sum_i |w_i^T J|^2, ``(batch,)``."""
-        return self.rows.square().flatten(2).sum((0, 2))
+        return _flat(self.rows.square()).sum((0, 2))
+
+
+def _flat(x: Tensor) -> Tensor:
+    """``(n, batch, size)``, of probes ``(n, batch, ...)``."""
+    return x.reshape(*x.shape[:2], x.shape[2:].numel())
 
 
 class Divergence(ABC):
@@ -184,9 +189,9 @@ class HutchPlusPlus(_Drawn):
     def directions(self, out: Tensor, y: Tensor) -> Tensor:
         assert self.drawn is not None
         sketch = _pull(out, y, self.drawn[: self.samples], graph=False)
-        columns = sketch.flatten(2).permute(1, 2, 0)
+        columns = _flat(sketch).permute(1, 2, 0)
         basis = torch.linalg.qr(columns).Q
-        rest = self.drawn[self.samples :].flatten(2).permute(1, 2, 0)
+        rest = _flat(self.drawn[self.samples :]).permute(1, 2, 0)
         rest = rest - basis @ (basis.mT @ rest)
         both = torch.cat((basis, rest), -1)
         return both.permute(2, 0, 1).reshape(both.shape[-1], *y.shape)

@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from .._state import State
+from .._state import State, by_row
 from ..dynamics.base import Dynamics
 from ..dynamics.discrete import Chain
 from .density import Divergence, FlowDensity, Hutchinson
@@ -146,4 +146,4 @@ def _along(
 
 def _square(v: Tensor) -> Tensor:
     """|v|^2 of each sample."""
-    return v.square().flatten(1).sum(-1)
+    return by_row(v.square(), len(v))[0].sum(-1)
