@@ -131,13 +131,14 @@ class Recurrent(nn.Module):
 
 
 MODELS: dict[str, Any] = {"latent ODE": LatentForecast, "RNN": Recurrent}
+STEPS = {"latent ODE": 18_000, "RNN": 12_000}  # of a training
 
 
 def run(name: str, kept: int, seed: int, options: Any) -> dict[str, float]:
     """One training: the forecasts' error, and the seconds it took since it was last taken up."""
     from accelerate import Accelerator
 
-    count, tests, steps = (40, 20, 3) if options.small else (1000, 200, options.steps)
+    count, tests, steps = (40, 20, 3) if options.small else (1000, 200, STEPS[name])
     train = Spirals.of(count, kept, 100, 2 * seed, options)
     test = Spirals.of(tests, kept, 200, 2 * seed + 1, options)
     torch.manual_seed(seed)
@@ -158,7 +159,6 @@ def run(name: str, kept: int, seed: int, options: Any) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     made = reporting.parser(__doc__, dtype="float32")
     made.add_argument("--seeds", type=int, default=3)
-    made.add_argument("--steps", type=int, default=12_000, help="of a training")
     made.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     made.add_argument("--work", type=Path, default=Path("out/spirals"), help="for checkpoints")
     options = reporting.options(made, arguments)
