@@ -176,9 +176,7 @@ class GivenPlan(Plan):
             self.status = Status.EVENT
 
     def _check_finite(self, y: State) -> None:
-        if leaves(y)[0].is_meta or mapped(y):
-            return
-        if finite(y):
+        if leaves(y)[0].is_meta or mapped(y) or finite(y):
             return
         bad = [~torch.isfinite(leaf.detach()) for leaf in leaves(y)]
         self.message = (

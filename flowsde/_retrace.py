@@ -94,8 +94,7 @@ class Way:
         """Cotangents of a step's start from those of its end and of what was saved within it."""
         with torch.enable_grad():
             y, carry = _open(y), _open(carry)
-            ends = mark.t0, mark.t1
-            t0, t1 = (t if self._total(t) is None else _open(t) for t in ends)
+            t0, t1 = (t if self._total(t) is None else _open(t) for t in (mark.t0, mark.t1))
             step = self.loop.step(mark.n, t0, t1, y, carry)
             outputs = [(where(mark.accept, step.y1, y), a)]
             outputs += [(where(mark.accept, step.carry, carry), b)]

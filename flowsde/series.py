@@ -72,8 +72,7 @@ class Batch:
         """The same at the times of all, ``(m,)``: ``(batch, m, channels)`` values, not-a-number
         where a series has none. For models of one time for all, such as ``models.LatentSDE``.
         """
-        n = torch.arange(self.times.shape[1], device=self.times.device)
-        real = n < self.lengths[:, None]
+        real = self._real
         times, place = torch.unique(self.times[real], return_inverse=True)
         values = self.values.new_full((len(real), len(times), self.values.shape[2]), torch.nan)
         values[real.nonzero()[:, 0], place] = self.values[real]
@@ -95,9 +94,13 @@ class Batch:
         seen = self.mask.to(self.values.dtype)
         parts = [narrowed(self.times, self.values.dtype)[..., None], self.values]
         parts += [seen] * mask + [seen.cumsum(1)] * intensity
+        return torch.cat(parts, -1).masked_fill(~self._real[..., None], torch.nan)
+
+    @property
+    def _real(self) -> Tensor:
+        """Rows that are of their series, ``(batch, n)``."""
         n = torch.arange(self.times.shape[1], device=self.times.device)
-        over = n >= self.lengths[:, None]
-        return torch.cat(parts, -1).masked_fill(over[..., None], torch.nan)
+        return n < self.lengths[:, None]
 
 
 def collate(series: Sequence[Series]) -> Batch:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .._increment import Draws, Increment
-from .._scalar import Scalar, expand, expm1, isfinite, magnitude, nonzero, phi1, sqrt_abs, where
+from .._scalar import Scalar, expand, expm1, isfinite, magnitude, nonzero, phi1, sqrt, where
 from .._state import State, tree_map
 from ..dynamics.base import Dynamics, SemiLinear
 from ..dynamics.discrete import Chain
@@ -130,7 +130,7 @@ class Exponential(Integrator):
         self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment
     ) -> list[State]:
         """Standard normals, or g times them where the split asks for that; that of W is last."""
-        root = nonzero(sqrt_abs(t1 - t0))
+        root = sqrt(nonzero(magnitude(t1 - t0)))
         zs = [*(dw.z or ()), tree_map(lambda w: w / expand(root, w), dw.w)]
         assert field.split is not None
         return [field.noise_term(t0, y, z) for z in zs] if field.split.factored else zs

@@ -81,8 +81,9 @@ class NeuralCDE(nn.Module):
     def _solve(self, path: Path, arriving: bool = False) -> Solution:
         path, solver = _known(path), self.solver
         if solver is None:
-            own = isinstance(path, Piecewise) and path.times.ndim == 2
-            path = path.by_row() if own else path  # type: ignore[attr-defined]
+            own = False
+            if isinstance(path, Piecewise) and path.times.ndim == 2:
+                own, path = True, path.by_row()
             knots, jumps = path.knots.detach(), path.jumps.detach()
             solver = Solver(stepping=Adaptive(1e-4, 1e-6, own, step_at=knots, jump_at=jumps))
         t0, t1 = path.arrivals[..., 0], path.arrivals[..., -1]

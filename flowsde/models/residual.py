@@ -145,7 +145,7 @@ class InvertibleResidual(Map):
 
         with exactly(y):
             with torch.no_grad():
-                x = _settle(g, y.detach(), 1.0 + 0.0 * _peak(y.detach()))
+                x = _settle(g, y.detach(), y.new_ones(len(y)))
             x = _FixedPoint.apply(y - x - g(x), x, g)  # type: ignore[no-untyped-call]
             return x, -self._bent(x, args)[1]
 
