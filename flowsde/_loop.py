@@ -137,7 +137,9 @@ class Loop:
         stats.evaluations, stats.products = self.field.evaluations, self.field.products
         ts, ys = saver.finish(plan.t, y)
         events = None if self.watch is None else self.watch.finish(y)
-        return Solution(y, plan.t, ts, ys, stats, plan.status, plan.message, dense, events)
+        end = plan.t
+        plan.forget()
+        return Solution(y, end, ts, ys, stats, plan.status, plan.message, dense, events)
 
     def _march(
         self, recorder: Recorder, y: State, carry: Carry, stats: Stats, dense: Dense | None

@@ -95,6 +95,10 @@ class Plan(ABC):
     def finish(self, y: State, stats: Stats) -> None:
         """Sees the last state; writes its counts."""
 
+    @abstractmethod
+    def forget(self) -> None:
+        """Told that the solve is over: lets go of graphs, as an adjoint may keep this in them."""
+
 
 class GivenPlan(Plan):
     """Steps known beforehand: every one counts, and the host reads nothing until the end."""
@@ -174,6 +178,9 @@ class GivenPlan(Plan):
             self.status = torch.where(well, int(Status.EVENT), self.status)
         elif ended and self.status is Status.SUCCESS:
             self.status = Status.EVENT
+
+    def forget(self) -> None:
+        self._times, self._stay = [_detach(t) for t in self._times], _detach(self._stay)
 
     def _check_finite(self, y: State) -> None:
         if leaves(y)[0].is_meta or mapped(y) or finite(y):
@@ -417,6 +424,7 @@ class AdaptivePlan(Plan):
         news = part._rows()
         vars(self).update({k: put_rows(v, index, news[k]) for k, v in self._rows().items()})
         self._live = False
+        part.forget()
 
     def _rows(self) -> dict[str, Any]:
         """What there is of each row."""
@@ -554,7 +562,9 @@ class AdaptivePlan(Plan):
                 ". The steps are as long as an explicit method stands, at the field's fastest rate:"
                 " stiffness is likely. Use an implicit method, such as Kvaerno5()"
             )
-        self._step = None
+
+    def forget(self) -> None:
+        self._step, self._t = None, _detach(self._t)
 
     def _stiff(self, y: State) -> bool:
         """Whether stability, not accuracy, seems to have set the steps where they ran out."""

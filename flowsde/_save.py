@@ -51,7 +51,7 @@ class Saver(ABC):
         """Told of each attempt."""
 
     def finish(self, t: Scalar, y: State) -> tuple[Tensor | None, State | None]:
-        """(ts, ys), told where the solve ends."""
+        """(ts, ys), told where the solve ends; kept no longer, as an adjoint may keep this."""
         return None, None
 
 
@@ -89,7 +89,8 @@ class SaveSteps(Saver):
         if self._count % self._every:
             self.begin(self._latest, y)
         ts = [torch.as_tensor(t, dtype=torch.float64) for t in self._ts]
-        return torch.stack(ts), stack(self._ys)
+        ys, self._ts, self._ys = self._ys, [], []
+        return torch.stack(ts), stack(ys)
 
 
 class SaveTimes(Saver):
@@ -132,9 +133,8 @@ class SaveTimes(Saver):
 
     def finish(self, t: Scalar, y: State) -> tuple[Tensor | None, State | None]:
         self._rest(t, y)
-        if not self._ys:
-            return self.times[:0], None
-        return self.times[: len(self._ys)], stack(self._ys)
+        ys, self._ys = self._ys, []
+        return self.times[: len(ys)], stack(ys) if ys else None
 
 
 Found = tuple[Tensor, Tensor, State]
@@ -213,4 +213,6 @@ class SaveRows(Saver):
 
     def finish(self, t: Scalar, y: State) -> tuple[Tensor | None, State | None]:
         self._rest(t, y)
-        return self.times, scatter(self._found, len(self.times), y)
+        ys = scatter(self._found, len(self.times), y)
+        self._found.clear()
+        return self.times, ys

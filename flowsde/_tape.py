@@ -1,12 +1,14 @@
-"""Steps that are forgotten on the way forward and taken again on the way back."""
+"""Steps, all but the last forgotten on the way forward, that are taken again on the way back."""
 
 from __future__ import annotations
 
 import bisect
 import math
 import weakref
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,16 +30,23 @@ NOT_REPEATED = (
 )
 
 
+CHANGED = (
+    "a parameter or an argument of the field, or another tensor that its gradient needs, was "
+    "changed in place after the solve: call backward() first"
+)
+_Saved = list[tuple[Tensor, int]]  # tensors, and their versions when they were saved
+
+
 class _Frame:
-    """What one step saves for its backward: held while it runs, afterwards recomputed."""
+    """What one step saves for its backward: held or, where it is not any more, recomputed."""
 
     def __init__(self, tape: Tape, place: int) -> None:
         self.tape, self.place, self.count = tape, place, 0
-        self.held: list[Tensor] | None = []
+        self.held: _Saved | None = []
 
     def pack(self, x: Tensor) -> tuple[_Frame, int]:
         if self.held is not None:
-            self.held.append(x)
+            self.held.append((x.detach(), x._version))  # its graph would hold this frame
         self.count += 1
         return self, self.count - 1
 
@@ -45,7 +54,10 @@ class _Frame:
         if self.held is None:
             self.tape.hold(self.place)
         assert self.held is not None
-        return self.held[handle[1]]
+        x, version = self.held[handle[1]]
+        if x._version != version:
+            raise RuntimeError(CHANGED)
+        return x
 
 
 @dataclass
@@ -56,15 +68,16 @@ class _Record:
     t0: Scalar
     t1: Scalar
     frame: weakref.ref[_Frame]
-    accept: Accept
+    accept: Accept = False
 
 
 class Tape(Recorder):
     """Keeps some states and the times of all steps; alive as long as a graph holds a frame.
 
     On the way forward states are kept ``spacing`` steps apart; when they take up half of the
-    ``slots`` every other one is dropped. On the way back the steps of one block of at most
-    ``block`` steps are held at a time. The free slots serve for states in between, placed as
+    ``slots`` every other one is dropped. The steps of one block of at most ``block`` are held at a
+    time, with the states that they start from: the last ones on the way forward, and then, on the
+    way back, one block after the other. The free slots serve for states in between, placed as
     revolve does (Griewank and Walther 2000).
     """
 
@@ -76,8 +89,8 @@ class Tape(Recorder):
         self._kept: dict[int, tuple[State, Carry]] = {}
         self._starts: dict[int, tuple[State, Carry]] = {}  # where the solve started afresh
         self._ends: dict[int, State] = {}  # what it had come to before
-        self._held: list[weakref.ref[_Frame]] = []
-        self._last: tuple[_Frame, int, Scalar, Scalar] | None = None
+        self._held: deque[tuple[weakref.ref[_Frame], State, Carry]] = deque()
+        self._last: tuple[_Record, _Frame, State, Carry] | None = None
         self._stats: Stats | None = None
         self._loop: Loop | None = None
         self._used: list[tuple[Tensor, int]] = []  # by the field, as they then were
@@ -94,27 +107,39 @@ class Tape(Recorder):
             self._starts[place] = detach(y), detach(carry)
         elif place % self._spacing == 0 and place not in self._kept:
             self._keep(place, y, carry)
+        self._release(self._block - 1)
         frame = _Frame(self, place)
         with saved_tensors_hooks(frame.pack, frame.unpack):
             step = loop.advance(n, t0, t1, y, carry)
-        self._last = frame, n, detach(t0), detach(t1)
+        record = _Record(n, detach(t0), detach(t1), weakref.ref(frame))
+        self._last = record, frame, detach(y), detach(carry)
         return step
 
     def keep(self, accept: Accept) -> None:
         assert self._last is not None
-        (frame, n, t0, t1), self._last = self._last, None
+        (record, frame, *start), self._last = self._last, None
         if self._budget is not None and frame.count > self._most:
-            self._share(self._budget, frame)
-        frame.held = None
+            self._share(self._budget, frame, start)
         if accept is not False:
-            self._records.append(_Record(n, t0, t1, weakref.ref(frame), accept))
+            record.accept = accept
+            self._records.append(record)
+            self._held.append((record.frame, *start))
 
-    def _share(self, budget: int, frame: _Frame) -> None:
+    def _release(self, most: int) -> None:
+        """Lets go of what the first steps that are held have saved, until there are so many."""
+        while len(self._held) > most:
+            ref, *_ = self._held.popleft()
+            frame = ref()
+            if frame is not None:
+                frame.held = None
+
+    def _share(self, budget: int, frame: _Frame, start: list[Any]) -> None:
         """Half of the budget for the steps held, if all save what this one does; then states."""
         assert self._loop is not None
         assert frame.held is not None
         own = {x.untyped_storage().data_ptr() for x in self._loop.field.parameters()}
-        step = max(1, _bytes(frame.held, own))
+        saved = [x for x, _ in frame.held]
+        step = max(1, _bytes([*saved, *leaves(start)], own))
         state = max(1, _bytes(leaves(next(iter(self._kept.values()))), set()))
         self._block, self._most = max(1, budget // 2 // step), frame.count
         self._slots = max(2, (budget - self._block * step) // state)
@@ -128,6 +153,7 @@ class Tape(Recorder):
         self._kept[place] = detach(y), detach(carry)
 
     def branch(self, y: State) -> Tape:
+        self._release(0)
         self.restart(y)
         return Tape(self._budget)
 
@@ -136,20 +162,17 @@ class Tape(Recorder):
 
     def finish(self, y: State, stats: Stats) -> None:
         self._ends.setdefault(len(self._records), detach(y))
+        if self._held:
+            _, *start = self._held[0]
+            self._kept.setdefault(len(self._records) - len(self._held), tuple(start))
         self._stats = stats
 
     def hold(self, place: int) -> None:
         """Takes the steps of the block that ends with this one again, and holds what they save."""
         assert self._loop is not None
         if any(x._version != version for x, version in self._used):
-            raise RuntimeError(
-                "a parameter or an argument of the field was changed in place after the solve, "
-                "which Checkpointed would take again with other numbers: call backward() first"
-            )
-        for ref in self._held:
-            frame = ref()
-            if frame is not None:
-                frame.held = None
+            raise RuntimeError(CHANGED)
+        self._release(0)
         evaluations = self._loop.field.evaluations
         kind, enabled, dtype = self._autocast
         with torch.enable_grad(), torch.autocast(kind, enabled=enabled, dtype=dtype):
@@ -170,27 +193,22 @@ class Tape(Recorder):
             y, carry = self._again(n, y, carry, hold=False)
             if n + 1 in stops:
                 self._kept[n + 1] = y, carry
-        self._held = [self._records[n].frame for n in range(start, place + 1)]
         for n in range(start, place + 1):
+            self._held.append((self._records[n].frame, y, carry))
             y, carry = self._again(n, y, carry, hold=True)
         if wanted is not None:
             _compare(y, wanted)
 
     def _again(self, n: int, y: State, carry: Carry, hold: bool) -> tuple[State, Carry]:
-        record, held = self._records[n], []
+        record, again = self._records[n], _Frame(self, n)
         frame = record.frame()
-
-        def pack(x: Tensor) -> int:
-            held.append(x.detach())
-            return len(held) - 1
-
         assert self._loop is not None
-        with saved_tensors_hooks(pack, held.__getitem__):
+        with saved_tensors_hooks(again.pack, again.unpack):
             step = self._loop.advance(record.n, record.t0, record.t1, y, carry)
-        if frame is not None and len(held) != frame.count:
+        if frame is not None and again.count != frame.count:
             raise RuntimeError(NOT_REPEATED)
         if hold and frame is not None:
-            frame.held = held
+            frame.held = again.held
         accept = record.accept
         return detach(where(accept, step.y1, y)), detach(where(accept, step.carry, carry))
 

@@ -56,18 +56,19 @@ class Checkpointed(Adjoint):
 
     Keeps some states on the way and, in the backward pass, takes the steps between them again, with
     the same times and the same noise. What a step saves for its backward is held for a few steps
-    at a time; closures, frozen and shared parameters are no different from ``Direct``. The field
-    must be deterministic. Beside the saved tensors, the times of all steps and the graph's nodes
-    stay.
+    at a time, at first for the last ones, which are not taken again; closures, frozen and shared
+    parameters are no different from ``Direct``. The field must be deterministic. Beside the saved
+    tensors, the times of all steps and the graph's nodes stay.
 
     Args:
         budget: bytes that saved tensors and kept states may take together, however many steps
             there will be; the least that works is one step and two states. None: a state every 16
-            steps and the tensors of 16 steps, each taken again once.
+            steps and the tensors of 16 steps; all but the last 16 are taken again, once.
 
     Raises:
         ValueError: on a budget < 1.
-        RuntimeError: in the backward pass, if recomputation does not meet the forward pass.
+        RuntimeError: in the backward pass, if recomputation does not meet the forward pass, or what
+            it needs was changed in place.
 
     Source: Griewank and Walther 2000 (revolve); Wang, Moin and Iaccarino 2009 (steps not known
     beforehand); Chen et al. 2016, arXiv 1604.06174.

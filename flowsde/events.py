@@ -263,12 +263,13 @@ class Watch:
         return y
 
     def finish(self, y: State) -> Crossings:
-        """All that was found."""
+        """All that was found; kept no longer, as an adjoint may keep this."""
         ts, ys = [], []
         for i, found in enumerate(self._found):
             t, state = self._gather(i, found, y)
             ts.append(t)
             ys.append(state)
+            found.clear()
         return Crossings(ts, ys, self._fired)
 
     def _gather(self, i: int, found: list[Found], y: State) -> tuple[Tensor, State]:

@@ -256,7 +256,7 @@ def test_checkpointed_on_maps_sdes_and_samplers() -> None:
 def test_a_field_that_does_not_repeat_itself_is_caught() -> None:
     drop, y0 = nn.Dropout(0.5), torch.randn(3, 3, requires_grad=True)
     sol = fs.solve(
-        fs.ODE(lambda t, y: drop(y).tanh()), y0, integrator=RK4(), stepping=fs.Fixed(steps=4),
+        fs.ODE(lambda t, y: drop(y).tanh()), y0, integrator=RK4(), stepping=fs.Fixed(steps=20),
         adjoint=fs.Checkpointed(),
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="did not repeat itself"):
@@ -289,55 +289,127 @@ def test_memory_of_saved_tensors() -> None:
 
 @pytest.mark.parametrize("steps", [100, 1_000, 10_000])
 def test_checkpointed_holds_to_its_budget(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """Bytes alive in what the backward pass holds and keeps, whenever it holds a new block."""
+    """Bytes alive in what is held and kept, after each step there and each new block back."""
     w, y0, budget = torch.randn(8, 8) / 8, torch.randn(16, 8, requires_grad=True), 50_000
-    peaks, hold = [], _tape.Tape._hold
+    there, back = [], []
+    keep, hold = _tape.Tape.keep, _tape.Tape._hold
+
+    def alive(tape: _tape.Tape) -> int:
+        frames = [ref() for ref, *_ in tape._held]
+        held = [x for frame in frames if frame is not None for x, _ in frame.held or ()]
+        held += [x for x in leaves([start for _, *start in tape._held]) if isinstance(x, Tensor)]
+        held += [x for x in leaves(list(tape._kept.values())) if isinstance(x, Tensor)]
+        storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held}
+        return sum(storages.values())
+
+    def kept(tape: _tape.Tape, accept: bool | Tensor) -> None:
+        keep(tape, accept)
+        there.append(alive(tape))
 
     def watched(tape: _tape.Tape, place: int) -> None:
         hold(tape, place)
-        frames = [ref() for ref in tape._held]
-        alive = [x for frame in frames if frame is not None for x in frame.held or ()]
-        alive += [x for x in leaves(list(tape._kept.values())) if isinstance(x, Tensor)]
-        storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in alive}
-        peaks.append(sum(storages.values()))
+        back.append(alive(tape))
 
+    monkeypatch.setattr(_tape.Tape, "keep", kept)
     monkeypatch.setattr(_tape.Tape, "_hold", watched)
     sol = fs.solve(
         fs.ODE(lambda t, y: torch.tanh(y @ w)), y0, integrator=Euler(),
         stepping=fs.Fixed(steps=steps), adjoint=fs.Checkpointed(budget),
     )  # fmt: skip
     sol.y1.sum().backward()
-    assert max(peaks) <= 1.2 * budget
-    assert max(peaks) >= 0.5 * budget
+    assert max(there + back) <= 1.2 * budget
+    assert max(back) >= 0.5 * budget
     assert sol.stats.backward_evaluations <= 8 * sol.stats.evaluations
 
 
-def test_graphs_leave_no_cycles_behind() -> None:
-    """When the outputs go, the kept states go with them, without the garbage collector."""
+@pytest.mark.parametrize("budget", [1, None])
+@pytest.mark.parametrize("pulled", [True, False])
+def test_graphs_leave_no_cycles_behind(budget: int | None, pulled: bool) -> None:
+    """When the outputs go, what was held and kept goes with them, without the garbage collector."""
     net, y0 = Net(), torch.randn(4, 3, requires_grad=True)
-    gc.collect()
+    before = tapes()
     gc.disable()
     try:
         sol = fs.solve(
             fs.ODE(net), y0, integrator=RK4(), stepping=fs.Fixed(steps=20),
-            adjoint=fs.Checkpointed(1),
+            adjoint=fs.Checkpointed(budget),
         )  # fmt: skip
-        node = weakref.ref(sol.y1)
-        sol.y1.sum().backward()
+        node, made = weakref.ref(sol.y1), weakref.WeakSet(tapes() - before)
+        assert len(made) == 1
+        if pulled:
+            sol.y1.sum().backward()
         del sol
         assert node() is None
+        assert not made
     finally:
         gc.enable()
+
+
+def tapes() -> weakref.WeakSet[_tape.Tape]:
+    """Those that are alive."""
+    for _ in range(3):
+        gc.collect()
+    return weakref.WeakSet(x for x in gc.get_objects() if type(x) is _tape.Tape)
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("kind", ["times", "own times", "steps", "event", "rows", "end", "dense"])
+def test_what_a_solve_gave_is_not_kept_by_its_adjoint(kind: str, given: bool) -> None:
+    """A graph that nobody pulled back goes with the solution: neither holds the other."""
+    net, y0 = Net(), torch.randn(4, 3, requires_grad=True)
+    own = torch.tensor([0.5, 1.0, 1.5, 2.0], requires_grad=True)
+    crossing = fs.Event(lambda t, y: t - 0.7, terminal=kind == "end")
+    more: dict[str, Any] = {
+        "times": {"save_at": [0.2, 0.5]}, "own times": {"save_at": own[:, None] / 2},
+        "steps": {"save_at": fs.Steps()}, "rows": {"t1": own}, "dense": {"dense": True},
+        "event": {"events": crossing}, "end": {"events": crossing},
+    }[kind]  # fmt: skip
+    stepping = fs.Fixed(steps=20) if given else fs.Adaptive(per_sample=kind in ("rows", "end"))
+    before = tapes()
+    sol = fs.solve(
+        fs.ODE(net, batched_time=True, rowwise=True), y0, 0.0, **{"t1": 1.0, **more},
+        integrator=Dopri5(), stepping=stepping, adjoint=fs.Checkpointed(),
+    )  # fmt: skip
+    assert tapes() - before
+    del sol
+    assert not tapes() - before
 
 
 def test_recomputed_evaluations_are_counted() -> None:
     net, y0 = Net(), torch.randn(4, 3, requires_grad=True)
     sol = fs.solve(
-        fs.ODE(net), y0, integrator=RK4(), stepping=fs.Fixed(steps=10), adjoint=fs.Checkpointed()
+        fs.ODE(net), y0, integrator=RK4(), stepping=fs.Fixed(steps=20), adjoint=fs.Checkpointed()
     )
-    assert (sol.stats.evaluations, sol.stats.backward_evaluations) == (40, 0)
+    assert (sol.stats.evaluations, sol.stats.backward_evaluations) == (80, 0)
     sol.y1.sum().backward()
-    assert (sol.stats.evaluations, sol.stats.backward_evaluations) == (40, 39)
+    assert (sol.stats.evaluations, sol.stats.backward_evaluations) == (80, 15)  # of four steps
+
+
+def test_the_last_steps_are_not_taken_again() -> None:
+    """Nor is anything of a short solve: it costs what Direct costs, until its graph is used twice,
+    or rows have been left out on the way.
+    """
+    net, y0 = Net(), torch.randn(4, 3, requires_grad=True)
+    sol = fs.solve(
+        fs.ODE(net), y0, integrator=RK4(), stepping=fs.Fixed(steps=16), adjoint=fs.Checkpointed()
+    )
+    first = torch.autograd.grad(sol.y1.square().sum(), y0, retain_graph=True)[0]
+    assert sol.stats.backward_evaluations == 0
+    assert_same(torch.autograd.grad(sol.y1.square().sum(), y0)[0], first, 0.0)
+
+
+@pytest.mark.parametrize("steps", [4, 40])
+def test_what_changed_in_place_is_not_used(steps: int) -> None:
+    net, y0 = Net(), torch.randn(4, 3, requires_grad=True)
+    sol = fs.solve(
+        fs.ODE(net), y0, integrator=RK4(), stepping=fs.Fixed(steps=steps),
+        adjoint=fs.Checkpointed(),
+    )  # fmt: skip
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(2.0)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        sol.y1.sum().backward()
 
 
 def test_functional_transforms_through_direct() -> None:

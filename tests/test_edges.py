@@ -149,7 +149,7 @@ def test_a_learned_rate_is_a_parameter() -> None:
 def test_checkpointed_catches_noise_in_small_states() -> None:
     drop = nn.Dropout(0.5)
     y0 = torch.full((4,), 1e-3, requires_grad=True)
-    sol = fs.solve(fs.ODE(lambda t, y: drop(y)), y0, integrator=RK4(), stepping=fs.Fixed(steps=4),
+    sol = fs.solve(fs.ODE(lambda t, y: drop(y)), y0, integrator=RK4(), stepping=fs.Fixed(steps=20),
                    adjoint=fs.Checkpointed())  # fmt: skip
     with pytest.raises(RuntimeError, match="did not repeat itself"):
         (sol.y1 * sol.y1).sum().backward()

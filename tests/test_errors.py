@@ -57,8 +57,13 @@ def test_states() -> None:
     refused(TypeError, "as_tensor", y0=())
     refused(ValueError, "nan_to_num", y0=torch.tensor([1.0, math.nan]))
     refused(ValueError, "nan_to_num", y0=(torch.ones(2), torch.tensor([math.inf])))
+    refused(ValueError, "nan_to_num", y0=torch.tensor([math.inf, -math.inf]))
+    refused(ValueError, "nan_to_num", y0=torch.tensor([complex(0.0, math.nan), 1.0]))
     with pytest.raises(TypeError, match=r"ODE\(f\)"):
         fs.solve(lambda t, y: -y, torch.ones(2))  # type: ignore[arg-type]
+    large = torch.full((4,), 0.9 * torch.finfo(torch.float32).max, dtype=torch.float32)
+    for y0 in (large, (large, large.clone())):  # whose sum overflows
+        assert fs.solve(fs.ODE(lambda t, y: y), y0, 0.0, 0.0).success
 
 
 def test_devices() -> None:
