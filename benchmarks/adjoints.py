@@ -154,7 +154,8 @@ def times(options: Any, solves: dict[str, Solve]) -> dict[str, dict[str, dict[st
         def timer(solve: Solve, f: nn.Module = f, y0: Tensor = y0) -> Callable[[], float]:
             return lambda: clock(lambda: gradient(solve, f, y0), options.device)
 
-        readings = alternate({n: timer(solve) for n, solve in solves.items()}, options.turns)
+        turns = options.turns * (1 if batch * width > 1 << 17 else 5)  # milliseconds scatter
+        readings = alternate({n: timer(solve) for n, solve in solves.items()}, turns)
         found[str((batch, dim, width))] = {
             name: {
                 "seconds": statistics.median(own),

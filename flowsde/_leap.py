@@ -26,8 +26,8 @@ from .stepping import Adaptive
 __all__ = ["Leap"]
 
 _loop: Callable[..., Any] = torch.while_loop
-_STEPS, _CALLS = 8, 16  # given steps that one graph takes at most, with so many evaluations
-_NUMBERS = 1 << 16  # of increments that are put together for several calls
+_STEPS, _CALLS = 8, 16  # given steps that an unrolled graph takes at most, so many evaluations
+_NUMBERS, _MOST = 1 << 18, 1 << 12  # of increments, and of steps, that are put together
 
 
 def chosen(
@@ -108,6 +108,28 @@ def given(
     return y, carry
 
 
+def looped(
+    _flowsde_method: Integrator, _flowsde_stepping: None, field: Field, times: Tensor,
+    count: Tensor, dw: Increment | None, y: State, carry: Carry,
+) -> tuple[State, Carry]:  # fmt: skip
+    """The same in a loop: any number of steps, and no gradient."""
+    build = _builder((y, carry))
+
+    def on(n: Tensor, *flat: Tensor) -> Tensor:
+        return n < count
+
+    def step(n: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
+        y, carry = build(flat)
+        t0, t1 = times.index_select(1, n[None]).squeeze(1).unbind()
+        own = None if dw is None else dw.map(lambda x: x.index_select(0, n[None]).squeeze(0))
+        step = _flowsde_method.step(field, t0, t1, y, own, carry)
+        return n + 1, *_tensors((step.y1, step.carry))
+
+    _, *flat = _loop(on, step, (torch.zeros_like(count), *_tensors((y, carry))))
+    found: tuple[State, Carry] = build(flat)
+    return found
+
+
 def _tensors(tree: Any) -> list[Tensor]:
     return [x for x in leaves(tree) if isinstance(x, Tensor)]
 
@@ -175,7 +197,9 @@ class Leap:
         return (y, carry) if found is None else self._resume(found, stats)
 
     def _call(self, function: Callable[..., Any], *inputs: Any) -> Any:
-        """What a graph returns; None, and no more leaps, where the compiler does not take it."""
+        """What a graph returns; None, where the compiler does not take it, and no more leaps, but
+        for steps that can be taken without a loop.
+        """
         graph, loop = self._graph(function), self._loop
         if function not in self._calls:
             self._calls[function] = Calls(graph, loop.integrator, self._adaptive, loop.field)
@@ -187,7 +211,8 @@ class Leap:
             graph.fits = False
         finally:
             loop.field.evaluations = before
-        loop.leap = None
+        if function is not looped:
+            loop.leap = None
         return None
 
     def _ends(self, y: State) -> Tensor:
@@ -212,22 +237,33 @@ class Leap:
         self, plan: GivenPlan, room: int, y: State, carry: Carry, stats: Stats
     ) -> tuple[State, Carry]:
         cost = self._cost(y, carry)
-        most = min(_STEPS, _CALLS // max(1, cost or _CALLS))
-        if most < 2:
-            return y, carry
-        size = most * sum(x.numel() for x in leaves(y))
-        wide = most * max(1, _NUMBERS // max(1, size))
-        while plan.running and room > 0:
+        together = min(_MOST, max(2, _NUMBERS // max(1, sum(x.numel() for x in leaves(y)))))
+        while plan.running and room > 0 and self._loop.leap is self:
+            loops = self._loops(y)
+            most = together if loops else min(_STEPS, _CALLS // max(1, cost or _CALLS))
+            if most < 2:
+                break
+            wide = most * max(1, together // most)
             spans = list(itertools.pairwise(plan.ahead(min(wide, room))))
+            most = min(most, max(2, len(spans))) if loops else most
             for count, *inputs in self._inputs(spans, most, stats.attempts, y):
-                found = self._call(given, *inputs, y, carry)
+                if loops:
+                    _any_number(*inputs)
+                found = self._call(looped if loops else given, *inputs, y, carry)
                 if found is None:
-                    return y, carry
+                    break
                 y, carry = found
                 plan.skip(count)
                 self._told(count, cost, stats)
-            room -= len(spans)
+                room -= count
         return y, carry
+
+    def _loops(self, y: State) -> bool:
+        """Whether given steps are a loop: on other devices its end would be read by the host, step
+        by step.
+        """
+        near = leaves(y)[0].device.type == "cpu"
+        return near and not torch.is_grad_enabled() and self._graph(looped).fits
 
     def _inputs(
         self, spans: list[tuple[Scalar, Scalar]], most: int, n: int, y: State
@@ -276,6 +312,14 @@ class Leap:
                 spent = field.evaluations - before
                 costs[kind] = None if self._cost(y, carry) is None else spent
         return costs[kind]
+
+
+def _any_number(times: Tensor, count: Tensor, dw: Increment | None) -> None:
+    """Tells the compiler that the number of steps differs from call to call."""
+    torch._dynamo.maybe_mark_dynamic(times, 1)
+    for x in leaves(dw):
+        if x is not None:
+            torch._dynamo.maybe_mark_dynamic(x, 0)
 
 
 def _look(tree: Any) -> tuple[Any, ...]:

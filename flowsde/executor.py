@@ -57,12 +57,13 @@ class Compiled(Executor):
 
     Of a solve of which nobody wants more than the end (no ``save_at``, dense output, events,
     progress bar, ``step_at`` or ``jump_at``) given steps are taken up to 8 at a time, noise and
-    times being inputs of one graph, with gradients under ``Direct`` too; an adaptive one without
-    gradients (``torch.no_grad``) is a ``torch.while_loop`` within one graph. Any other solve calls
-    one graph a step. The numbers of a path over given steps are drawn by a graph of their own. All
-    of them serve all steps and all later solves: other values of states, parameters, arguments,
-    times and noise are seen; other shapes, dtypes or attributes of the field compile again. Results
-    are those of ``Eager`` to rounding.
+    times being inputs of one graph, with gradients under ``Direct`` too. Without gradients
+    (``torch.no_grad``) all steps of an adaptive solve, and on a CPU all given ones, are a
+    ``torch.while_loop`` within one graph. Any other solve calls one graph a step. The numbers of a
+    path over given steps are drawn by a graph of their own. All of them serve all steps and all
+    later solves: other values of states, parameters, arguments, times and noise are seen; other
+    shapes, dtypes or attributes of the field compile again. Results are those of ``Eager`` to
+    rounding.
 
     The first solve compiles: seconds to minutes, once for each field, integrator and tolerances,
     with gradients and without. Keep the object (or the ``Solver`` that holds it) and the dynamics:

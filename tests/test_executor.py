@@ -143,7 +143,9 @@ def test_steps_that_are_seen_share_one_graph(save_at: list[float] | None) -> Non
 def test_given_steps_are_one_graph_however_many(method: Integrator) -> None:
     dynamics, y0 = suited(method, Turn(), torch.randn(4, 3))
     executor, counter = graphs()
-    for steps in (3, 64, 150):
+    draws = dynamics.noise is not None  # a path's numbers have a graph of their own
+    for steps in (3, 64, 150, 2, 1):
+        assert counter.frame_count <= 1 + draws
         agree(
             lambda run: fs.solve(
                 dynamics, y0, 0.2, 1.0, integrator=method, stepping=fs.Fixed(steps=steps),
@@ -151,7 +153,7 @@ def test_given_steps_are_one_graph_however_many(method: Integrator) -> None:
             ),
             executor,
         )  # fmt: skip
-    assert counter.frame_count == 1 + (dynamics.noise is not None)  # numbers have their own
+    assert counter.frame_count == 1 + 2 * draws  # of one step, another
 
 
 @pytest.mark.parametrize(
