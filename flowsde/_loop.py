@@ -15,7 +15,7 @@ from ._plan import Accept, GivenPlan, Plan
 from ._save import SaveEnd, Saver
 from ._scalar import Scalar
 from ._scalar import where as choose
-from ._state import State, leaves, put_rows, rows_of, where
+from ._state import State, leaves, put_rows, rows_of, tree_map, where
 from .dynamics.field import Field
 from .events import Watch
 from .integrators.base import Carry, Integrator, Step
@@ -121,7 +121,7 @@ class Loop:
 
     def run(self, recorder: Recorder) -> Solution:
         plan, saver, y = self.plan, self.saver, self.y0
-        stats, dense = Stats(), Dense() if self.dense else None
+        stats, dense = Stats(), Dense(y) if self.dense else None
         saver.begin(plan.t, y)
         if self.watch is not None:
             self.watch.begin(plan.t, y)
@@ -133,6 +133,8 @@ class Loop:
             if isinstance(plan, GivenPlan) and self._unseen and not self._leaps(recorder):
                 y, carry = self._stride(plan, recorder, y, carry, stats)
             y = self._march(recorder, y, carry, stats, dense)
+        if y is self.y0:
+            y = tree_map(torch.clone, y)  # the caller's own stays the caller's
         plan.finish(y, stats)
         stats.evaluations, stats.products = self.field.evaluations, self.field.products
         ts, ys = saver.finish(plan.t, y)
@@ -175,7 +177,9 @@ class Loop:
             if landing is not None:
                 y = landing.resume(plan.t, y)
             if afresh and plan.running:
-                carry = self.integrator.init(self.field, plan.after(plan.t), y)
+                again = self.integrator.init(self.field, plan.after(plan.t), y)
+                fresh = plan.fresh if landing is None else plan.fresh | landing.hit
+                carry = where(fresh, again, carry) if self.integrator.remembers else again
             stats.attempts += 1
             if self.progress is not None and accept is not False:
                 self.progress(plan.progress, plan.t, y)
@@ -243,11 +247,11 @@ class Loop:
         noise = None if self.noise is None else self.noise.select(rows)
         stepping, integrator = self.stepping, self.integrator
         if isinstance(stepping, Adaptive):
-            stepping = stepping.select(rows)
+            stepping = stepping.select(rows, y)
         if stepping is not self.stepping:
             integrator = integrator.bind(stepping)
         return replace(
-            self, field=field, plan=self.plan.select(rows), saver=saver, noise=noise,
+            self, field=field, plan=self.plan.select(rows, stepping), saver=saver, noise=noise,
             stepping=stepping, integrator=integrator,
             y0=rows_of(y, rows), progress=progress,
         )  # fmt: skip

@@ -21,7 +21,7 @@ from .dynamics.field import Field
 from .integrators.base import Carry, Integrator, Step
 from .integrators.runge_kutta import ExplicitRK
 from .solution import Stats, Status
-from .stepping import Adaptive, rms_norm
+from .stepping import Adaptive, Stepping, rms_norm
 
 __all__ = ["Accept", "AdaptivePlan", "GivenPlan", "Plan", "too_small"]
 
@@ -37,6 +37,7 @@ class Plan(ABC):
     message: str = ""
     spoiled: bool = False  # whether rows that do not count were not finite: their graph is poison
     jumped: bool = False  # whether the last step ended where the field jumps, at least for some
+    fresh: Accept = False  # the rows for which it did
 
     @property
     @abstractmethod
@@ -81,8 +82,8 @@ class Plan(ABC):
         """The rows that still run, where others have ended and may be left out."""
         return None
 
-    def select(self, index: Tensor) -> Plan:
-        """The plan of these rows alone."""
+    def select(self, index: Tensor, stepping: Stepping) -> Plan:
+        """The plan of these rows alone, by their own stepping."""
         raise NotImplementedError
 
     def absorb(self, index: Tensor, part: Plan) -> None:
@@ -225,7 +226,8 @@ class _Stops:
         self._gaps = {t: max(2.0 * narrow.eps * abs(t), narrow.tiny) for t in stepping.jump_at}
         self.jumps, fixed = bool(self._gaps), [*stepping.step_at, *stepping.jump_at]
         if isinstance(end, Tensor):
-            table = torch.tensor(fixed).to(end)[:, None].expand(-1, len(end))
+            table = torch.tensor(fixed, dtype=end.dtype, device=end.device)
+            table = table[:, None].expand(-1, len(end))
             self._times: Any = table if landings is None else torch.cat((table, landings.to(end)))
             inside = ((self._times - start) * sign > 0) & ((end - self._times) * sign > 0)
             self.inside = bool(inside.any())
@@ -306,8 +308,10 @@ class AdaptivePlan(Plan):
         self._live = True
         if batch is not None:
             arrived = gap == 0
+            if self.own_ends and torch.is_grad_enabled():  # their one step has a slope in time
+                arrived = torch.zeros_like(arrived)
             self.status = torch.where(arrived, int(Status.SUCCESS), self.status)
-            self._live = not bool(arrived.all())
+            self._live, self.fresh = not bool(arrived.all()), torch.zeros_like(arrived)
         self._lands: Any = False  # whether the step ends on a stop, and whether on the last
         self._last: Any = False
         self._reach: Any = self._now
@@ -396,7 +400,8 @@ class AdaptivePlan(Plan):
         signs = [(self.status == Status.RUNNING).sum(), spoilt.sum(), stuck.sum()]
         if self._stops.inside:
             self._aim = self._stops.next(self._now)
-            signs.append((accept & self._lands & self._stops.jumps_at(self._now)).sum())
+            self.fresh = fresh = accept & self._lands & self._stops.jumps_at(self._now)
+            signs.append(fresh.sum())
         self._alive, spoiled, failing, *jumped = torch.stack(signs).tolist()
         self._live, self.spoiled, self.jumped = self._alive > 0, spoiled > 0, any(jumped)
         if failing:
@@ -411,11 +416,12 @@ class AdaptivePlan(Plan):
         status: Any = self.status
         return torch.nonzero(status == Status.RUNNING).flatten()
 
-    def select(self, index: Tensor) -> Plan:
+    def select(self, index: Tensor, stepping: Stepping) -> Plan:
+        assert isinstance(stepping, Adaptive)
         part = copy.copy(self)
         vars(part).update({k: rows_of(v, index) for k, v in self._rows().items()})
         part._stops, part._batch, part._step = self._stops.select(index), len(index), None
-        part._stepping = self._stepping.select(index)
+        part._stepping = stepping
         part._ids = [self._ids[i] for i in index.tolist()]
         return part
 
@@ -497,9 +503,9 @@ class AdaptivePlan(Plan):
                 self.status, self._live = Status.SUCCESS, False
             elif self._stops.inside:
                 self._aim = self._stops.next(self._now)
-                self.jumped = bool(self._stops.jumps_at(self._now))
+                self.fresh = self.jumped = bool(self._stops.jumps_at(self._now))
             return True
-        self.jumped = False
+        self.fresh = self.jumped = False
         self._rejected += 1
         if self._too_small(dt):
             self._live = False

@@ -8,7 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -17,13 +17,18 @@ from torch.autograd.graph import saved_tensors_hooks
 from ._loop import Loop, Recorder
 from ._plan import Accept
 from ._scalar import Scalar
-from ._state import State, detach, leaves, where
+from ._state import State, detach, leaves, tree_map, where
 from .integrators.base import Carry, Step
 from .solution import Stats
 
 __all__ = ["Tape"]
 
 STRETCH = 16
+OTHERS = (
+    "the field's parameters are not those that the solve was made with, as after torch.func."
+    "functional_call, so that Checkpointed cannot take its steps again: use adjoint=Direct(), or "
+    "give them in args"
+)
 NOT_REPEATED = (
     "the field did not repeat itself when Checkpointed took its steps again: is there dropout, "
     "another random draw or a counter in it? Fix the draw for the solve, or use Direct()"
@@ -94,6 +99,7 @@ class Tape(Recorder):
         self._stats: Stats | None = None
         self._loop: Loop | None = None
         self._used: list[tuple[Tensor, int]] = []  # by the field, as they then were
+        self._met = False  # whether steps taken again came to where they had
 
     def take(self, loop: Loop, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> Step:
         place = len(self._records)
@@ -101,8 +107,8 @@ class Tape(Recorder):
             self._loop = loop
             kind = leaves(y)[0].device.type
             self._autocast = kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-            given = [*loop.field.dynamics.parameters(), *leaves(loop.field.args)]
-            self._used = [(x, x._version) for x in given if isinstance(x, Tensor)]
+            self._used = [(x, 0 if x.is_inference() else x._version) for x in self._given()]
+            y, carry = tree_map(_copied, (y, carry))  # the caller's own may change
         if place in self._ends and place not in self._starts:
             self._starts[place] = detach(y), detach(carry)
         elif place % self._spacing == 0 and place not in self._kept:
@@ -114,6 +120,12 @@ class Tape(Recorder):
         record = _Record(n, detach(t0), detach(t1), weakref.ref(frame))
         self._last = record, frame, detach(y), detach(carry)
         return step
+
+    def _given(self) -> list[Tensor]:
+        """The tensors that the field is known to use."""
+        assert self._loop is not None
+        field = self._loop.field
+        return [*field.dynamics.parameters(), *(x for x in leaves(field.args) if _is_tensor(x))]
 
     def keep(self, accept: Accept) -> None:
         assert self._last is not None
@@ -158,10 +170,10 @@ class Tape(Recorder):
         return Tape(self._budget)
 
     def restart(self, y: State) -> None:
-        self._ends[len(self._records)] = detach(y)
+        self._ends[len(self._records)] = tree_map(_copied, detach(y))
 
     def finish(self, y: State, stats: Stats) -> None:
-        self._ends.setdefault(len(self._records), detach(y))
+        self._ends.setdefault(len(self._records), tree_map(_copied, detach(y)))
         if self._held:
             _, *start = self._held[0]
             self._kept.setdefault(len(self._records) - len(self._held), tuple(start))
@@ -170,8 +182,11 @@ class Tape(Recorder):
     def hold(self, place: int) -> None:
         """Takes the steps of the block that ends with this one again, and holds what they save."""
         assert self._loop is not None
-        if any(x._version != version for x, version in self._used):
-            raise RuntimeError(CHANGED)
+        for x, (used, version) in zip(self._given(), self._used, strict=True):
+            if x is not used:
+                raise RuntimeError(OTHERS)
+            if not x.is_inference() and x._version != version:
+                raise RuntimeError(CHANGED)
         self._release(0)
         evaluations = self._loop.field.evaluations
         kind, enabled, dtype = self._autocast
@@ -181,7 +196,9 @@ class Tape(Recorder):
             self._stats.backward_evaluations += self._loop.field.evaluations - evaluations
 
     def _hold(self, place: int) -> None:
-        wanted = self._ends.get(place + 1, self._kept.get(place + 1, (None,))[0])
+        ends = {**{k: y for k, (y, _) in self._kept.items()}, **self._ends}
+        near = place + (1 if self._met else STRETCH)  # looked for once, where no state is next
+        check = min((k for k in ends if place < k <= near), default=None)
         known = {**self._kept, **self._starts}
         places = sorted(k for k in known if k <= place)
         start = max(places[-1], place + 1 - self._block)
@@ -196,8 +213,11 @@ class Tape(Recorder):
         for n in range(start, place + 1):
             self._held.append((self._records[n].frame, y, carry))
             y, carry = self._again(n, y, carry, hold=True)
-        if wanted is not None:
-            _compare(y, wanted)
+        if check is not None:
+            for n in range(place + 1, check):
+                y, carry = self._again(n, y, carry, hold=False)
+            _compare(y, ends[check])
+            self._met = True
 
     def _again(self, n: int, y: State, carry: Carry, hold: bool) -> tuple[State, Carry]:
         record, again = self._records[n], _Frame(self, n)
@@ -211,6 +231,14 @@ class Tape(Recorder):
             frame.held = again.held
         accept = record.accept
         return detach(where(accept, step.y1, y)), detach(where(accept, step.carry, carry))
+
+
+def _is_tensor(x: object) -> TypeGuard[Tensor]:
+    return isinstance(x, Tensor)
+
+
+def _copied(x: Any) -> Any:
+    return x.clone() if isinstance(x, Tensor) else x
 
 
 def _bytes(tensors: Iterable[object], but: set[int]) -> int:

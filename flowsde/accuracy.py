@@ -60,13 +60,18 @@ def solve_with_error(
         Its solution, and the estimates; infinite where the second solve was not finite.
 
     Raises:
-        TypeError: on other steppings, states without a batch, methods that draw numbers beside
-            their path.
+        TypeError: on other steppings, states without a batch, events, methods that draw numbers
+            beside their path.
         ValueError: on an odd number of steps.
 
     Source: Richardson 1911; Hairer, Norsett and Wanner 1993, II.4.
     """
     times = _times(stepping, t0, dynamics.horizon if t1 is None else t1)
+    if more.get("events") is not None:
+        raise TypeError(
+            "the two solves would end, or go on, at times of their own: leave out events, and look "
+            "at the error up to a time that they share"
+        )
     if batch_size(y0) is None:
         raise TypeError(f"errors are those of samples: give a batch-first y0; got {describe(y0)}")
     draws = integrator.draws(dynamics, y0)

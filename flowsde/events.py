@@ -101,7 +101,7 @@ class Landing(Step):
             self.t1, self.over = torch.where(hit, self.t1, t1), torch.zeros_like(hit) | self.over
         else:  # a shared time lives on the host
             self.t1 = self.t1.cpu() if self.t1.requires_grad else to_float(self.t1)
-        super().__init__(where(hit, step.dense(self._theta), step.y1))
+        super().__init__(where(hit, step.dense(self._theta), step.y1), step.carry)
 
     def dense(self, theta: Scalar) -> State:
         return self._step.dense(theta * self._theta)

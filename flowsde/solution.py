@@ -66,8 +66,9 @@ class Steps:
 
 @dataclass
 class Dense:
-    """The solution between its steps, piece by piece."""
+    """The solution between its steps, piece by piece, from a state on."""
 
+    start: State
     pieces: list[tuple[Scalar, Scalar, Callable[[Scalar], State]]] = field(default_factory=list)
 
     def __call__(self, t: Scalar) -> State:
@@ -94,7 +95,7 @@ class Dense:
         ):
             raise ValueError(f"t = {t} lies outside what was solved")
         t = start + way.clamp(0.0, 1.0) * (end - start)
-        total = first[2](0.0 * (start + end))
+        total = self.start
         for t0, t1, dense in self.pieces:
             width = torch.as_tensor(t1 - t0)
             theta = (t - t0) / torch.where(width == 0, 1.0, width)

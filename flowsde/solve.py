@@ -369,7 +369,7 @@ class _Span:
         at = self.saves.detach()
         ends = self.t0, self.t1
         t0, t1 = (t.detach() if isinstance(t, Tensor) else t for t in ends)
-        slack = rounding * (1e-3 + abs(t0) + abs(t1))
+        slack = rounding * (abs(t0) + abs(t1))
         inside = ((at - t0) * self.sign >= -slack) & ((at - t1) * self.sign <= slack)
         if at.numel() and not bool(inside.all()):
             raise ValueError("save_at reaches outside [t0, t1]: save between the ends of the solve")
@@ -458,7 +458,12 @@ def _save_grid(span: _Span, save_at: SaveAt) -> list[Scalar]:
     """An outside engine's steps: from one save time to the next."""
     if span.batch is not None or isinstance(save_at, Steps):
         raise TypeError("an outside engine has one time for all, and save_at as times")
-    inner = [] if span.saves is None else span.saves.tolist()
+    saves = span.saves
+    if moving(save_at):
+        raise TypeError(
+            "an outside engine gives no gradient by save_at, only by t0 and t1: detach() the times"
+        )
+    inner = [] if saves is None else saves.tolist()
     ends = {to_float(span.t0), to_float(span.t1)}
     inner = [t for t in dict.fromkeys(inner) if t not in ends]
     return [span.t0] if span.empty else [span.t0, *inner, span.t1]

@@ -220,12 +220,12 @@ class Adaptive(Stepping):
         if not (0 < self.safety < 1 and 0 < self.factor_min < 1 < self.factor_max):
             raise ValueError("safety and factor_min lie in (0, 1), factor_max above 1")
 
-    def select(self, index: Tensor) -> Adaptive:
-        """Those of these rows alone: tolerances ``(batch, ...)`` have a row each."""
+    def select(self, index: Tensor, y: State) -> Adaptive:
+        """Those of these rows of a state alone: tolerances ``(batch, ...)`` have a row each."""
         rows: dict[str, Any] = {
             name: value[index]
             for name, value in (("rtol", self.rtol), ("atol", self.atol))
-            if isinstance(value, Tensor) and value.ndim > 1 and len(value) > 1
+            if isinstance(value, Tensor) and value.ndim == leaves(y)[0].ndim and len(value) > 1
         }
         return replace(self, **rows) if rows else self
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +23,11 @@ __all__ = ["EMA", "Fitted", "fit", "load_checkpoint", "save_checkpoint"]
 
 
 class EMA:
-    """Exponential moving average of a module's parameters and floating-point buffers.
+    """Exponential moving average of a module's parameters and buffers; whole numbers are copied.
 
         average += (1 - decay_n) (value - average),    decay_n = min(decay, (1 + n) / (10 + n))
+
+    Averages of half precision, in which such small changes are lost, are kept in float32.
 
     Args:
         module: what is averaged.
@@ -34,21 +38,27 @@ class EMA:
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"decay lies in [0, 1); got {decay}")
         self.decay, self.count = decay, 0
-        self.average = {k: v.detach().clone() for k, v in module.state_dict().items()}
+        self.average = {
+            k: v.detach().to(_wide(v), copy=True) for k, v in module.state_dict().items()
+        }
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         self.count += 1
         decay = min(self.decay, (1 + self.count) / (10 + self.count))
         for name, value in module.state_dict().items():
-            if value.is_floating_point():
-                self.average[name].lerp_(value, 1.0 - decay)
+            if value.is_floating_point() or value.is_complex():
+                self.average[name].lerp_(value.to(_wide(value)), 1.0 - decay)
             else:
                 self.average[name].copy_(value)
 
     def copy_to(self, module: nn.Module) -> None:
         """Puts the averages into the module."""
         module.load_state_dict(self.average)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32) if x.is_floating_point() else x.dtype
 
 
 @dataclass
@@ -103,72 +113,107 @@ def fit(
         ``Fitted``, with the loss of every step, those before a resumption included.
 
     Raises:
-        ValueError: on a checkpoint of another run, or sizes below one.
-        FloatingPointError: when the loss is not finite, with the step and what to try.
+        TypeError: on data that is no tensor, or tuple of them.
+        ValueError: on a checkpoint of another run, sizes below one, or an accelerator that gathers
+            gradients over several steps.
+        FloatingPointError: when the loss or its gradient is not finite, with the step and what to
+            try.
     """
     from accelerate import Accelerator
     from tqdm.auto import tqdm
 
     parts = data if isinstance(data, tuple) else (data,)
+    size = _rows(parts, steps, batch_size)
+    accelerator = accelerator or Accelerator()
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ValueError(
+            "fit takes a step with every batch: leave out gradient_accumulation_steps, and give a "
+            "larger batch_size"
+        )
+    with _own_forward(objective):
+        optimizer = torch.optim.AdamW(
+            [p for p in objective.parameters() if p.requires_grad], lr=lr, weight_decay=weight_decay
+        )
+        model, optimizer = accelerator.prepare(objective, optimizer)
+        plain = accelerator.unwrap_model(model)
+        average, fitted = EMA(plain, ema), Fitted()
+        run = {
+            "seed": operator.index(seed), "steps": operator.index(steps), "size": size,
+            "batch_size": operator.index(batch_size), "warmup": operator.index(warmup),
+            "lr": float(lr), "weight_decay": float(weight_decay), "ema": float(ema),
+            "clip": float(clip), "processes": accelerator.num_processes,
+        }  # fmt: skip
+        if checkpoint is not None and Path(checkpoint).exists():
+            _resume(load_checkpoint(checkpoint), checkpoint, run, plain, optimizer, average, fitted)
+        parts = tuple(part.to(accelerator.device) for part in parts)
+        shown = progress and accelerator.is_main_process
+        bar = tqdm(
+            total=steps,
+            initial=len(fitted.losses),
+            desc=description,
+            disable=not shown,
+            mininterval=0.5,
+        )
+        pending: list[Tensor] = []
+        optimizer.zero_grad()
+        model.train()
+        while (step := len(fitted.losses) + len(pending)) < steps:
+            draws = _generator(accelerator, seed, step)
+            rows = torch.randint(size, (batch_size,), generator=draws, device=accelerator.device)
+            batch = [part[rows] for part in parts]
+            if augment is not None:
+                batch[0] = augment(batch[0], draws)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * _rate(step, steps, warmup)
+            with torch.random.fork_rng(), accelerator.autocast():
+                torch.manual_seed(_apart(draws))  # for dropout, which takes no generator
+                loss = model(*batch, generator=draws)
+            accelerator.backward(loss)
+            norm = accelerator.clip_grad_norm_(plain.parameters(), clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            average.update(plain)
+            if norm is None or accelerator.scaler is not None:  # which leaves such steps out itself
+                norm = torch.zeros_like(loss)
+            pending.append(torch.stack((loss.detach(), norm.to(loss))))
+            bar.update()
+            done = step + 1 == steps
+            if done or (step + 1) % checkpoint_every == 0:
+                _read(pending, fitted, accelerator)
+                bar.set_postfix(loss=f"{fitted.losses[-1]:.4f}")
+                if checkpoint is not None and accelerator.is_main_process:
+                    save_checkpoint(checkpoint, _state(run, plain, optimizer, average, fitted))
+        bar.close()
+        average.copy_to(plain)
+        plain.eval()
+        return fitted
+
+
+def _rows(parts: tuple[Tensor, ...], steps: int, batch_size: int) -> int:
+    """Of the data, checked."""
+    if not all(isinstance(part, Tensor) for part in parts):
+        kinds = [type(part).__name__ for part in parts]
+        raise TypeError(f"data is a tensor, or a tuple of tensors; got {', '.join(kinds)}")
     size = len(parts[0]) if len({len(part) for part in parts}) == 1 else 0
     if steps < 1 or batch_size < 1 or size < 1:
         raise ValueError(
             f"steps, batch_size and rows of data are at least one, and as many in each part; got "
             f"{steps}, {batch_size} and {[len(part) for part in parts]}"
         )
-    accelerator = accelerator or Accelerator()
-    optimizer = torch.optim.AdamW(
-        [p for p in objective.parameters() if p.requires_grad], lr=lr, weight_decay=weight_decay
-    )
-    model, optimizer = accelerator.prepare(objective, optimizer)
-    plain = accelerator.unwrap_model(model)
-    average, fitted = EMA(plain, ema), Fitted()
-    run = {
-        "seed": seed, "steps": steps, "batch_size": batch_size, "size": size, "lr": lr,
-        "weight_decay": weight_decay, "warmup": warmup, "ema": ema, "clip": clip,
-        "processes": accelerator.num_processes,
-    }  # fmt: skip
-    if checkpoint is not None and Path(checkpoint).exists():
-        _resume(load_checkpoint(checkpoint), checkpoint, run, plain, optimizer, average, fitted)
-    parts = tuple(part.to(accelerator.device) for part in parts)
-    shown = progress and accelerator.is_main_process
-    bar = tqdm(
-        total=steps,
-        initial=len(fitted.losses),
-        desc=description,
-        disable=not shown,
-        mininterval=0.5,
-    )
-    pending: list[Tensor] = []
-    model.train()
-    while (step := len(fitted.losses) + len(pending)) < steps:
-        draws = _generator(accelerator, seed, step)
-        rows = torch.randint(size, (batch_size,), generator=draws, device=accelerator.device)
-        batch = [part[rows] for part in parts]
-        if augment is not None:
-            batch[0] = augment(batch[0], draws)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * _rate(step, steps, warmup)
-        with torch.random.fork_rng(), accelerator.autocast():
-            torch.manual_seed(draws.initial_seed())  # for dropout, which takes no generator
-            loss = model(*batch, generator=draws)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(plain.parameters(), clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        average.update(plain)
-        pending.append(loss.detach())
-        bar.update()
-        done = step + 1 == steps
-        if done or (step + 1) % checkpoint_every == 0:
-            _read(pending, fitted, accelerator)
-            bar.set_postfix(loss=f"{fitted.losses[-1]:.4f}")
-            if checkpoint is not None and accelerator.is_main_process:
-                save_checkpoint(checkpoint, _state(run, plain, optimizer, average, fitted))
-    bar.close()
-    average.copy_to(plain)
-    plain.eval()
-    return fitted
+    return size
+
+
+@contextmanager
+def _own_forward(module: nn.Module) -> Iterator[None]:
+    """Takes out again the forward of lower precision that accelerate puts into a module."""
+    names = "forward", "_original_forward"
+    before = {name: value for name, value in vars(module).items() if name in names}
+    try:
+        yield
+    finally:
+        for name in names:
+            vars(module).pop(name, None)
+        vars(module).update(before)
 
 
 def _rate(step: int, steps: int, warmup: int) -> float:
@@ -185,15 +230,21 @@ def _generator(accelerator: Accelerator, seed: int, step: int) -> torch.Generato
     return generator.manual_seed(int(key) & (2**63 - 1))
 
 
+def _apart(draws: torch.Generator) -> int:
+    """A seed whose numbers are not those of this generator."""
+    seed = torch.tensor([draws.initial_seed()])
+    return int(_random.keys(seed, 1, seed.device, _random.CHOICE)) & (2**63 - 1)
+
+
 def _read(pending: list[Tensor], fitted: Fitted, accelerator: Accelerator) -> None:
-    """Losses to the host, in one read."""
-    losses = accelerator.reduce(torch.stack(pending), reduction="mean").tolist()
-    for loss in losses:
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss} at step {len(fitted.losses)}: lower lr, clip harder, or look "
-                "at the data; the last checkpoint is from before"
-            )
+    """Losses, and norms of their gradients, to the host, in one read."""
+    for loss, norm in accelerator.reduce(torch.stack(pending), reduction="mean").tolist():
+        for name, value in (("loss", loss), ("gradient's norm", norm)):
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"the {name} is {value} at step {len(fitted.losses)}: lower lr, clip harder, "
+                    "or look at the data; the last checkpoint is from before"
+                )
         fitted.losses.append(loss)
     pending.clear()
 

@@ -19,6 +19,7 @@ from flowsde.integrators import (
     GMRES,
     RK4,
     Adams,
+    Dopri5,
     Dopri8,
     DPMSolverPP,
     EDMHeun,
@@ -37,6 +38,7 @@ from flowsde.paths import VP, Cosine, FlowMatching, Linear
 from flowsde.stepping import max_norm, rms_norm
 
 from .systems import generator
+from .test_adjoint import assert_same
 
 ODE = fs.ODE(lambda t, y: -y, batched_time=True)
 
@@ -665,3 +667,181 @@ def test_what_is_saved_at_a_step_end_stays_where_that_moves(mode: fs.Adjoint, wh
                 transform()
     for value in found:
         assert torch.allclose(value, expected, atol=1e-7)
+
+
+# --- a review of the engine -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_jumps_are_times_of_double_precision(per_sample: bool, kind: torch.dtype) -> None:
+    """Whatever the default: a pulse between two of them is not lost, nor are steps rejected."""
+
+    def pulse(t: Tensor, y: Tensor) -> Tensor:
+        t = t[:, None] if t.ndim else t
+        return torch.where((t > 0.3) & (t < 0.3 + 1e-8), 1e8, 0.0).to(y) * torch.ones_like(y)
+
+    torch.set_default_dtype(kind)
+    sol = fs.solve(
+        fs.ODE(pulse, batched_time=True), torch.zeros(2, 1, dtype=torch.float64), 0.0, 1.0,
+        stepping=fs.Adaptive(per_sample=per_sample, jump_at=[0.3, 0.3 + 1e-8]),
+    )  # fmt: skip
+    assert torch.allclose(sol.y1, torch.ones_like(sol.y1), atol=1e-6)
+    assert int(torch.as_tensor(sol.stats.rejected).sum()) == 0
+
+
+@pytest.mark.parametrize(("span", "kind"), [(1e-9, torch.float32), (1e-15, torch.float64)])
+def test_saved_times_of_short_spans_are_their_own(span: float, kind: torch.dtype) -> None:
+    times = torch.linspace(0.0, span, 11, dtype=kind)
+    ode = fs.ODE(lambda t, y: torch.ones_like(y) / span)
+    sol = fs.solve(ode, torch.zeros(1), 0.0, float(times[-1]), save_at=times)
+    assert_same([sol.ys[:, 0]], [times.double() / span], 1e-6)
+
+
+@pytest.mark.parametrize("ends", [[3.0, 0.2, 0.1], [0.1, 0.2, 3.0]])
+def test_tolerances_of_components_are_not_those_of_rows(ends: list[float]) -> None:
+    atol, counts = torch.tensor([[1.0], [1e-10]]), []
+    for rowwise in (False, True):
+        ode = fs.ODE(
+            lambda t, y: torch.sin(40 * t)[:, None, None] - y * 0, batched_time=True,
+            rowwise=rowwise,
+        )  # fmt: skip
+        stepping = fs.Adaptive(rtol=1e-10, atol=atol, per_sample=True)
+        sol = fs.solve(ode, torch.ones(3, 2, 1), 0.0, torch.tensor(ends), stepping=stepping)
+        counts.append(sol.stats.accepted)
+    assert torch.equal(*counts)
+
+
+class Pull(torch.nn.Module):
+    """A nonlinear pull towards w, whose rate c is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.c = torch.nn.Parameter(torch.tensor(1.5)), 5.0
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return -self.c * (y - self.w) * (1.0 + y * y)
+
+
+def pulled(field: Pull, y0: Tensor, adjoint: fs.Adjoint) -> fs.Solution:
+    return fs.solve(
+        fs.ODE(field), y0, 0.0, 20.0, integrator=RK4(), stepping=fs.Fixed(dt=0.02),
+        adjoint=adjoint, save_at=[0.1],
+    )  # fmt: skip
+
+
+def test_checkpointed_keeps_a_start_of_its_own() -> None:
+    """And an end: what the caller does to his afterwards changes nothing, or is told."""
+    field, found = Pull(), []
+    for adjoint in (fs.Direct(), fs.Checkpointed()):
+        y0 = torch.ones(3)
+        sol = pulled(field, y0, adjoint)
+        end = sol.y1.sum()
+        y0.add_(0.3)
+        with torch.no_grad():
+            sol.y1.add_(5.0)
+        found.append(torch.autograd.grad(sol.ys.sum(), field.w, retain_graph=True)[0])
+        for _ in range(2):
+            found.append(torch.autograd.grad(end, field.w, retain_graph=True)[0])
+    assert_same(found[3:], found[:3], 1e-12)
+
+
+def test_checkpointed_meets_the_way_there_even_in_its_middle() -> None:
+    field = Pull()
+    sol = pulled(field, torch.ones(3), fs.Checkpointed())
+    field.c = 4.0
+    with pytest.raises(RuntimeError, match="did not repeat itself"):
+        torch.autograd.grad(sol.ys.sum(), field.w)
+
+
+def test_checkpointed_knows_borrowed_parameters() -> None:
+    class Model(torch.nn.Module):
+        def __init__(self, adjoint: fs.Adjoint) -> None:
+            super().__init__()
+            self.field, self.adjoint = Pull(), adjoint
+
+        def forward(self, y: Tensor) -> Tensor:
+            return pulled(self.field, y, self.adjoint).y1
+
+    given = {"field.w": torch.tensor(1.503, requires_grad=True)}
+    y1 = torch.func.functional_call(Model(fs.Checkpointed()), given, (torch.ones(2),))
+    with pytest.raises(RuntimeError, match=r"functional_call.*Direct"):
+        y1.sum().backward()
+
+
+def test_checkpointed_takes_inference_tensors() -> None:
+    with torch.inference_mode():
+        u = torch.ones(3)
+    y0 = torch.ones(3, requires_grad=True)
+    sol = fs.solve(
+        fs.ODE(lambda t, y, u: u - torch.sin(y)), y0, 0.0, 3.0, args=(u,), integrator=RK4(),
+        stepping=fs.Fixed(steps=40), adjoint=fs.Checkpointed(),
+    )  # fmt: skip
+    sol.y1.sum().backward()
+    assert y0.grad is not None
+
+
+@pytest.mark.parametrize("stepping", [fs.Adaptive(per_sample=True), fs.Fixed(steps=5)], ids=str)
+def test_samples_that_go_nowhere_have_a_slope(stepping: fs.Stepping) -> None:
+    y0 = torch.ones(2, 1)
+    for ends in ([0.0, 1.0], [0.0, 0.0]):
+        t1 = torch.tensor(ends, requires_grad=True)
+        ode = fs.ODE(lambda t, y: 2.0 * y, batched_time=True)
+        sol = fs.solve(ode, y0, 0.0, t1, stepping=stepping, integrator=Dopri5())
+        (slope,) = torch.autograd.grad(sol.y1.sum(), t1)
+        assert_same([slope], [2.0 * sol.y1[:, 0]], 1e-4)
+        assert sol.success
+
+
+def test_dense_output_begins_at_the_start() -> None:
+    """Also where the first attempt came to nothing."""
+    ode = fs.ODE(lambda t, y: torch.where(y > 2, torch.nan, 5 * y * (1 - y / 2)), batched_time=True)
+    y0 = torch.tensor([[1.9], [1.0]])
+    sol = fs.solve(ode, y0, 0.0, 1.0, stepping=fs.Adaptive(per_sample=True, dt0=1.0), dense=True)
+    assert torch.equal(sol(0.0), y0)
+
+
+@pytest.mark.parametrize("jump", [False, True])
+def test_a_fresh_start_is_that_of_its_rows(jump: bool) -> None:
+    """A method that remembers forgets where a row was hit, and in that row alone."""
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return torch.stack((y[:, 1], -3.0 * torch.sin(y[:, 0])), -1)
+
+    y0 = torch.tensor([[1.0, 0.0], [1.5, 0.3], [0.4, 2.0]])
+    ode = fs.ODE(f, batched_time=True)
+    ends = torch.tensor([2.0, 0.9, 0.9]) if jump else torch.tensor([2.0, 2.0, 2.0])
+
+    def run(rows: slice) -> Tensor:
+        bound = torch.tensor([0.3, -100.0, -100.0])[rows]
+        stepping = fs.Adaptive(1e-4, 1e-4, per_sample=True, jump_at=(1.0,) if jump else ())
+        more = {} if jump else {
+            "events": fs.Event(lambda t, y: y[:, 0] - bound, terminal=False, update=lambda t, y: y)
+        }  # fmt: skip
+        return fs.solve(
+            ode, y0[rows], 0.0, ends[rows], stepping=stepping, integrator=ReversibleRK(), **more
+        ).y1
+
+    assert_same([run(slice(3))[1:]], [run(slice(1, 3))], 1e-12)
+
+
+def test_an_engines_ends_may_move_and_its_saved_times_may_not() -> None:
+    ode, t1 = fs.ODE(lambda t, y: y), torch.tensor(1.0, requires_grad=True)
+    more: dict[str, Any] = {
+        "integrator": TorchDiffEq("dopri5"),
+        "stepping": fs.Adaptive(1e-9, 1e-9),
+    }
+    sol = fs.solve(ode, torch.ones(1), 0.0, t1, save_at=[0.5, 1.0], **more)
+    (slope,) = torch.autograd.grad(sol.y1.sum(), t1)
+    assert float(slope) == pytest.approx(math.e, rel=1e-6)
+    with pytest.raises(TypeError, match="detach"):
+        fs.solve(
+            ode, torch.ones(1), 0.0, 1.0, save_at=torch.tensor([0.5], requires_grad=True), **more
+        )
+
+
+def test_a_solve_that_goes_nowhere_gives_a_state_of_its_own() -> None:
+    y0 = torch.ones(2)
+    sol = fs.solve(fs.ODE(lambda t, y: y), y0, 0.0, 0.0)
+    sol.y1.zero_()
+    assert torch.equal(y0, torch.ones(2))

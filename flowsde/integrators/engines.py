@@ -348,6 +348,8 @@ class _Span(Step):
     __slots__ = ()
 
     def dense(self, theta: Scalar) -> State:
+        if to_float(theta) == 1.0:
+            return self.y1
         raise TypeError("an outside engine has no dense output: name the times in save_at")
 
 

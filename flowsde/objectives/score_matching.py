@@ -53,7 +53,11 @@ class UniformTime(TimeLaw):
 
 @dataclass(frozen=True)
 class UniformLambda(TimeLaw):
-    """log(alpha / sigma) uniform between its values at t0 and t1."""
+    """log(alpha / sigma) uniform between its values at t0 and t1.
+
+    Raises:
+        ValueError: from a draw, where the schedule has no noise or no signal at one of them.
+    """
 
     schedule: Schedule
     t0: float
@@ -61,6 +65,11 @@ class UniformLambda(TimeLaw):
 
     def quantile(self, u: Tensor) -> Tensor:
         first, last = self.schedule.half_log_snr(self.t0), self.schedule.half_log_snr(self.t1)
+        if not math.isfinite(to_float(first) - to_float(last)):
+            raise ValueError(
+                f"lambda runs from {to_float(first)} to {to_float(last)}: move the end away from "
+                "where the signal or the noise is zero (1e-3 is usual)"
+            )
         return torch.as_tensor(self.schedule.time(first + (last - first) * u))
 
 

@@ -146,7 +146,7 @@ class Ancestral(Chain):
 
     def __init__(self, transition: Transition, times: Tensor) -> None:
         super().__init__()
-        self.register_buffer("times", _rising(times, transition.schedule))
+        self.register_buffer("times", _rising(times, transition))
         self.transition = transition
         self._normals: Normals | None = None
 
@@ -257,7 +257,7 @@ class VariationalBound(nn.Module):
         self, transition: Transition, times: Tensor, base: Normal, levels: Discretized | None = None
     ) -> None:
         super().__init__()
-        self.register_buffer("times", _rising(times, transition.schedule))
+        self.register_buffer("times", _rising(times, transition))
         self.transition, self.base, self.levels = transition, base, levels
 
     def forward(self, x: Tensor, *args: Any, generator: torch.Generator) -> Bound:
@@ -305,7 +305,7 @@ class HybridLoss(nn.Module):
 
     def __init__(self, transition: LearnedVariance, times: Tensor, weight: float = 1e-3) -> None:
         super().__init__()
-        self.register_buffer("times", _rising(times, transition.schedule))
+        self.register_buffer("times", _rising(times, transition))
         self.transition, self.weight = transition, weight
 
     def forward(self, x: Tensor, *args: Any, generator: torch.Generator) -> Tensor:
@@ -323,11 +323,18 @@ class HybridLoss(nn.Module):
         return (output - prediction.target(at, x, eps)).square().mean() + self.weight * bound
 
 
-def _rising(times: Tensor, schedule: Schedule) -> Tensor:
+def _rising(times: Tensor, transition: Transition) -> Tensor:
+    schedule, prediction = transition.schedule, transition.denoiser.prediction
     if times.ndim != 1 or not bool((times.diff() > 0).all()) or not schedule.sigma(times[0]) > 0:
         raise ValueError(
             "times of the bound rise, (T,), from a first one with some noise: "
             "paths.uniform(1 / T, 1.0, T - 1), data itself left out"
+        )
+    if prediction.needs_signal and not schedule.alpha(times[-1]) > 0:
+        raise ValueError(
+            f"{prediction} says nothing about x0 where the signal is zero, and {schedule} has none "
+            f"at t = {float(times[-1]):g}: end at a slightly smaller time (such as 0.999), or "
+            "train with VPrediction(), Velocity() or Data()"
         )
     return times
 

@@ -28,7 +28,7 @@ class Augmented(Dynamics):
         super().__init__()
         self.noise, self.horizon = noise, dynamics.horizon
         self.batched_time, self.random = dynamics.batched_time, dynamics.random
-        self.pulls = dynamics.pulls
+        self.pulls, self.precise_time = dynamics.pulls, dynamics.precise_time
 
     def enter(self, y: Tensor) -> Tensor:
         """z of y, with l = 0."""

@@ -64,6 +64,7 @@ class _Costate(Dynamics):
         self.dynamics, self.horizon, self.pulls = dynamics, dynamics.horizon, True
         self._targets = tuple(targets)
         self.batched_time = dynamics.batched_time and not targets
+        self.precise_time = dynamics.precise_time
 
     def forward(self, t: Tensor, state: State, *args: Any) -> State:
         return self._turn(state, lambda y: self.dynamics(t, y, *args))

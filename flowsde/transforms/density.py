@@ -263,6 +263,7 @@ class FlowDensity(Dynamics):
         self.dynamics, self.divergence = dynamics, divergence or Exact()
         self._own = divergence is None and dynamics.traced() is not None
         self.batched_time, self.horizon = dynamics.batched_time, dynamics.horizon
+        self.precise_time = dynamics.precise_time
         self.random = dynamics.random or self.divergence.random
         self.pulls = dynamics.pulls or not self._own
 

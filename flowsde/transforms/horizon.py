@@ -46,7 +46,7 @@ class _Stretched(Dynamics):
         super().__init__()
         self.dynamics, self.root = dynamics, root
         self.batched_time, self.random = dynamics.batched_time, dynamics.random
-        self.pulls = dynamics.pulls
+        self.pulls, self.precise_time = dynamics.pulls, dynamics.precise_time
 
     def prepare(self, y0: State, seed: int | None) -> _Stretched:
         return _Stretched(self.dynamics.prepare(y0, seed), self.root)

@@ -72,6 +72,7 @@ class Regularized(Dynamics):
         super().__init__()
         self.dynamics, self.divergence, self._asked = dynamics, divergence, asked
         self.batched_time, self.horizon = dynamics.batched_time, dynamics.horizon
+        self.precise_time = dynamics.precise_time
         self.random = dynamics.random or (asked[1] and divergence.random)
         self.pulls = dynamics.pulls or asked[1]
 
