@@ -123,6 +123,8 @@ def fit(
     from tqdm.auto import tqdm
 
     parts = data if isinstance(data, tuple) else (data,)
+    seed, steps, batch_size, warmup = map(operator.index, (seed, steps, batch_size, warmup))
+    lr, weight_decay, ema, clip = map(float, (lr, weight_decay, ema, clip))  # none of numpy's
     size = _rows(parts, steps, batch_size)
     accelerator = accelerator or Accelerator()
     if accelerator.gradient_accumulation_steps != 1:
@@ -138,20 +140,18 @@ def fit(
         plain = accelerator.unwrap_model(model)
         average, fitted = EMA(plain, ema), Fitted()
         run = {
-            "seed": operator.index(seed), "steps": operator.index(steps), "size": size,
-            "batch_size": operator.index(batch_size), "warmup": operator.index(warmup),
-            "lr": float(lr), "weight_decay": float(weight_decay), "ema": float(ema),
-            "clip": float(clip), "processes": accelerator.num_processes,
+            "seed": seed, "steps": steps, "batch_size": batch_size, "size": size, "lr": lr,
+            "weight_decay": weight_decay, "warmup": warmup, "ema": ema, "clip": clip,
+            "processes": accelerator.num_processes,
         }  # fmt: skip
         if checkpoint is not None and Path(checkpoint).exists():
             _resume(load_checkpoint(checkpoint), checkpoint, run, plain, optimizer, average, fitted)
         parts = tuple(part.to(accelerator.device) for part in parts)
-        shown = progress and accelerator.is_main_process
         bar = tqdm(
             total=steps,
             initial=len(fitted.losses),
             desc=description,
-            disable=not shown,
+            disable=not (progress and accelerator.is_main_process),
             mininterval=0.5,
         )
         pending: list[Tensor] = []
@@ -177,8 +177,7 @@ def fit(
                 norm = torch.zeros_like(loss)
             pending.append(torch.stack((loss.detach(), norm.to(loss))))
             bar.update()
-            done = step + 1 == steps
-            if done or (step + 1) % checkpoint_every == 0:
+            if step + 1 == steps or (step + 1) % checkpoint_every == 0:
                 _read(pending, fitted, accelerator)
                 bar.set_postfix(loss=f"{fitted.losses[-1]:.4f}")
                 if checkpoint is not None and accelerator.is_main_process:

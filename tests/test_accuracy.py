@@ -169,3 +169,11 @@ def test_errors_over_dequantisation() -> None:
     square = ((v + 1.0) ** 3 - v**3)[:, 0] / 3.0 / 16.0  # the mean of ((v + u) / 4)^2
     truth = -0.5 * square - 0.5 * math.log(2.0 * math.pi) - math.log(4.0)
     assert abs(float(((mean - truth) / error).square().mean()) - 15.0 / 13.0) < 0.2
+
+
+def test_errors_are_not_told_across_events() -> None:
+    with pytest.raises(TypeError, match="leave out events"):
+        solve_with_error(
+            fs.ODE(lambda t, y: -y), torch.ones(2, 1), 0.0, 1.0, integrator=RK4(),
+            stepping=fs.Fixed(steps=20), events=fs.Event(lambda t, y: y.mean() - 0.9),
+        )  # fmt: skip

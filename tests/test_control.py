@@ -400,3 +400,35 @@ def test_a_log_signature_path_gathers_windows() -> None:
         assert torch.allclose(path.derivative(inside) * gap, expected)
     with pytest.raises(ValueError, match="window"):
         LogSignature(times, x, depth=2, window=0)
+
+
+@pytest.mark.parametrize("kind", ["backsolve", "costate", "density", "regularize", "horizon"])
+def test_what_is_made_of_a_cde_asks_its_path_at_the_same_times(kind: str) -> None:
+    """In float32 too, where seconds since 1970 are a minute apart."""
+    torch.set_default_dtype(torch.float32)
+    times = torch.linspace(0.0, 1.0, 40, dtype=torch.float64)
+    values, found = torch.randn(2, 40, 2).cumsum(1) * 0.1, []
+    for offset in (0.0, 1.7e9):
+        cde = fs.CDE(
+            lambda t, y: y.tanh()[..., None].expand(-1, -1, 2),
+            NaturalCubic(times + offset, values), batched_time=True,
+        )  # fmt: skip
+        y0 = torch.full((2, 2), 0.5, requires_grad=True)
+        zero, costs = torch.zeros(2), fs.regularize(cde, jacobian=False)
+        dynamics, start, adjoint = {
+            "backsolve": (cde, y0, fs.Backsolve()),
+            "costate": (fs.costate(cde), (y0, torch.ones(2, 2), ()), fs.Direct()),
+            "density": (fs.log_density(cde), (y0, zero), fs.Direct()),
+            "regularize": (costs, costs.enter(y0), fs.Direct()),
+            "horizon": (fs.learn_horizon(cde, 1.0), y0, fs.Direct()),
+        }[kind]
+        sol = fs.solve(
+            dynamics, start, offset, offset + 1.0, adjoint=adjoint, integrator=fs.integrators.RK4(),
+            stepping=fs.Fixed(steps=40),
+        )  # fmt: skip
+        parts = [x for x in torch.utils._pytree.tree_leaves(sol.y1) if x.numel()]
+        if kind == "backsolve":
+            parts += torch.autograd.grad(sol.y1.square().sum(), y0)
+        found.append(parts)
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-4)

@@ -671,3 +671,25 @@ def test_the_gradient_of_a_likelihood_is_the_score() -> None:
     values = noise_to_data(VP(), 1e-3).log_prob(x), MIXTURE.log_prob(x, *VP()(1e-3))
     slope, score = (torch.autograd.grad(p.sum(), x)[0] for p in values)
     assert torch.allclose(slope, score, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "t0", "t1"), [(FlowMatching(), 1e-3, 1.0), (Cosine(), 1e-3, 1.0), (VP(), 0.0, 1.0)]
+)
+def test_lambda_is_uniform_between_finite_ends(schedule: Schedule, t0: float, t1: float) -> None:
+    with pytest.raises(ValueError, match="move the end"):
+        UniformLambda(schedule, t0, t1).sample(5, torch.zeros(5, 1), generator())
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), FlowMatching()])
+def test_bounds_from_no_signal_need_a_prediction_that_knows_x0(schedule: Schedule) -> None:
+    network, times = (lambda t, x: x), fs.paths.uniform(1 / 20, 1.0, 19)
+    noise = FixedVariance(fs.Denoiser(network, schedule, NoisePrediction()))
+    learned = LearnedVariance(lambda t, x: torch.cat((x, x), 1), schedule, NoisePrediction())
+    for make in (
+        lambda: VariationalBound(noise, times, fs.Normal(2)), lambda: HybridLoss(learned, times),
+        lambda: Ancestral(noise, times),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="VPrediction"):
+            make()
+    Ancestral(FixedVariance(fs.Denoiser(network, schedule, VPrediction())), times)

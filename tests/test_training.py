@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -95,7 +96,9 @@ def objective(seed: int = 0) -> DenoisingScoreMatching:
 
 def run(made: nn.Module, data: Tensor, **more: Any) -> training.Fitted:
     given = {"steps": 12, "batch_size": 8, "seed": 3, "progress": False, **more}
-    return training.fit(made, data, accelerator=accelerator(), **given)
+    if "accelerator" not in given:  # they share their state
+        given["accelerator"] = accelerator()
+    return training.fit(made, data, **given)
 
 
 class Interrupted(Exception):
@@ -249,3 +252,113 @@ def test_data_of_several_parts_go_together() -> None:
     training.fit(Paired(), (c, c), augment=double, accelerator=accelerator(), **how)
     with pytest.raises(ValueError, match="as many in each part"):
         training.fit(Paired(), (c, c[:-1]), accelerator=accelerator(), **how)
+
+
+# --- a review of fit ------------------------------------------------------------------------------
+
+
+class Pull(nn.Module):
+    """The mean square of x - w; at one call its value stays finite and its slope does not."""
+
+    def __init__(self, bad: int = 0) -> None:
+        super().__init__()
+        self.w, self.bad, self.calls = nn.Parameter(torch.zeros(3)), bad, 0
+
+    def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        self.calls += 1
+        loss = (x - self.w).square().mean()
+        return loss + (0.0 * self.w).square().sum().sqrt() if self.calls == self.bad else loss
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    """Before it is written down, and before it is returned."""
+    torch.set_default_dtype(torch.float32)
+    path = tmp_path / "run.pt"
+    for bad, more in ((8, {"checkpoint": path, "checkpoint_every": 6}), (12, {})):
+        with pytest.raises(FloatingPointError, match=f"gradient's norm is nan at step {bad - 1}"):
+            run(Pull(bad), torch.randn(50, 3), **more)
+    state = training.load_checkpoint(path)
+    assert len(state["losses"]) == 6
+    assert bool(state["model"]["w"].isfinite().all())
+
+
+def test_settings_may_be_numpys(tmp_path: Path) -> None:
+    torch.set_default_dtype(torch.float32)
+    data, path = torch.randn(50, 3), tmp_path / "run.pt"
+    settings = {"checkpoint": path, "lr": np.float64(1e-3), "seed": np.int64(3)}
+    first = run(Pull(), data, **settings)
+    assert run(Pull(), data, **settings).losses == first.losses
+
+
+def test_what_a_model_draws_is_not_what_its_objective_draws() -> None:
+    torch.set_default_dtype(torch.float32)
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    class Noisy(Pull):
+        def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
+            eps = torch.randn(64, generator=generator, device=generator.device)
+            seen.append((eps, torch.randn(4096, device=generator.device)))
+            return super().forward(x, generator)
+
+    run(Noisy(), torch.randn(50, 3), batch_size=32)
+    for eps, own in seen:
+        assert not bool((own.unfold(0, 64, 1) == eps).all(1).any())
+
+
+def test_lower_precision_is_that_of_the_run() -> None:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
+    torch.set_default_dtype(torch.float32)
+    x = torch.full((50, 3), 1.0 + 2.0**-12)
+    for fails in (False, True):
+        pull = Pull(12 if fails else 0)
+        narrow = Accelerator(cpu=DEVICE.type == "cpu", mixed_precision="bf16")
+        if fails:
+            with pytest.raises(FloatingPointError):
+                run(pull, x, accelerator=narrow)
+        else:
+            run(pull, x, accelerator=narrow)
+        assert "forward" not in vars(pull)
+        assert "_original_forward" not in vars(pull)
+    AcceleratorState._reset_state(True)
+
+
+def test_a_run_depends_on_what_it_is_given_alone() -> None:
+    """No gradient that was there before enters it."""
+    torch.set_default_dtype(torch.float32)
+    data, found = torch.randn(50, 3), []
+    for before in (False, True):
+        pull = Pull()
+        if before:
+            (1e6 * pull(data, generator())).backward()
+        found.append((run(pull, data).losses, pull.w.tolist()))
+    assert found[0] == found[1]
+
+
+def test_fit_refuses_what_it_would_not_do() -> None:
+    from accelerate import Accelerator
+
+    several = Accelerator(cpu=DEVICE.type == "cpu", gradient_accumulation_steps=4)
+    with pytest.raises(ValueError, match="batch_size"):
+        run(Pull(), torch.randn(50, 3), accelerator=several)
+    with pytest.raises(TypeError, match="tuple of tensors"):
+        run(Pull(), [torch.randn(50, 3)])
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.complex64, torch.float64])
+def test_averages_move_in_small_steps(kind: torch.dtype) -> None:
+    module = nn.Linear(1, 1, bias=False).to(kind)
+    with torch.no_grad():
+        module.weight.fill_(1.0)
+        ema = training.EMA(module, 0.999)
+        ema.count = 100_000
+        module.weight.fill_(1.5)
+        for _ in range(1_000):
+            ema.update(module)
+    wanted = 1.5 - 0.5 * 0.999**1_000
+    assert float(ema.average["weight"].real) == pytest.approx(wanted, rel=1e-3)
+    ema.copy_to(module)
+    assert module.weight.dtype == kind
