@@ -108,6 +108,7 @@ class GivenPlan(Plan):
         self._times, self._n, self._batch = times, 0, batch
         self._over: Tensor | None = None  # rows that an event has ended, and where they stand
         self._stay: Any = None
+        self._cut = False  # whether an event has added a time
 
     @property
     def running(self) -> bool:
@@ -147,6 +148,7 @@ class GivenPlan(Plan):
         """The rest of a step that was cut is taken next; rows that were not hit stand still."""
         if isinstance(over, Tensor) or to_float(t) != to_float(self._times[self._n]):
             self._times.insert(self._n, t)
+            self._cut = True
         if not isinstance(over, Tensor):
             self.status = Status.EVENT if over else Status.RUNNING
             return
@@ -181,7 +183,9 @@ class GivenPlan(Plan):
             self.status = Status.EVENT
 
     def forget(self) -> None:
-        self._times, self._stay = [_detach(t) for t in self._times], _detach(self._stay)
+        self._stay = _detach(self._stay)
+        if self._cut:
+            self._times = [_detach(t) for t in self._times]
 
     def _check_finite(self, y: State) -> None:
         if leaves(y)[0].is_meta or mapped(y) or finite(y):

@@ -8,7 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,8 +33,6 @@ NOT_REPEATED = (
     "the field did not repeat itself when Checkpointed took its steps again: is there dropout, "
     "another random draw or a counter in it? Fix the draw for the solve, or use Direct()"
 )
-
-
 CHANGED = (
     "a parameter or an argument of the field, or another tensor that its gradient needs, was "
     "changed in place after the solve: call backward() first"
@@ -125,7 +123,8 @@ class Tape(Recorder):
         """The tensors that the field is known to use."""
         assert self._loop is not None
         field = self._loop.field
-        return [*field.dynamics.parameters(), *(x for x in leaves(field.args) if _is_tensor(x))]
+        given: list[Any] = [*field.dynamics.parameters(), *leaves(field.args)]
+        return [x for x in given if isinstance(x, Tensor)]
 
     def keep(self, accept: Accept) -> None:
         assert self._last is not None
@@ -167,7 +166,9 @@ class Tape(Recorder):
     def branch(self, y: State) -> Tape:
         self._release(0)
         self.restart(y)
-        return Tape(self._budget)
+        if self._budget is None:
+            return Tape(None)
+        return Tape(max(1, self._budget - _bytes(leaves(list(self._kept.values())), set())))
 
     def restart(self, y: State) -> None:
         self._ends[len(self._records)] = tree_map(_copied, detach(y))
@@ -231,10 +232,6 @@ class Tape(Recorder):
             frame.held = again.held
         accept = record.accept
         return detach(where(accept, step.y1, y)), detach(where(accept, step.carry, carry))
-
-
-def _is_tensor(x: object) -> TypeGuard[Tensor]:
-    return isinstance(x, Tensor)
 
 
 def _copied(x: Any) -> Any:

@@ -322,6 +322,38 @@ def test_checkpointed_holds_to_its_budget(monkeypatch: pytest.MonkeyPatch, steps
     assert sol.stats.backward_evaluations <= 8 * sol.stats.evaluations
 
 
+def test_parts_of_a_batch_share_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is held of all of them, as one sample after the other is left out."""
+    budget, totals = 20_000, []
+    y0, seen = torch.randn(16, 8, requires_grad=True), weakref.WeakSet[_tape.Tape]()
+
+    def total() -> None:
+        held: list[Any] = []
+        for tape in seen:
+            frames = [ref() for ref, *_ in tape._held]
+            held += [x for frame in frames if frame is not None for x, _ in frame.held or ()]
+            held += leaves([*tape._kept.values(), *(start for _, *start in tape._held)])
+        sizes = {x.untyped_storage().data_ptr(): x.nbytes for x in held if isinstance(x, Tensor)}
+        totals.append(sum(sizes.values()))
+
+    for name in ("keep", "_hold"):
+
+        def watched(tape: _tape.Tape, value: Any, own: Any = getattr(_tape.Tape, name)) -> None:
+            seen.add(tape)
+            own(tape, value)
+            total()
+
+        monkeypatch.setattr(_tape.Tape, name, watched)
+    ode = fs.ODE(lambda t, y: 3 * t[:, None].cos() - y, batched_time=True, rowwise=True)
+    sol = fs.solve(
+        ode, y0, 0.0, torch.linspace(0.2, 8.0, 16), integrator=Dopri5(),
+        stepping=fs.Adaptive(1e-9, 1e-9, per_sample=True), adjoint=fs.Checkpointed(budget),
+    )  # fmt: skip
+    assert len(seen) > 3
+    sol.y1.sum().backward()
+    assert max(totals) <= 1.2 * budget
+
+
 @pytest.mark.parametrize("budget", [1, None])
 @pytest.mark.parametrize("pulled", [True, False])
 def test_graphs_leave_no_cycles_behind(budget: int | None, pulled: bool) -> None:
