@@ -76,7 +76,7 @@ class Affine(Elementwise):
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         log_scale, shift = self._law(params)
-        return torch.addcmul(shift, log_scale.exp(), x), log_scale
+        return log_scale.exp() * x + shift, log_scale
 
     def inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         log_scale, shift = self._law(params)
