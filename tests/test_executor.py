@@ -156,6 +156,21 @@ def test_given_steps_are_one_graph_however_many(method: Integrator) -> None:
     assert counter.frame_count == 1 + 2 * draws  # of one step, another
 
 
+@torch.no_grad()
+def test_what_no_loop_takes_is_taken_without_one() -> None:
+    """A field that looks at its values on the host."""
+    dynamics = fs.ODE(lambda t, y: -y if float(y.sum()) > 0 else y.sin())
+    y0, (executor, _) = torch.randn(4, 3), graphs()
+    for steps in (20, 9):
+        agree(
+            lambda run: fs.solve(
+                dynamics, y0, integrator=RK4(), stepping=fs.Fixed(steps=steps), executor=run
+            ),
+            executor,
+        )
+    assert not all(graph.fits for graph in executor._made[dynamics].values())
+
+
 @pytest.mark.parametrize(
     "stepping",
     [fs.Fixed(steps=9), fs.Adaptive(1e-8, 1e-8, per_sample=True)],
