@@ -245,7 +245,7 @@ class Leap:
                 break
             wide = most * max(1, together // most)
             spans = list(itertools.pairwise(plan.ahead(min(wide, room))))
-            most = min(most, max(2, len(spans))) if loops else most
+            most = max(2, len(spans)) if loops else most
             for count, *inputs in self._inputs(spans, most, stats.attempts, y):
                 if loops:
                     _any_number(*inputs)

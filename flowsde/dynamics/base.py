@@ -195,6 +195,11 @@ class Dynamics(nn.Module, ABC):
     whitens: bool = False
     horizon: float = 1.0
 
+    def follow(self, inner: Dynamics) -> None:
+        """Is asked as the dynamics of which it is made: at which times, with which draws."""
+        for name in ("batched_time", "precise_time", "random", "pulls", "horizon"):
+            setattr(self, name, getattr(inner, name))
+
     def hold(self, name: str, value: Scalar | None) -> None:
         """Makes a number an attribute: a buffer where it is a tensor but no parameter."""
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):

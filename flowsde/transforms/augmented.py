@@ -26,9 +26,8 @@ class Augmented(Dynamics):
 
     def __init__(self, dynamics: Dynamics, noise: Noise | None) -> None:
         super().__init__()
-        self.noise, self.horizon = noise, dynamics.horizon
-        self.batched_time, self.random = dynamics.batched_time, dynamics.random
-        self.pulls, self.precise_time = dynamics.pulls, dynamics.precise_time
+        self.noise = noise
+        self.follow(dynamics)
 
     def enter(self, y: Tensor) -> Tensor:
         """z of y, with l = 0."""

@@ -54,7 +54,7 @@ class _Converted(Dynamics):
         super().__init__()
         self.sde, self._noise, self._half = sde, noise, half
         self.noise = replace(noise, ito=not noise.ito)
-        self.batched_time, self.horizon, self.random = sde.batched_time, sde.horizon, sde.random
+        self.follow(sde)
         self.pulls = True
 
     def forward(self, t: Tensor, y: State, *args: Any) -> State:

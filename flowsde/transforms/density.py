@@ -262,8 +262,7 @@ class FlowDensity(Dynamics):
         super().__init__()
         self.dynamics, self.divergence = dynamics, divergence or Exact()
         self._own = divergence is None and dynamics.traced() is not None
-        self.batched_time, self.horizon = dynamics.batched_time, dynamics.horizon
-        self.precise_time = dynamics.precise_time
+        self.follow(dynamics)
         self.random = dynamics.random or self.divergence.random
         self.pulls = dynamics.pulls or not self._own
 

@@ -45,8 +45,8 @@ class _Stretched(Dynamics):
     def __init__(self, dynamics: Dynamics, root: nn.Parameter) -> None:
         super().__init__()
         self.dynamics, self.root = dynamics, root
-        self.batched_time, self.random = dynamics.batched_time, dynamics.random
-        self.pulls, self.precise_time = dynamics.pulls, dynamics.precise_time
+        self.follow(dynamics)
+        self.horizon = 1.0
 
     def prepare(self, y0: State, seed: int | None) -> _Stretched:
         return _Stretched(self.dynamics.prepare(y0, seed), self.root)

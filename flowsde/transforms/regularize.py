@@ -71,8 +71,7 @@ class Regularized(Dynamics):
     ) -> None:
         super().__init__()
         self.dynamics, self.divergence, self._asked = dynamics, divergence, asked
-        self.batched_time, self.horizon = dynamics.batched_time, dynamics.horizon
-        self.precise_time = dynamics.precise_time
+        self.follow(dynamics)
         self.random = dynamics.random or (asked[1] and divergence.random)
         self.pulls = dynamics.pulls or asked[1]
 
