@@ -2,7 +2,8 @@
 
 How much a tree holds after 10, 1,000 and 100,000 queries at random, one by one, counted in bytes:
 what its source reaches, its arrays with their whole storage. Then how long a query takes by the
-number of levels: increments between random times, one query at a time, alternating with those of
+number of levels: increments between random times, one query at a time, by an eager solve's source
+and by a graph, as compiled solves hold it, alternating with those of
 ``diffrax.VirtualBrownianTree`` (jitted, in a process of its own) of the same depth and size. The
 cost of a level is the slope between the shallowest and the deepest tree.
 """
@@ -15,11 +16,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowsde._graph import Calls, Graph
+from flowsde._increment import Source
 from flowsde.integrators import Draws
 from flowsde.paths import BrownianTree
 
@@ -39,9 +43,21 @@ def times(count: int, seed: int = 0) -> Ends:
     return [(t, t + 0.1 * draws.random()) for t in starts]
 
 
-def source(size: tuple[int, int], depth: int, options: Any) -> Callable[..., Any]:
+def source(size: tuple[int, int], depth: int, options: Any) -> Source:
     state = torch.empty(size, dtype=options.real, device=options.device)
     return BrownianTree(0, 0.0, 1.0, 2.0**-depth).tree(0.0, 1.0, Draws(state))
+
+
+def compiled(eager: Source) -> Callable[..., Tensor]:
+    """The same queries as a graph of their own."""
+    calls = Calls(Graph(_query, "inductor", None), None, None, eager.traced())
+    return lambda n, t0, t1: calls(*(torch.tensor(t, dtype=torch.float64) for t in (t0, t1)))
+
+
+def _query(
+    _flowsde_method: None, _flowsde_stepping: None, source: Source, t0: Tensor, t1: Tensor
+) -> Any:
+    return source(0, t0, t1).w
 
 
 def ask(queries: Callable[..., Any], ends: Ends) -> None:
@@ -54,7 +70,7 @@ def held(root: object) -> int:
     found, waiting, total = set(), [root], 0
     while waiting:
         x = waiting.pop()
-        if id(x) in found or isinstance(x, type):
+        if id(x) in found or isinstance(x, (type, ModuleType)):
             continue
         found.add(id(x))
         total += sys.getsizeof(x)
@@ -123,7 +139,11 @@ def costs(jitted: Apart | None, count: int, options: Any) -> list[dict[str, Any]
         us: dict[str, list[float]] = {}
         for depth in DEPTHS:
             trees = source(size, depth, options)
-            clocks = {"flowsde": partial(clock, partial(ask, trees, ends), options.device)}
+            ways = {"flowsde": trees, "flowsde, compiled": compiled(trees)}
+            clocks = {}
+            for name, queries in ways.items():
+                ask(queries, ends[:2])
+                clocks[name] = partial(clock, partial(ask, queries, ends), options.device)
             if jitted is not None:
                 question = size, depth, options.dtype == "float64", ends
                 clocks["diffrax"] = partial(jitted.ask, "seconds", *question)
@@ -134,7 +154,8 @@ def costs(jitted: Apart | None, count: int, options: Any) -> list[dict[str, Any]
                 us.setdefault(name, []).append(1e6 * statistics.median(own) / count)
                 row[name] = us[name][-1]
             if jitted is not None:
-                row["times faster"] = ratio(readings["diffrax"], readings["flowsde"])
+                for name in ways:
+                    row[f"times faster, {name}"] = ratio(readings["diffrax"], readings[name])
             found.append(row)
         level = {name: (own[-1] - own[0]) / (DEPTHS[-1] - DEPTHS[0]) for name, own in us.items()}
         found.append({"size": str(size), "depth": "a level", **level})
@@ -150,7 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     reporting.table(["queries", "bytes"], ([row["queries"], row["bytes"]] for row in grown))
     found = costs(Apart(_Jitted) if names else None, 10 if options.small else 200, options)
     print("Microseconds a query, medians of alternating turns, one thread\n")
-    head = ["size", "depth", "flowsde", "diffrax", "times faster"]
+    names = ["flowsde", "flowsde, compiled"]
+    head = ["size", "depth", *names, "diffrax", *(f"times faster, {name}" for name in names)]
     reporting.table(head, ([row.get(key) for key in head] for row in found))
     reporting.write("trees", options, {"peers": versions, "memory": grown, "costs": found})
 

@@ -2,8 +2,10 @@
 
 Every adaptive integrator of the catalogue, and those of the peers, over tolerances a decade apart,
 on every problem of a set: ``nonstiff`` or ``stiff`` (benchmarks/problems.py). Errors are those of
-the last state against a reference; times are medians of alternating turns. With ``nonstiff`` come
-fixed-step samplers on the probability flow of an exact Gaussian-mixture denoiser.
+the last state against a reference; times are medians of alternating turns. The problems of the
+picture are solved by compiled methods too. With ``nonstiff`` come fixed-step samplers on the
+probability flow of an exact Gaussian-mixture denoiser, whose error is the median over the samples:
+one near a boundary between two of the Gaussians would outweigh all others.
 
 A method that runs out of evaluations on a problem, or fails there twice in a row in another way,
 takes no tighter tolerances. Its last complaint is kept in the JSON.
@@ -25,7 +27,8 @@ from flowsde.integrators.exponential import Exponential
 from flowsde.paths import VP, uniform_lambda
 
 from . import reporting
-from .peers import Exhausted, Failed, Flowsde, Library, Place, peers
+from .overhead import TUNED
+from .peers import Exhausted, Failed, Flowsde, Library, Place, Solver, peers
 from .problems import NONSTIFF, STIFF, Problem
 from .timing import alternate, clock
 
@@ -40,6 +43,23 @@ DRAWN = {
 SMALL = {"nonstiff": ("A3",), "stiff": ("HIRES",)}
 WANTED = {"nonstiff": 1e-6, "stiff": 1e-4}  # the error at which costs are compared
 CALLS = {"nonstiff": 6_000, "stiff": 20_000}
+
+
+class Compiled(Flowsde):
+    """Two of the catalogue's methods, as graphs."""
+
+    name = "flowsde compiled"
+
+    def __init__(self) -> None:
+        super().__init__(executor=fs.Compiled(options=TUNED))
+
+    def methods(self, stiff: bool) -> Sequence[str]:
+        return () if stiff else ("Tsit5", "Vern7")
+
+    def solver(self, problem: Problem, method: str, rtol: float, place: Place) -> Solver:
+        solver = super().solver(problem, method, rtol, place)
+        solver.time()  # compiles
+        return solver
 
 
 def curves(
@@ -164,7 +184,7 @@ def samplers(small: bool, turns: int) -> dict[str, Curve]:
             readings = [clock(run) for _ in range(turns)]
             found.append(
                 {
-                    "error": float((solution.y1 - truth).square().mean().sqrt()),
+                    "error": float((solution.y1 - truth).square().mean(1).sqrt().median()),
                     "evaluations": solution.stats.evaluations,
                     "seconds": statistics.median(readings),
                 }
@@ -181,6 +201,9 @@ def samplers(small: bool, turns: int) -> dict[str, Curve]:
 
 
 def draw(name: str, options: Any, panels: dict[str, dict[str, Curve]]) -> None:
+    from matplotlib import colormaps
+
+    colours = colormaps["tab20"].colors
     figure, axes = reporting.figure(2, len(panels))
     for column, (title, of) in zip(axes.T, panels.items(), strict=True):
         for axis, key in zip(column, ("evaluations", "seconds"), strict=True):
@@ -191,13 +214,13 @@ def draw(name: str, options: Any, panels: dict[str, dict[str, Curve]]) -> None:
                 theirs = " " in label and not label.startswith("flowsde")
                 axis.loglog(
                     *zip(*points, strict=True), "--" if theirs else "-", marker="o", markersize=3,
-                    color=f"C{i % 10}", label=label.removeprefix("flowsde "),
+                    color=colours[i % len(colours)], label=label.removeprefix("flowsde "),
                 )  # fmt: skip
             axis.set_xlabel(key)
             axis.set_ylabel("error")
             axis.set_title(title)
             axis.grid(alpha=0.3)
-        column[0].legend(fontsize=6, ncols=2)
+        axis.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
     reporting.save(name, options, figure)
 
 
@@ -208,14 +231,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kind, small = options.set, options.small
     place = Place(options.device, options.real, 600 if small else CALLS[kind])
     exponents = (2, 4) if small else range(2, 11)
-    ours, (others, versions) = Flowsde(), peers(options.peers)
+    ours, graphs, (others, versions) = Flowsde(), Compiled(), peers(options.peers)
     found, complaints = {}, {}
     for problem in SETS[kind]:
         if small and problem.name not in SMALL[kind]:
             continue
         print(f"{problem.name} ...", flush=True)
+        libraries = [ours, *([graphs] if problem.name in DRAWN[kind] else []), *others]
         found[problem.name], complaints[problem.name] = curves(
-            problem, (ours, *others), [10.0**-n for n in exponents], place, options.turns
+            problem, libraries, [10.0**-n for n in exponents], place, options.turns
         )
     for name, why in ours.skipped.items():
         print(f"{name} left out: {why}")

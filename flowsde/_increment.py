@@ -127,6 +127,12 @@ class Source(ABC):
     def select(self, rows: Tensor) -> Source:
         """The source of these rows of the batch alone."""
 
+    def traced(self) -> Source | None:
+        """The same as a graph can hold it: made of tensors, of any times, holding nothing. None
+        where increments are to be its inputs.
+        """
+        return None
+
     def several(self, n: int, spans: Sequence[tuple[Scalar, Scalar]]) -> Increment:
         """Those of step n and the next ones, over these spans, stacked along the first axis."""
         return Increment.stack([self(n + i, *span) for i, span in enumerate(spans)])

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ._graph import Calls, Graph, as_input
-from ._increment import Increment
+from ._increment import Increment, Source
 from ._loop import Loop
 from ._outset import Outset
-from ._plan import AdaptivePlan, GivenPlan, too_small
+from ._plan import AdaptivePlan, GivenPlan, coarse, too_small
 from ._save import SaveEnd
 from ._scalar import Scalar
 from ._state import State, builder, leaves, mapped, where
@@ -31,12 +31,13 @@ _NUMBERS, _MOST = 1 << 18, 1 << 12  # of increments, and of steps, that are put 
 
 
 def chosen(
-    _flowsde_method: Integrator, _flowsde_stepping: Adaptive, field: Field, ends: Tensor,
-    limit: Tensor, marks: Tensor, y: State, carry: Carry,
+    _flowsde_method: Integrator, _flowsde_stepping: Adaptive, field: Field, source: Source | None,
+    ends: Tensor, limit: Tensor, marks: Tensor, y: State, carry: Carry,
 ) -> tuple[Tensor, Tensor, State, Carry]:  # fmt: skip
     """Attempts until all rows have arrived, one of them would fail, or there were ``limit``.
 
     Args:
+        source: of the increments, where there are any.
         ends: start and end of the solve, ``(2,)`` or ``(2, batch)``.
         marks: as ``AdaptivePlan.marks`` gives them.
 
@@ -56,9 +57,11 @@ def chosen(
         lands = stepping.longest(dt) >= (end - t).abs()
         reach = torch.where(lands, end, t + torch.sign(span) * dt)
         reach = torch.where(on, reach, t)
-        step = method.step(field, t, reach, y, None, carry)
+        dw = None if source is None else source(0, t, reach)
+        step = method.step(field, t, reach, y, dw, carry)
         error = stepping.measure(step.error(), y, step.y1).to(t.dtype)
         accept, ahead, memory = stepping.advise(error, reach - t, exponent, (before, older))
+        ahead = ahead if source is None else coarse(ahead)
         fails = (on & ~accept & too_small(ahead, t, span.abs(), stepping.dt_min)).any()
         takes = on & ~fails
         accept, missed = accept & takes, ~accept & takes
@@ -75,8 +78,8 @@ def chosen(
 
 
 def outright(
-    _flowsde_method: Integrator, _flowsde_stepping: Adaptive, field: Field, ends: Tensor,
-    limit: Tensor, first: Tensor | None, y: State,
+    _flowsde_method: Integrator, _flowsde_stepping: Adaptive, field: Field, source: None,
+    ends: Tensor, limit: Tensor, first: Tensor | None, y: State,
 ) -> tuple[Tensor, Tensor, State, Carry]:  # fmt: skip
     """The same from the start on, which chooses the first step where none is given."""
     method, stepping, (start, end) = _flowsde_method, _flowsde_stepping, ends.unbind()
@@ -87,12 +90,12 @@ def outright(
     one, none = torch.ones_like(start), torch.zeros_like(start)
     on = (span > 0).to(start.dtype)
     marks = torch.stack([start, size, one, one, none, none, on])
-    return chosen(method, stepping, field, ends, limit, marks, y, carry)
+    return chosen(method, stepping, field, source, ends, limit, marks, y, carry)
 
 
 def given(
-    _flowsde_method: Integrator, _flowsde_stepping: None, field: Field, times: Tensor,
-    count: Tensor, dw: Increment | None, y: State, carry: Carry,
+    _flowsde_method: Integrator, _flowsde_stepping: None, field: Field, source: None,
+    times: Tensor, count: Tensor, dw: Increment | None, y: State, carry: Carry,
 ) -> tuple[State, Carry]:  # fmt: skip
     """The first ``count`` of these steps, one after the other in the graph.
 
@@ -109,10 +112,12 @@ def given(
 
 
 def looped(
-    _flowsde_method: Integrator, _flowsde_stepping: None, field: Field, times: Tensor,
-    count: Tensor, dw: Increment | None, y: State, carry: Carry,
+    _flowsde_method: Integrator, _flowsde_stepping: None, field: Field, source: Source | None,
+    times: Tensor, count: Tensor, dw: Increment | None, y: State, carry: Carry,
 ) -> tuple[State, Carry]:  # fmt: skip
-    """The same in a loop: any number of steps, and no gradient."""
+    """The same in a loop: any number of steps, and no gradient; ``source`` in the place of ``dw``,
+    or ``dw`` itself.
+    """
     build = _builder((y, carry))
 
     def on(n: Tensor, *flat: Tensor) -> Tensor:
@@ -121,7 +126,9 @@ def looped(
     def step(n: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
         y, carry = build(flat)
         t0, t1 = times.index_select(1, n[None]).squeeze(1).unbind()
-        own = None if dw is None else dw.map(lambda x: x.index_select(0, n[None]).squeeze(0))
+        own = None if source is None else source(0, t0, t1)
+        if dw is not None:
+            own = dw.map(lambda x: x.index_select(0, n[None]).squeeze(0))
         step = _flowsde_method.step(field, t0, t1, y, own, carry)
         return n + 1, *_tensors((step.y1, step.carry))
 
@@ -153,25 +160,31 @@ class Leap:
     Args:
         loop: the solve.
         graph: of a function of this module, for each of them.
+        source: of the increments, where a graph can ask it.
     """
 
-    def __init__(self, loop: Loop, graph: Callable[[Callable[..., Any]], Graph]) -> None:
+    def __init__(
+        self, loop: Loop, graph: Callable[[Callable[..., Any]], Graph], source: Source | None
+    ) -> None:
         self._loop, self._graph, self._calls = loop, graph, dict[Any, Calls]()
         self._adaptive = loop.stepping if isinstance(loop.stepping, Adaptive) else None
+        self._source = source
 
     @staticmethod
-    def suits(loop: Loop) -> bool:
+    def suits(loop: Loop, source: Source | None) -> bool:
         """Whether nobody needs to see the steps of this solve."""
         seen = loop.dense or loop.watch is not None or loop.progress is not None
         if seen or not isinstance(loop.saver, SaveEnd):
             return False
-        if isinstance(loop.plan, AdaptivePlan) and (not loop.plan.whole or loop.noise is not None):
+        drawn = loop.noise is None or source is not None  # or an input, as of given steps alone
+        if isinstance(loop.plan, AdaptivePlan) and not (loop.plan.whole and drawn):
             return False
         return not leaves(loop.y0)[0].is_meta and not mapped(loop.y0)
 
     def begin(self, y: State, stats: Stats) -> tuple[State, Carry]:
         loop, plan = self._loop, self._loop.plan
-        cost = self._cost_of_start(y) if isinstance(plan, AdaptivePlan) else None
+        alone = isinstance(plan, AdaptivePlan) and loop.noise is None
+        cost = self._cost_of_start(y) if alone else None
         if cost is None or loop.max_steps < 2:
             return loop.begin(y)
         assert isinstance(plan, AdaptivePlan)
@@ -202,7 +215,10 @@ class Leap:
         """
         graph, loop = self._graph(function), self._loop
         if function not in self._calls:
-            self._calls[function] = Calls(graph, loop.integrator, self._adaptive, loop.field)
+            source = None if function is given else self._source
+            self._calls[function] = Calls(
+                graph, loop.integrator, self._adaptive, loop.field, source
+            )
         before = loop.field.evaluations
         try:
             if graph.fits:
@@ -269,7 +285,8 @@ class Leap:
         self, spans: list[tuple[Scalar, Scalar]], most: int, n: int, y: State
     ) -> Iterator[tuple[Any, ...]]:
         """For each call its number of steps; their times, that number, their increments."""
-        noise, steps = self._loop.noise, len(spans)
+        drawn = self._source is not None and self._loops(y)  # within the graph
+        noise, steps = None if drawn else self._loop.noise, len(spans)
         spare = -steps % most  # the last call is filled with the last step again, unused
         calls = (steps + spare) // most
         padded = [*spans, *spans[-1:] * spare]

@@ -23,7 +23,7 @@ from .integrators.runge_kutta import ExplicitRK
 from .solution import Stats, Status
 from .stepping import Adaptive, Stepping, rms_norm
 
-__all__ = ["Accept", "AdaptivePlan", "GivenPlan", "Plan", "too_small"]
+__all__ = ["Accept", "AdaptivePlan", "GivenPlan", "Plan", "coarse", "too_small"]
 
 Accept = bool | Tensor
 _NAMED = 5  # samples that a message names
@@ -349,7 +349,7 @@ class AdaptivePlan(Plan):
                     first = outset.smooth(self._integrator.slope(carry))
                 else:
                     signs = tree_map(torch.sign, noise(0, *self._host).w)
-                    first = _coarse(outset.rough(signs))  # of one size: none is small by chance
+                    first = coarse(outset.rough(signs))  # of one size: none is small by chance
         self._rough = noise is not None
         self._dt = minimum(minimum(first + 0.0 * span, span), stepping.dt_max + 0.0 * span)
 
@@ -380,7 +380,7 @@ class AdaptivePlan(Plan):
     def _decide(self, error: Any) -> Accept:
         width = abs(self._reach - self._now)
         accept, dt, memory = self._stepping.advise(error, width, self._order, self._memory)
-        dt = _coarse(dt) if self._rough else dt
+        dt = coarse(dt) if self._rough else dt
         if self._stops.inside:  # a step cut short to land says little of the next
             cut = accept & self._lands & (dt < self._dt)
             dt = choose(cut, self._dt, dt)
@@ -588,7 +588,7 @@ class AdaptivePlan(Plan):
         return _some(slow & (self._dt * rate > 1.5))  # explicit methods stand up to 2 or 3
 
 
-def _coarse(dt: Any) -> Any:
+def coarse(dt: Any) -> Any:
     """The step with the lower half of its digits rounded off.
 
     A Brownian path is rough: the rounding of one step would change the next error, and with it the

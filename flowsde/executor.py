@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import _random
 from ._graph import Calls, Graph, as_input
-from ._increment import Increment
+from ._increment import Increment, Source
 from ._leap import Leap
 from ._loop import Loop
 from ._save import SaveEnd
@@ -59,8 +59,9 @@ class Compiled(Executor):
     progress bar, ``step_at`` or ``jump_at``) given steps are taken up to 8 at a time, noise and
     times being inputs of one graph, with gradients under ``Direct`` too. Without gradients
     (``torch.no_grad``) all steps of an adaptive solve, and on a CPU all given ones, are a
-    ``torch.while_loop`` within one graph. Any other solve calls one graph a step. The numbers of a
-    path over given steps are drawn by a graph of their own. All of them serve all steps and all
+    ``torch.while_loop`` within one graph. Any other solve calls one graph a step. A virtual tree,
+    as under chosen steps, is asked within the graph; the numbers of a path over given steps are
+    drawn by a graph of their own. All of them serve all steps and all
     later solves: other values of states, parameters, arguments, times and noise are seen; other
     shapes, dtypes or attributes of the field compile again. Results are those of ``Eager`` to
     rounding.
@@ -104,10 +105,11 @@ class Compiled(Executor):
                 "divergence, ODE(f, traced=...)"
             )
         graph = functools.partial(self._graph, loop, dynamics)
+        source = None if loop.noise is None else loop.noise.traced()
         within = loop.dense or loop.watch is not None or loop.saver.times is not None
-        loop.advance = _Steps(loop, graph(_whole if within else _end), within)
-        if Leap.suits(loop):
-            loop.leap = Leap(loop, graph)
+        loop.advance = _Steps(loop, graph(_whole if within else _end), source, within)
+        if Leap.suits(loop, source):
+            loop.leap = Leap(loop, graph, source)
 
     def normal(self, key: Tensor, steps: Tensor, size: int, dtype: torch.dtype) -> Tensor:
         form = len(key), len(steps) > 1, size, dtype, key.device
@@ -211,14 +213,15 @@ def _normal(size: int, dtype: torch.dtype, key: Tensor, steps: Tensor) -> Tensor
 class _Steps:
     """The steps of one solve, each of them a call of one graph."""
 
-    def __init__(self, loop: Loop, graph: Graph, within: bool) -> None:
+    def __init__(self, loop: Loop, graph: Graph, source: Source | None, within: bool) -> None:
         stepping = loop.stepping if isinstance(loop.stepping, Adaptive) else None
         self._loop, self._graph, self._within = loop, graph, within
-        self._calls = Calls(graph, loop.integrator, stepping, loop.field)
+        self._inputs = loop.noise if source is None else None
+        self._calls = Calls(graph, loop.integrator, stepping, loop.field, source)
 
     def __call__(self, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> Step:
         loop = self._loop
-        dw = None if loop.noise is None else loop.noise(n, t0, t1)
+        dw = None if self._inputs is None else self._inputs(n, t0, t1)
         after = loop.field.evaluations + self._cost(n, t0, t1, y, carry)
         found = self._calls(as_input(t0, y), as_input(t1, y), y, dw, carry)
         loop.field.evaluations = after
@@ -262,21 +265,22 @@ class _End(Step):
 
 
 def _whole(
-    _flowsde_method: Integrator, _flowsde_stepping: Adaptive | None, field: Field, t0: Tensor,
-    t1: Tensor, y: State, dw: Increment | None, carry: Carry,
+    _flowsde_method: Integrator, _flowsde_stepping: Adaptive | None, field: Field,
+    source: Source | None, t0: Tensor, t1: Tensor, y: State, dw: Increment | None, carry: Carry,
 ) -> Step:  # fmt: skip
-    """A step with its error's norm."""
+    """A step with its error's norm; ``source`` in the place of ``dw``, or ``dw`` itself."""
+    dw = dw if source is None else source(0, t0, t1)
     step = _flowsde_method.step(field, t0, t1, y, dw, carry)
     step.size = _size(_flowsde_stepping, step, y)
     return step
 
 
 def _end(
-    _flowsde_method: Integrator, _flowsde_stepping: Adaptive | None, field: Field, t0: Tensor,
-    t1: Tensor, y: State, dw: Increment | None, carry: Carry,
+    _flowsde_method: Integrator, _flowsde_stepping: Adaptive | None, field: Field,
+    source: Source | None, t0: Tensor, t1: Tensor, y: State, dw: Increment | None, carry: Carry,
 ) -> tuple[State, Carry, Tensor | None]:  # fmt: skip
     """Of the same, what the next step needs."""
-    step = _flowsde_method.step(field, t0, t1, y, dw, carry)
+    step = _whole(_flowsde_method, None, field, source, t0, t1, y, dw, carry)
     return step.y1, step.carry, _size(_flowsde_stepping, step, y)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -22,10 +23,13 @@ from flowsde.integrators import (
     Euler,
     EulerMaruyama,
     Integrator,
+    StepDoubling,
+    Stochastic,
     StochasticHeun,
     UniPC,
 )
 from flowsde.integrators.base import Engine
+from flowsde.paths import BrownianTree
 
 from .systems import catalogue, suited
 from .test_adjoint import Net, assert_same, gradients, measure
@@ -154,6 +158,86 @@ def test_given_steps_are_one_graph_however_many(method: Integrator) -> None:
             executor,
         )  # fmt: skip
     assert counter.frame_count == 1 + 2 * draws  # of one step, another
+
+
+def driven(law: str) -> fs.SDE:
+    return fs.SDE(
+        Turn(), lambda t, y: 0.3 + (0.0 if law == "additive" else 0.1) * y.cos(),
+        noise="diagonal", batched_time=True, additive=law == "additive",
+        stratonovich=law == "Stratonovich",
+    )  # fmt: skip
+
+
+def along_a_path() -> list[Any]:
+    """The stochastic methods of one formula each, by themselves or else doubled, what suits them,
+    and in turn: whether samples have steps of their own, and are seen on the way.
+    """
+    found: list[Any] = []
+    turns = itertools.cycle(itertools.product((False, True), (None, [0.3, 0.9])))
+    for plain in (m for m in KINDS.values() if isinstance(m, Stochastic)):
+        laws = itertools.product((plain, StepDoubling(plain)), ("Stratonovich", "Ito", "additive"))
+        for method, law in laws:
+            try:
+                method.check(driven(law))
+                method.exponent(driven(law))
+                method.draws(driven(law), torch.ones(4, 3))
+            except TypeError:
+                continue
+            found.append(pytest.param(method, law, *next(turns), id=f"{method}-{law}"))
+            break
+    return found
+
+
+@pytest.mark.parametrize(("method", "law", "per_sample", "save_at"), along_a_path())
+@torch.no_grad()
+def test_trees_are_asked_within_the_graph(
+    method: Integrator, law: str, per_sample: bool, save_at: list[float] | None
+) -> None:
+    """Steps chosen along a Brownian path are one graph: all of a solve, or each of those seen."""
+    stepping, y0 = fs.Adaptive(1e-2, 1e-2, per_sample=per_sample), torch.randn(4, 3)
+    dynamics, (executor, counter) = driven(law), graphs()
+    for seed, end in ((0, 1.0), (7, 0.5), (torch.arange(4), -1.1)):
+        path = BrownianTree(seed, -1.5, 1.0 + 0.1 * end)
+        agree(
+            lambda run: fs.solve(
+                dynamics, y0, 0.1, end, integrator=method, executor=run, stepping=stepping,
+                path=path, save_at=save_at if end > 0.9 else save_at and [end],
+            ),
+            executor, 1e-9,
+        )  # fmt: skip
+    assert counter.frame_count <= 1 + method.remembers  # a first step stands on y itself
+
+
+class Pair(nn.Module):
+    """Two parts of a state, each moved by the other one."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, t: Tensor, y: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"a": self.net(t, y["b"]), "b": self.net(t, y["a"])}
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS[:2], ids=lambda a: type(a).__name__)
+def test_gradients_of_compiled_steps_along_a_path(adjoint: fs.Adjoint) -> None:
+    """Of a state of two parts, its increments correlated and in antithetic pairs."""
+    net, start, found = Turn(), torch.randn(4, 3, requires_grad=True), []
+    sde = fs.SDE(
+        Pair(net), lambda t, y: {k: 0.3 + 0.1 * x.cos() for k, x in y.items()},
+        noise="diagonal", stratonovich=True,
+    )  # fmt: skip
+    path = BrownianTree(
+        3, 0.0, 1.0, antithetic=True, correlation=0.5 * torch.eye(3) + 0.5 * torch.ones(3, 3)
+    )
+    for run in (fs.Eager(), fs.Compiled(backend="aot_eager")):
+        y1 = fs.solve(
+            sde, {"a": start, "b": 2.0 * start}, integrator=StochasticHeun(), path=path,
+            stepping=fs.Adaptive(1e-2, 1e-2), adjoint=adjoint, executor=run,
+        ).y1  # fmt: skip
+        loss = (y1["a"] * y1["b"]).sum()
+        found.append([y1["a"], *gradients(loss, [start, net.w])])
+    assert_same(found[1], found[0], 1e-9)
 
 
 @torch.no_grad()

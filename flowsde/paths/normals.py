@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _random
-from .._state import State, batch_size, leaves, unflatten
+from .._state import State, batch_size, builder, leaves
 
 __all__ = ["Law", "Normals", "ordered_sum"]
 
@@ -83,7 +83,7 @@ class Normals:
             )
         self.rows, self.device = 1 if batch is None else batch, flat[0].device
         self.dtype = torch.promote_types(flat[0].dtype.to_real(), torch.float32)
-        self._like, self._batched = like, batch is not None
+        self._build, self._batched = builder(like), batch is not None
         self._forms = [
             (leaf.shape if batch is None else leaf.shape[1:], leaf.dtype) for leaf in flat
         ]
@@ -136,7 +136,7 @@ class Normals:
                 torch.split(flat, self._sizes, -1), self._forms, strict=True
             )
         ]
-        return unflatten(parts, self._like)
+        return self._build(parts)
 
     def _mixed(self, x: Tensor) -> Tensor:
         if self._factor is None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,18 +18,13 @@ from .._scalar import Scalar, maximum, minimum, where
 from .._state import State
 from . import levy
 from .base import RandomPath
-from .normals import Law, Normals, ordered_sum
+from .nodes import Weights, weights
+from .normals import Law, Normals
 
 __all__ = ["DEPTH", "BrownianTree", "Queries"]
 
 DEPTH = 20  # levels by default: leaves are a millionth of the span
 _DEEPEST = 28  # numbers of nodes stay below the counters' 2^31
-_EDGE = 0.5 * math.sqrt(3 / 5)
-_GAUSS = {  # points and masses on [0, 1], exact up to degree 2n - 1
-    1: ((0.5,), (1.0,)),
-    2: ((0.5 - math.sqrt(1 / 12), 0.5 + math.sqrt(1 / 12)), (0.5, 0.5)),
-    3: ((0.5 - _EDGE, 0.5, 0.5 + _EDGE), (5 / 18, 8 / 18, 5 / 18)),
-}
 _WORDS = {torch.float64: torch.int64, torch.float32: torch.int32}
 
 
@@ -137,9 +130,10 @@ class Queries(Source):
     ) -> None:
         self._normals = Normals(law, draws.shapes)
         self._extra = None if draws.extra is None else Normals(law, draws.extra, correlated=False)
-        self._draws, self._outputs = draws, levy.ORDER[draws.levy]
-        self._order, self._depth = order, depth
+        self._draws, self._form = draws, (order, depth)
+        self._weights = weights(levy.ORDER[draws.levy], order, depth)
         self._start, self._span = start, span
+        self._holds = True  # whether the last query's nodes are held
         self._forget()
 
     def _forget(self) -> None:
@@ -158,6 +152,25 @@ class Queries(Source):
         )
         part._forget()
         return part
+
+    def traced(self) -> Queries:
+        """The same with nothing but tensors, and holding nothing: every query draws all it needs,
+        in one pass over the nodes.
+        """
+        device = self._key.device
+        part = copy.copy(self)
+        part._start, part._span = (
+            torch.as_tensor(x, dtype=_random.widest(device), device=device)
+            for x in (self._start, self._span)
+        )
+        part._weights_of_rows = self._weights_of_rows
+        part._holds = False
+        return part
+
+    @functools.cached_property
+    def _weights_of_rows(self) -> Weights:
+        device = self._key.device
+        return self._weights.on(device, _random.widest(device))
 
     def __call__(self, n: int, t0: Scalar, t1: Scalar) -> Increment:
         z = None if self._extra is None else self._further(self._extra, t0, t1)
@@ -184,11 +197,11 @@ class Queries(Source):
         """w, H and K over the step, each ``(rows, size)``."""
         here, there = self._place(t0), self._place(t1)
         if isinstance(here, Tensor) or isinstance(there, Tensor):
-            weights, numbers, turn = self._by_row(here + 0.0 * there, there + 0.0 * here)
+            values, numbers, turn = self._by_row(here + 0.0 * there, there + 0.0 * here)
         else:
-            weights, numbers, turn = self._shared(here, there)
-        weights = weights.to(numbers) * self._span**0.5
-        w, *areas = ordered_sum(weights[..., None] * numbers, 1)
+            values, numbers, turn = self._shared(here, there)
+        terms = (values.to(numbers) * self._span**0.5)[..., None] * numbers
+        w, *areas = _by_halves(terms) if self._holds else terms.sum(1)
         return [
             x * turn if odd else x for odd, x in zip((True, False, True), (w, *areas), strict=False)
         ]
@@ -196,18 +209,19 @@ class Queries(Source):
     def _shared(self, here: float, there: float) -> tuple[Tensor, Tensor, Scalar]:
         """The weights, the normals they weigh, and the sign of what is odd in time."""
         ends = np.array([[min(here, there)], [max(here, there)]])
-        weights, nodes = node_weights(ends, self._outputs, self._order, self._depth, np)
-        used = weights[..., 0].any(0)
-        used[0] = True  # where the step has no length
-        numbers = self._numbers(nodes[used, 0].tolist())
-        return torch.from_numpy(weights[:, used]), numbers, 1.0 if here <= there else -1.0
+        values, nodes = self._weights(ends)
+        numbers = self._numbers(nodes[:, 0].tolist())
+        return torch.from_numpy(values), numbers, 1.0 if here <= there else -1.0
 
     def _by_row(self, here: Scalar, there: Scalar) -> tuple[Tensor, Tensor, Scalar]:
         assert isinstance(here, Tensor) and isinstance(there, Tensor)  # noqa: PT018
         ends = torch.stack((torch.minimum(here, there), torch.maximum(here, there)))
-        weights, nodes = node_weights(ends, self._outputs, self._order, self._depth, torch)
-        numbers = self._numbers_of_rows(nodes, (weights != 0.0).any(0))
-        return weights, numbers, torch.where(here <= there, 1.0, -1.0)[:, None].to(numbers)
+        values, nodes = self._weights_of_rows(ends)
+        if self._holds:
+            numbers = self._numbers_of_rows(nodes, (values != 0.0).any(0))
+        else:
+            numbers = _random.normal(self._key, nodes, self._normals.size, self._normals.dtype)
+        return values, numbers, torch.where(here <= there, 1.0, -1.0)[:, None].to(numbers)
 
     def _place(self, t: Scalar) -> Scalar:
         """The time as a part of the span, 0 to 1."""
@@ -217,21 +231,21 @@ class Queries(Source):
                     "a Brownian path on a tree has no derivative by the times of its increments: "
                     "detach t0 and t1, or give Brownian(seed) and steps known beforehand"
                 )
-            t = float(t) if t.ndim == 0 else t
+            t = float(t) if t.ndim == 0 and self._holds else t.reshape(-1)
         still = self._span <= 0.0
         return where(still, 0.0, (t - self._start) / where(still, 1.0, self._span))
 
     def _numbers(self, nodes: list[int]) -> Tensor:
         """``(nodes, rows, size)``: those held, and those of new nodes, drawn in one go."""
-        new = [node for node in nodes if node not in self._places]
+        new = [node for node in dict.fromkeys(nodes) if node not in self._places]
         if new:
             steps = torch.tensor(new, dtype=torch.int64, device=self._key.device)
             drawn = _random.normal(self._key, steps, self._normals.size, self._normals.dtype)
-            held = len(self._held) if self._places else 0  # a leaf with both ends is held twice
+            held = len(self._held)
             self._held = torch.cat((self._held, drawn)) if held else drawn
             self._places |= {node: held + i for i, node in enumerate(new)}
         rows = torch.tensor([self._places[node] for node in nodes], device=self._key.device)
-        self._held = self._held[rows]
+        self._held = self._held.index_select(0, rows)
         self._places = {node: i for i, node in enumerate(nodes)}
         return self._held
 
@@ -245,7 +259,7 @@ class Queries(Source):
         )
         missing = used
         if self._rows is not None:
-            for index in (slice(None), _other_end(self._order, self._depth, nodes.device)):
+            for index in (slice(None), _other_end(*self._form, nodes.device)):
                 held, held_used, held_numbers = (x[index] for x in self._rows)
                 same = missing & held_used & (held == nodes)
                 numbers = torch.where(same[..., None], held_numbers, numbers)
@@ -258,114 +272,18 @@ class Queries(Source):
 
 
 def _other_end(order: int, depth: int, device: torch.device) -> Tensor:
-    """Where ``node_weights`` puts the nodes of the step's other end."""
+    """Where ``Weights`` puts the nodes of the step's other end."""
     root, leaves = torch.arange(order, device=device), torch.tensor([1, 0], device=device)
     inner = torch.arange(2 * order * depth, device=device).reshape(order, 2, depth).flip(1)
     return torch.cat((root, order + inner.flatten(), order + inner.numel() + leaves))
 
 
-def node_weights(ends: Any, outputs: int, order: int, depth: int, xp: Any) -> tuple[Any, Any]:
-    """The weights with which the nodes' normals make up an increment.
-
-    Args:
-        ends: ``(2, rows)`` places in [0, 1], ascending: of NumPy, or a tensor.
-        outputs: 1 for w, 2 for (w, H), 3 for (w, H, K).
-        order: of the expansion.
-        depth: levels of wavelets.
-        xp: ``numpy`` or ``torch``.
-
-    Returns:
-        ``(outputs, nodes, rows)`` weights for a root of length 1, ``(nodes, rows)`` numbers.
+def _by_halves(x: Tensor) -> Tensor:
+    """The sum over the second axis, in place, in an order that no other axis alters, as ``sum``
+    does not promise: the second half is added to the first, again and again.
     """
-    scale = _lift(2.0 ** np.arange(depth + 1), ends)[:, None]
-    index = xp.minimum(xp.floor(ends[:, None] * scale), scale - 1.0)
-    into = ends[:, None] - index / scale
-    inside = (into > 0.0) & (into < 1.0 / scale)
-    twice = inside[0] & inside[1] & (index[0] == index[1])
-    inside = xp.stack((inside[0] & ~twice, inside[1]))  # a node that holds both counts once
-    parts = (
-        _on_root(ends, outputs, order),
-        _on_wavelets(ends, (index / scale)[:, :depth], 1.0 / scale[:depth], outputs, order, xp)
-        * inside[:, :depth],
-        _on_leaves(into[:, -1] * scale[-1], 2.0**-depth, outputs, order) * (ends[1] > ends[0]),
-    )
-    kinds = _lift(np.arange(order), ends)[:, None]
-    rows = ends.shape[-1]
-    numbers = (
-        kinds + 0.0 * ends[0],
-        (order * (scale + index)[:, :depth] + kinds[:, None, None]).reshape(-1, rows),
-        order * (scale + index)[:, -1],
-    )
-    weights = [x.reshape(outputs, -1, rows) for x in parts]
-    return xp.concatenate(weights, 1), xp.asarray(xp.concatenate(numbers), dtype=xp.int64)
-
-
-def _on_root(ends: Any, outputs: int, order: int) -> Any:
-    """By the polynomials over [0, 1]: ``(outputs, order, rows)``."""
-    s, h = ends[0], ends[1] - ends[0]
-    x, mass = (_lift(v, ends)[:, None] for v in _quadrature(order))
-    f = _polynomials(levy.FUNCTIONALS[:outputs, None, None, None, :order], x)
-    basis = _polynomials(levy.LEGENDRE[:order, None, None, :order], s + h * x)
-    return _total(f * basis * (mass * h))
-
-
-def _on_wavelets(ends: Any, start: Any, width: Any, outputs: int, order: int, xp: Any) -> Any:
-    """By the wavelets over these intervals: ``(outputs, order, 2, levels, rows)``.
-
-    On either half of a node both factors are polynomials, which a Gauss rule integrates exactly
-    over what the step covers of it.
-    """
-    s, t = ends
-    h = xp.where(t > s, t - s, 1.0)
-    halves, half = _lift(np.array([0.0, 0.5]), ends)[:, None, None, None], 0.5 * width
-    left = start + halves * width
-    low, high = xp.maximum(s, left), xp.minimum(t, left + half)
-    length = (high - low).clip(0.0)
-    points, masses = (_lift(v, ends)[:, None, None, None, None] for v in _quadrature(order))
-    inner = (1,) * 3
-    f = levy.FUNCTIONALS[:outputs, :order].reshape(outputs, 1, 1, 1, *inner, order)
-    psi = levy.wavelets(order)[..., :order].reshape(order, 1, 2, *inner, order)
-    value = _polynomials(f, (low - s) / h + length / h * points) * _polynomials(
-        psi, (low - left) / half + length / half * points
-    )
-    value = _total(_total(value * (masses * length)))
-    return value / width**0.5
-
-
-def _on_leaves(place: Any, width: float, outputs: int, order: int) -> Any:
-    """By the leaves' own normals: ``(outputs, 2, rows)``, at these places in the two leaves.
-
-    What is left of W's variance beside the polynomials enters at either end of the step.
-    """
-    bow = place * (1.0 - place)
-    terms = (bow, 3.0 * bow**2, 5.0 * (bow * (1.0 - 2.0 * place)) ** 2)
-    left = terms[0] - sum(terms[1:order])
-    f = levy.FUNCTIONALS[:outputs]
-    edges = _lift(np.stack((-f[:, 0], f.sum(1)), 1), place)[..., None]
-    return edges * (left.clip(0.0) * width) ** 0.5
-
-
-def _total(x: Any) -> Any:
-    """The sum over the third axis, in an order that no other axis alters."""
-    return functools.reduce(operator.add, (x[:, :, i] for i in range(x.shape[2])))
-
-
-def _quadrature(order: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points in [0, 1] and masses, exact for products of two polynomials of the basis."""
-    points, masses = _GAUSS[order]
-    return np.array(points), np.array(masses)
-
-
-def _polynomials(factors: np.ndarray, x: Any) -> Any:
-    """Polynomials at x, their factors by powers along the last axis."""
-    value = 0.0
-    for i in reversed(range(factors.shape[-1])):
-        value = value * x + _lift(factors[..., i], x)
-    return value
-
-
-def _lift(constant: np.ndarray, like: Any) -> Any:
-    """The constant for arithmetic with an array of NumPy, or with a tensor."""
-    if isinstance(like, Tensor):
-        return torch.as_tensor(constant, dtype=like.dtype, device=like.device)
-    return constant
+    while (count := x.shape[1]) > 1:
+        rest = x[:, -(count // 2) :]
+        x[:, : count // 2].add_(rest)
+        x = x[:, : -(count // 2)]
+    return x[:, 0]
