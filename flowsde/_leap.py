@@ -166,9 +166,9 @@ class Leap:
     def __init__(
         self, loop: Loop, graph: Callable[[Callable[..., Any]], Graph], source: Source | None
     ) -> None:
-        self._loop, self._graph, self._calls = loop, graph, dict[Any, Calls]()
+        self._loop, self._graph, self._source = loop, graph, source
         self._adaptive = loop.stepping if isinstance(loop.stepping, Adaptive) else None
-        self._source = source
+        self._calls = Calls(graph(given), loop.integrator, None, loop.field, None)
 
     @staticmethod
     def suits(loop: Loop, source: Source | None) -> bool:
@@ -214,15 +214,12 @@ class Leap:
         for steps that can be taken without a loop.
         """
         graph, loop = self._graph(function), self._loop
-        if function not in self._calls:
-            source = None if function is given else self._source
-            self._calls[function] = Calls(
-                graph, loop.integrator, self._adaptive, loop.field, source
-            )
         before = loop.field.evaluations
         try:
-            if graph.fits:
-                return self._calls[function](*inputs)
+            if graph.fits and function is given:
+                return self._calls(*inputs)
+            if graph.fits:  # called once a solve, or a few times
+                return graph(loop.integrator, self._adaptive, loop.field, self._source, *inputs)[0]
         except torch._dynamo.exc.TorchDynamoException:
             graph.fits = False
         finally:
@@ -260,9 +257,9 @@ class Leap:
             if most < 2:
                 break
             wide = most * max(1, together // most)
-            spans = list(itertools.pairwise(plan.ahead(min(wide, room))))
-            most = max(2, len(spans)) if loops else most
-            for count, *inputs in self._inputs(spans, most, stats.attempts, y):
+            times = plan.ahead(min(wide, room))
+            most = max(2, len(times) - 1) if loops else most
+            for count, *inputs in self._inputs(times, most, stats.attempts, y):
                 if loops:
                     _any_number(*inputs)
                 found = self._call(looped if loops else given, *inputs, y, carry)
@@ -282,26 +279,27 @@ class Leap:
         return near and not torch.is_grad_enabled() and self._graph(looped).fits
 
     def _inputs(
-        self, spans: list[tuple[Scalar, Scalar]], most: int, n: int, y: State
+        self, times: list[Scalar], most: int, n: int, y: State
     ) -> Iterator[tuple[Any, ...]]:
-        """For each call its number of steps; their times, that number, their increments."""
+        """For each call its number of steps; their ends, that number, their increments."""
         drawn = self._source is not None and self._loops(y)  # within the graph
-        noise, steps = None if drawn else self._loop.noise, len(spans)
+        noise, steps = None if drawn else self._loop.noise, len(times) - 1
         spare = -steps % most  # the last call is filled with the last step again, unused
         calls = (steps + spare) // most
-        padded = [*spans, *spans[-1:] * spare]
-        ends = torch.stack([as_input(row, y) for row in zip(*padded, strict=True)])
-        times = ends.reshape(2, calls, most, *ends.shape[2:]).transpose(0, 1).contiguous().unbind()
+        marks = as_input(times, y)
+        ends = torch.stack((marks[:-1], marks[1:]))
+        ends = torch.cat((ends, *[ends[:, -1:]] * spare), 1)
+        ends = ends.reshape(2, calls, most, *ends.shape[2:]).transpose(0, 1).contiguous()
         dws: list[Any] = [None] * calls
         if noise is not None:
-            found = noise.several(n, spans)
+            found = noise.several(n, list(itertools.pairwise(times)))
             if spare:
                 found = Increment.cat([found, *[found.map(itemgetter(slice(-1, None)))] * spare])
             dws = found.map(lambda x: x.reshape(calls, most, *x.shape[1:])).unbind(calls)
         all_of_them, rest = self._limit(y, most), self._limit(y, most - spare)
         for i in range(calls - 1):
-            yield most, times[i], all_of_them, dws[i]
-        yield most - spare, times[-1], rest, dws[-1]
+            yield most, ends[i], all_of_them, dws[i]
+        yield most - spare, ends[-1], rest, dws[-1]
 
     def _cost(self, y: State, carry: Carry) -> int | None:
         """Evaluations in one step, from one taken for this; None where the next step would not be

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ __all__ = [
 ]  # fmt: skip
 
 _GOLDEN = 0x9E3779B97F4A7C15
+Word = TypeVar("Word", int, Tensor)  # 64 bits, signed
 Draw = Callable[[Tensor, Tensor, int, torch.dtype], Tensor]  # ``normal``, or the same compiled
 # streams of one seed that never meet
 BROWNIAN, PROBE, BASE, LEVY, SPLIT, EXTRA, TREE, CHOICE = range(8)
@@ -37,16 +39,21 @@ def _word(x: int) -> int:
     return x - (1 << 32) if x >> 31 else x
 
 
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of a signed tensor."""
+def _shift(x: Word, bits: int) -> Word:
+    """Logical right shift of signed words."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _mix(x: Tensor) -> Tensor:
+def _wrap(x: Word) -> Word:
+    """What is left of x in 64 bits."""
+    return x if isinstance(x, Tensor) else _signed(x % 2**64)
+
+
+def _mix(x: Word) -> Word:
     """SplitMix64's finaliser."""
-    x = x + _signed(_GOLDEN)
-    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
+    x = _wrap(x + _signed(_GOLDEN))
+    x = _wrap((x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9))
+    x = _wrap((x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB))
     return x ^ _shift(x, 31)
 
 
@@ -65,8 +72,8 @@ def roots(seed: int | Tensor, rows: int, device: torch.device) -> Tensor:
                 f"{tuple(seed.shape)} {seed.dtype}"
             )
         return seed.to(device=device, dtype=torch.int64)
-    start = torch.full((), _signed(operator.index(seed) % 2**64), dtype=torch.int64, device=device)
-    return _mix(start) + torch.arange(rows, dtype=torch.int64, device=device)
+    start = _mix(_wrap(operator.index(seed)))
+    return torch.arange(rows, dtype=torch.int64, device=device) + start
 
 
 def keys_of(root: Tensor, stream: int | Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -310,6 +311,9 @@ def _weigh(factors: list[list[float]], *parts: Tensor) -> Tensor:
 
 def _widths(grid: Sequence[Scalar]) -> tuple[list[Scalar], bool]:
     """Of the steps upwards in time, and whether the grid runs down."""
+    if all(isinstance(t, float) for t in grid):
+        widths = np.abs(np.diff(np.array(grid))).tolist()
+        return (widths[::-1], True) if grid[-1] < grid[0] else (widths, False)
     gap = grid[-1] - grid[0]
     down = bool((gap <= 0).all()) if isinstance(gap, Tensor) else gap < 0
     if isinstance(gap, Tensor) and not down and bool((gap < 0).any()):

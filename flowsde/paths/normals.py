@@ -90,6 +90,7 @@ class Normals:
         self._sizes = [form.numel() for form, _ in self._forms]
         self.size = sum(self._sizes)
         self._roots, self._sign = self._rows(law)
+        self._keys: dict[int, Tensor] = {}
         self._factor = self._root(law.correlation) if correlated else None
 
     def _rows(self, law: Law) -> tuple[Tensor, Tensor | None]:
@@ -119,7 +120,9 @@ class Normals:
 
     def keys(self, stream: int) -> Tensor:
         """``(rows,)`` keys of one of the path's streams."""
-        return _random.keys_of(self._roots, stream)
+        if stream not in self._keys:
+            self._keys[stream] = _random.keys_of(self._roots, stream)
+        return self._keys[stream]
 
     def draw(self, stream: int, steps: Tensor) -> Tensor:
         """``(len(steps), rows, size)`` normals of one of the path's streams."""
@@ -147,6 +150,7 @@ class Normals:
         """Those of these rows alone."""
         part = copy.copy(self)
         part._roots, part.rows = self._roots[rows], len(rows)
+        part._keys = {}
         part._sign = None if self._sign is None else self._sign[rows]
         return part
 
