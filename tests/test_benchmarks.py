@@ -29,6 +29,7 @@ pytest.importorskip("matplotlib")
 from benchmarks import (
     adjoints,
     cde,
+    chosen_steps,
     cnf,
     flow_matching,
     flows,
@@ -220,6 +221,15 @@ def test_sde_overhead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert set(names) < set(row)
         assert all(of["us"] > 0.0 for of in row.values())
     assert (tmp_path / "sde_overhead.png").stat().st_size > 0
+
+
+def test_chosen_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in chosen_steps.OURS if "Compiled" in name]:
+        monkeypatch.delitem(chosen_steps.OURS, name)
+    chosen_steps.main(["--small", "--peers", "torchsde", "--out", str(tmp_path)])
+    found = record(tmp_path, "chosen_steps")["found"]
+    assert [row[""] for row in found] == ["flowsde", "flowsde, per sample", "torchsde"]
+    assert all(0.0 < row["error"] < 0.05 for row in found)
 
 
 def test_sde_gradients(tmp_path: Path) -> None:

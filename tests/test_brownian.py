@@ -429,8 +429,7 @@ def test_a_tree_holds_no_more_after_many_queries() -> None:
     assert max(sizes[:10]) > 0.8 * most
 
 
-@pytest.mark.parametrize("rows", [False, True])
-def test_the_next_step_draws_little(rows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_step_draws_little(monkeypatch: pytest.MonkeyPatch) -> None:
     """The nodes that hold its end and held neither end of the step before, one number each."""
     drawn, normal = [], _random.normal
 
@@ -446,7 +445,7 @@ def test_the_next_step_draws_little(rows: bool, monkeypatch: pytest.MonkeyPatch)
     last: set[tuple[int, int]] = set()
     for a, b in ((0.3001, 0.3101), (0.3101, 0.3201), (0.3101, 0.3151), (0.3151, 0.3101)):
         drawn.clear()
-        source(0, *((torch.tensor([a]), torch.tensor([b])) if rows else (a, b)))
+        source(0, a, b)
         new = len(nodes(a, b) - last)
         assert sum(drawn) == (new if last else new + 1)  # and the root's
         last = nodes(a, b)

@@ -108,7 +108,8 @@ class Queries(Source):
     of degree 0 gives W on its dyadic points, of degree 1 and 2 also H and K over its dyadic
     intervals. An increment is a sum over the nodes in which one of its ends lies, with weights
     that depend on the times only; a node's normals are a function of the seed and its number. So
-    queries have no order, and nothing need be kept (the last query's nodes are, to save time).
+    queries have no order, and nothing need be kept (the last query's nodes are, where the batch
+    shares its times, to save time).
 
     Inside a leaf, an interval of the last level, W is the polynomial with the leaf's w, H and K,
     and one normal more that makes its variance that of Brownian motion. Increments of W between
@@ -130,16 +131,15 @@ class Queries(Source):
     ) -> None:
         self._normals = Normals(law, draws.shapes)
         self._extra = None if draws.extra is None else Normals(law, draws.extra, correlated=False)
-        self._draws, self._form = draws, (order, depth)
+        self._draws = draws
         self._weights = weights(levy.ORDER[draws.levy], order, depth)
         self._start, self._span = start, span
-        self._holds = True  # whether the last query's nodes are held
+        self._traced = False
         self._forget()
 
     def _forget(self) -> None:
         self._places: dict[int, int] = {}  # of the nodes' numbers that are held
         self._held = torch.empty(0)
-        self._rows: tuple[Tensor, Tensor, Tensor] | None = None  # of rows with their own times
         self._key = self._normals.keys(_random.TREE)
 
     def select(self, rows: Tensor) -> Queries:
@@ -154,9 +154,7 @@ class Queries(Source):
         return part
 
     def traced(self) -> Queries:
-        """The same with nothing but tensors, and holding nothing: every query draws all it needs,
-        in one pass over the nodes.
-        """
+        """The same with nothing but tensors, which every query draws anew, in one pass."""
         device = self._key.device
         part = copy.copy(self)
         part._start, part._span = (
@@ -164,7 +162,7 @@ class Queries(Source):
             for x in (self._start, self._span)
         )
         part._weights_of_rows = self._weights_of_rows
-        part._holds = False
+        part._traced = True
         return part
 
     @functools.cached_property
@@ -201,7 +199,7 @@ class Queries(Source):
         else:
             values, numbers, turn = self._shared(here, there)
         terms = (values.to(numbers) * self._span**0.5)[..., None] * numbers
-        w, *areas = _by_halves(terms) if self._holds else terms.sum(1)
+        w, *areas = terms.sum(1) if self._traced else _by_halves(terms)
         return [
             x * turn if odd else x for odd, x in zip((True, False, True), (w, *areas), strict=False)
         ]
@@ -217,10 +215,7 @@ class Queries(Source):
         assert isinstance(here, Tensor) and isinstance(there, Tensor)  # noqa: PT018
         ends = torch.stack((torch.minimum(here, there), torch.maximum(here, there)))
         values, nodes = self._weights_of_rows(ends)
-        if self._holds:
-            numbers = self._numbers_of_rows(nodes, (values != 0.0).any(0))
-        else:
-            numbers = _random.normal(self._key, nodes, self._normals.size, self._normals.dtype)
+        numbers = _random.normal(self._key, nodes, self._normals.size, self._normals.dtype)
         return values, numbers, torch.where(here <= there, 1.0, -1.0)[:, None].to(numbers)
 
     def _place(self, t: Scalar) -> Scalar:
@@ -231,7 +226,7 @@ class Queries(Source):
                     "a Brownian path on a tree has no derivative by the times of its increments: "
                     "detach t0 and t1, or give Brownian(seed) and steps known beforehand"
                 )
-            t = float(t) if t.ndim == 0 and self._holds else t.reshape(-1)
+            t = t.reshape(-1) if t.ndim or self._traced else float(t)
         still = self._span <= 0.0
         return where(still, 0.0, (t - self._start) / where(still, 1.0, self._span))
 
@@ -248,34 +243,6 @@ class Queries(Source):
         self._held = self._held.index_select(0, rows)
         self._places = {node: i for i, node in enumerate(nodes)}
         return self._held
-
-    def _numbers_of_rows(self, nodes: Tensor, used: Tensor) -> Tensor:
-        """``(nodes, rows, size)``: those held, and those of new nodes where they are used.
-
-        The nodes held are looked for at the same end of the step and at the other one.
-        """
-        numbers = torch.zeros(
-            *nodes.shape, self._normals.size, dtype=self._normals.dtype, device=nodes.device
-        )
-        missing = used
-        if self._rows is not None:
-            for index in (slice(None), _other_end(*self._form, nodes.device)):
-                held, held_used, held_numbers = (x[index] for x in self._rows)
-                same = missing & held_used & (held == nodes)
-                numbers = torch.where(same[..., None], held_numbers, numbers)
-                missing = missing & ~same
-        at = torch.nonzero(missing, as_tuple=True)
-        key, steps = self._key[at[1]], nodes[at][None]
-        numbers[at] = _random.normal(key, steps, self._normals.size, self._normals.dtype)[0]
-        self._rows = nodes, used, numbers
-        return numbers
-
-
-def _other_end(order: int, depth: int, device: torch.device) -> Tensor:
-    """Where ``Weights`` puts the nodes of the step's other end."""
-    root, leaves = torch.arange(order, device=device), torch.tensor([1, 0], device=device)
-    inner = torch.arange(2 * order * depth, device=device).reshape(order, 2, depth).flip(1)
-    return torch.cat((root, order + inner.flatten(), order + inner.numel() + leaves))
 
 
 def _by_halves(x: Tensor) -> Tensor:
