@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import re
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -109,10 +110,13 @@ _numbers = itertools.count()
 
 def _needed(guards: Sequence[Any]) -> list[bool]:
     """Those on what the graph was not made for, and whose change it would not notice itself."""
-    return [not any(mark in g.name for mark in _CONSTANT) for g in guards]
+    return [not _CONSTANT.search(g.name) for g in guards]
 
 
-_CONSTANT = ("_flowsde_method", "_flowsde_stepping", "__import_flowsde", "__import_torch")
+# a norm is the user's, and so is a module named as torch_this or flowsde_that
+_CONSTANT = re.compile(
+    r"_flowsde_method|_flowsde_stepping(?!.*\bnorm\b)|__import_(flowsde|torch)(_dot_|\b)"
+)
 
 
 class Calls:

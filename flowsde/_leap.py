@@ -61,7 +61,7 @@ def chosen(
         step = method.step(field, t, reach, y, dw, carry)
         error = stepping.measure(step.error(), y, step.y1).to(t.dtype)
         accept, ahead, memory = stepping.advise(error, reach - t, exponent, (before, older))
-        ahead = ahead if source is None else coarse(ahead)
+        ahead = ahead if source is None else coarse(ahead, leaves(y)[0].dtype)
         fails = (on & ~accept & too_small(ahead, t, span.abs(), stepping.dt_min)).any()
         takes = on & ~fails
         accept, missed = accept & takes, ~accept & takes
@@ -99,14 +99,19 @@ def given(
 ) -> tuple[State, Carry]:  # fmt: skip
     """The first ``count`` of these steps, one after the other in the graph.
 
+    The others repeat the last one, from where it started: a step from anywhere else may leave what
+    the field is defined on, and what is not finite spoils gradients, wanted or not.
+
     Args:
         times: their starts and ends, ``(2, steps)`` or ``(2, steps, batch)``.
         dw: their increments, stacked.
     """
     steps = times.shape[1]
     increments = [None] * steps if dw is None else dw.unbind(steps)
+    start = y, carry
     for i, (t0, t1, own) in enumerate(zip(*times, increments, strict=True)):
-        step = _flowsde_method.step(field, t0, t1, y, own, carry)
+        start = where(i < count, (y, carry), start)
+        step = _flowsde_method.step(field, t0, t1, start[0], own, start[1])
         y, carry = where(i < count, (step.y1, step.carry), (y, carry))
     return y, carry
 

@@ -289,6 +289,7 @@ class AdaptivePlan(Plan):
         dtype: torch.dtype, landings: Tensor | None = None,
     ) -> None:  # fmt: skip
         self._stepping, self._integrator, self._batch = stepping, integrator, batch
+        self._dtype = dtype
         self._order, self._rough = math.nan, False  # of the error, the path: the start tells
         self._zero: Any = 0
         if batch is not None:
@@ -348,8 +349,9 @@ class AdaptivePlan(Plan):
                 if noise is None:
                     first = outset.smooth(self._integrator.slope(carry))
                 else:
-                    signs = tree_map(torch.sign, noise(0, *self._host).w)
-                    first = coarse(outset.rough(signs))  # of one size: none is small by chance
+                    signs = tree_map(torch.sgn, noise(0, *self._host).w)
+                    first = outset.rough(signs)  # of one size: none is small by chance
+                    first = coarse(first, self._dtype)
         self._rough = noise is not None
         self._dt = minimum(minimum(first + 0.0 * span, span), stepping.dt_max + 0.0 * span)
 
@@ -379,8 +381,9 @@ class AdaptivePlan(Plan):
 
     def _decide(self, error: Any) -> Accept:
         width = abs(self._reach - self._now)
+        error = error.to(width.dtype) if isinstance(error, Tensor) else error
         accept, dt, memory = self._stepping.advise(error, width, self._order, self._memory)
-        dt = coarse(dt) if self._rough else dt
+        dt = coarse(dt, self._dtype) if self._rough else dt
         if self._stops.inside:  # a step cut short to land says little of the next
             cut = accept & self._lands & (dt < self._dt)
             dt = choose(cut, self._dt, dt)
@@ -588,15 +591,19 @@ class AdaptivePlan(Plan):
         return _some(slow & (self._dt * rate > 1.5))  # explicit methods stand up to 2 or 3
 
 
-def coarse(dt: Any) -> Any:
-    """The step with the lower half of its digits rounded off.
+def coarse(dt: Any, dtype: torch.dtype) -> Any:
+    """The step to half of the digits of such a state.
 
     A Brownian path is rough: the rounding of one step would change the next error, and with it the
     next step, a hundredfold. So a sample would not take the same steps alone as among others.
     """
-    narrow = isinstance(dt, Tensor) and dt.dtype != torch.float64
-    high = dt * (2.0 ** (12 if narrow else 29) + 1.0)  # Veltkamp's splitting
+    kept, own = round(0.45 * _digits(dtype)), _digits(getattr(dt, "dtype", torch.float64))
+    high = dt * (2.0 ** (own - kept) + 1.0)  # Veltkamp's splitting
     return high - (high - dt)
+
+
+def _digits(dtype: torch.dtype) -> int:
+    return 1 - round(math.log2(torch.finfo(dtype).eps))
 
 
 def too_small(dt: Any, t: Any, span: Any, least: float) -> Any:

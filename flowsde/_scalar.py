@@ -17,7 +17,6 @@ from torch.autograd import forward_ad
 
 __all__ = [
     "Scalar",
-    "asin",
     "asinh",
     "atan",
     "clamp",
@@ -25,6 +24,7 @@ __all__ = [
     "exp",
     "expand",
     "expm1",
+    "forwarding",
     "forwards",
     "isfinite",
     "log",
@@ -47,9 +47,14 @@ __all__ = [
 Scalar = float | Tensor
 
 
+def forwarding() -> bool:
+    """Whether forward-mode differentiation may follow tensors."""
+    return forward_ad._current_level >= 0
+
+
 def forwards(x: Tensor) -> bool:
-    """Whether forward-mode differentiation follows this tensor."""
-    if forward_ad._current_level < 0:
+    """Whether it follows this one."""
+    if not forwarding():
         return False
     unpack: Callable[..., Any] = forward_ad.unpack_dual
     return unpack(x).tangent is not None
@@ -99,7 +104,6 @@ exp = _lift(_guarded(math.exp, math.inf), torch.exp)
 expm1 = _lift(_guarded(math.expm1, math.inf), torch.expm1)
 cos = _lift(math.cos, torch.cos)
 sin = _lift(math.sin, torch.sin)
-asin = _lift(math.asin, torch.asin)
 asinh = _lift(math.asinh, torch.asinh)
 atan = _lift(math.atan, torch.atan)
 sqrt = _lift(lambda x: math.sqrt(x) if x >= 0 else math.nan, torch.sqrt)

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
-from ._scalar import Scalar, expand, forwards
+from ._scalar import Scalar, expand, forwarding, forwards
 
 __all__ = [
     "State", "batch_size", "builder", "by_row", "check_like", "combine", "contract", "describe",
@@ -168,7 +167,7 @@ def transformed() -> bool:
 
 def dual(y: State) -> bool:
     """Whether forward-mode differentiation follows a tensor among these."""
-    if forward_ad._current_level < 0:  # at once, within every step
+    if not forwarding():  # at once, within every step
         return False
     return any(isinstance(leaf, Tensor) and forwards(leaf) for leaf in leaves(y))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, constraints
 
 from . import _random
 
@@ -134,7 +134,26 @@ class Componentwise(Base):
         key = _random.keys(seed, count, self._like.device, _random.BASE)
         steps = torch.zeros(1, dtype=torch.int64, device=self._like.device)
         u = _random.uniform(key, steps, self.event_shape.numel())
-        return self._made().icdf(u.reshape(count, *self.event_shape)).to(self._like.dtype)
+        made = self._made()
+        x = made.icdf(u.reshape(count, *self.event_shape)).to(self._like.dtype)
+        return _inside(x, made.support)
+
+
+def _inside(x: Tensor, support: Any) -> Tensor:
+    """Draws that were rounded onto a bound of the support, where densities may have no value, one
+    number further in.
+    """
+    if isinstance(support, constraints.independent):
+        support = support.base_constraint
+    bounds = [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]
+    with torch.no_grad():
+        low, high = (
+            torch.as_tensor(end if bound is None else bound).to(x)
+            for end, bound in zip((-math.inf, math.inf), bounds, strict=True)
+        )
+        inner = x.maximum(torch.nextafter(low, high)).minimum(torch.nextafter(high, low))
+        step = torch.where(inner == x, 0.0, inner - x)
+    return x + step
 
 
 class Mixture(Base):

@@ -30,7 +30,7 @@ class NonFiniteState(SolveError):
 
 
 class NotSettled(SolveError):
-    """The drift was not small by the end of the span of a search for a steady state."""
+    """A search for a steady state ended where the drift is not small, or no rest is isolated."""
 
 
 class StepUnderflow(SolveError):

@@ -18,7 +18,7 @@ from ._increment import Increment, Source
 from ._leap import Leap
 from ._loop import Loop
 from ._save import SaveEnd
-from ._scalar import Scalar
+from ._scalar import Scalar, forwarding
 from ._state import State, batch_size, describe, leaves
 from ._sweep import Sweeps
 from .dynamics.base import Dynamics
@@ -64,7 +64,7 @@ class Compiled(Executor):
     drawn by a graph of their own. All of them serve all steps and all
     later solves: other values of states, parameters, arguments, times and noise are seen; other
     shapes, dtypes or attributes of the field compile again. Results are those of ``Eager`` to
-    rounding.
+    rounding. Forward-mode derivatives run eagerly.
 
     The first solve compiles: seconds to minutes, once for each field, integrator and tolerances,
     with gradients and without. Keep the object (or the ``Solver`` that holds it) and the dynamics:
@@ -104,8 +104,10 @@ class Compiled(Executor):
                 "does not trace: use executor=Eager(), or for a density give the field's own "
                 "divergence, ODE(f, traced=...)"
             )
-        graph = functools.partial(self._graph, loop, dynamics)
+        if forwarding():
+            return  # a compiled graph would drop the tangents
         source = None if loop.noise is None else loop.noise.traced()
+        graph = functools.partial(self._graph, loop, dynamics, source is None)
         within = loop.dense or loop.watch is not None or loop.saver.times is not None
         loop.advance = _Steps(loop, graph(_whole if within else _end), source, within)
         if Leap.suits(loop, source):
@@ -121,10 +123,13 @@ class Compiled(Executor):
         found: Tensor = self._drawn[form](key, steps)
         return found
 
-    def _graph(self, loop: Loop, dynamics: Dynamics, function: Callable[..., Any]) -> Graph:
+    def _graph(
+        self, loop: Loop, dynamics: Dynamics, given: bool, function: Callable[..., Any]
+    ) -> Graph:
+        """That of a function, for a method, tolerances and increments that are given or drawn."""
         graphs = self._made.setdefault(dynamics, {})
         stepping = loop.stepping if isinstance(loop.stepping, Adaptive) else None
-        key = function, loop.integrator, stepping and stepping.terms
+        key = function, loop.integrator, stepping and stepping.terms, given
         if key not in graphs:
             graphs[key] = Graph(function, self.backend, self.options)
         return graphs[key]

@@ -300,10 +300,13 @@ def read_csv(
                     raise ValueError(f"a row has {len(columns)} cells")
                 dimensions = found.setdefault(row[series], [{} for _ in channels])
                 about = row[label or target or series].strip()
+                if label is not None and not about:
+                    raise ValueError("a series has a label: give it one, or leave the series out")
+                if target is not None and not math.isfinite(number := float(about)):
+                    raise ValueError(f"a target is a number; got {about}")
+                about = about if target is None else repr(number)
                 if said.setdefault(row[series], about) != about:
                     raise ValueError(f"{about!r} of a series that was {said[row[series]]!r} before")
-                if target is not None:
-                    float(row[target])
                 for points, name in zip(dimensions, channels, strict=True):
                     _put(points, row[time], row[name])
             except ValueError as error:

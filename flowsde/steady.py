@@ -58,7 +58,9 @@ def steady_state(
     Raises:
         ValueError: on tol <= 0, or a state that is not batch first.
         TypeError: on a field in which samples depend on each other at y*.
-        NotSettled: where the drift was not small by t1; with ``throw=False``, a sample's status.
+        NotSettled: where the drift was not small by t1, or was where no rest is isolated: J has no
+            inverse, as in systems that conserve something. With ``throw=False``, a sample's status,
+            and the state as it was integrated.
 
     Source: Bai, Kolter and Koltun 2019, arXiv 1909.01377.
     """
@@ -87,17 +89,30 @@ def steady_state(
         found = solver.solve(dynamics, y0, t0, ends, args=args, events=event)
         settled = speed(field.time(found.t1), found.y1, *args) <= 1e-6
         settled = settled.expand(batch)
-    found.y1 = _newton(field, found.t1, found.y1, settled)
+    found.y1, isolated = _newton(field, found.t1, found.y1, settled, measure)
     found.stats.evaluations += field.evaluations
     found.stats.products += field.products
-    return _judged(found, settled, solver.throw)
+    return _judged(found, settled, isolated, solver.throw)
 
 
-def _newton(field: Field, t: Any, y: State, settled: Tensor) -> State:
-    """y - J^-1 f(y) where settled: once for the state, once more for its derivative."""
+def _newton(
+    field: Field, t: Any, y: State, settled: Tensor, measure: Adaptive
+) -> tuple[State, Tensor]:
+    """y - J^-1 f(y) where settled: once for the state, once more for its derivative.
+
+    And where that is a rest apart from others: the Jacobian has an inverse, and a step that goes
+    beyond the tolerances makes the drift smaller. Elsewhere y stays as it is.
+    """
     rows = Rows(y, len(settled))
     drift = partial(field.drift, t)
-    for _ in range(2):
+
+    def size(x: State) -> Tensor:
+        scaled = rows.flat(tree_map(torch.div, x, measure.scale(start)))
+        return scaled.square().mean(1).sqrt()
+
+    start = tree_map(torch.detach, y)
+    before = moved = torch.zeros(len(settled), device=settled.device)
+    for step in range(2):
         y = tree_map(torch.detach, y)
         at = Linearization.of(drift, y, rows, field.count)
         if at.mixes():
@@ -105,12 +120,31 @@ def _newton(field: Field, t: Any, y: State, settled: Tensor) -> State:
                 "the field takes the samples of the batch together: put what belongs together in "
                 "one sample, y0[None], or fix what they share in args"
             )
+        slope = drift(y)
+        with torch.no_grad():
+            now = size(slope)
+            apart = settled & _regular(at.matrix)
+            if step:
+                apart = apart & ((now <= 0.1 * before) | (moved <= 1.0))
+                y = rows.state(torch.where(apart[:, None], rows.flat(y), rows.flat(start)))
         still = torch.eye(rows.size, **at.options)
-        jacobian = torch.where(settled[:, None, None], at.matrix, still)
-        slope = torch.where(settled[:, None], rows.flat(drift(y)), 0.0)
-        shift = _Newton.apply(slope, jacobian)  # type: ignore[no-untyped-call]
+        jacobian = torch.where(apart[:, None, None], at.matrix, still)
+        shift = _Newton.apply(  # type: ignore[no-untyped-call]
+            torch.where(apart[:, None], rows.flat(slope), 0.0), jacobian
+        )
+        before, moved = now, size(rows.state(shift.detach()))
         y = rows.state(rows.flat(y) + shift)
-    return y
+    return y, apart
+
+
+def _regular(jacobian: Tensor) -> Tensor:
+    """Whether each of these matrices has an inverse, whatever the scales of rows and columns."""
+    for axis in (2, 1):
+        largest = jacobian.abs().amax(axis, keepdim=True)
+        jacobian = jacobian / torch.where(largest > 0.0, largest, 1.0)
+    values = torch.linalg.svdvals(torch.nan_to_num(jacobian, posinf=0.0, neginf=0.0))
+    least = 10.0 * jacobian.shape[-1] * torch.finfo(jacobian.dtype).eps
+    return values[:, -1] > least * values[:, 0]
 
 
 class _Newton(torch.autograd.Function):
@@ -128,16 +162,25 @@ class _Newton(torch.autograd.Function):
         return -torch.linalg.solve(jacobian.mT, cotangent), None
 
 
-def _judged(found: Solution, settled: Tensor, throw: bool) -> Solution:
-    """The solution with the status of those that arrived at t1 without settling."""
-    if found.success and not bool(settled.all()):
+def _judged(found: Solution, settled: Tensor, isolated: Tensor, throw: bool) -> Solution:
+    """The solution with the status of those that arrived at t1 without settling, or settled where
+    nothing sets one rest apart from others.
+    """
+    if found.success and not bool(isolated.all()):
         status = torch.as_tensor(found.status, device=settled.device)
-        late = torch.where(settled, status, int(Status.UNSETTLED))
+        late = torch.where(isolated, status, int(Status.UNSETTLED))
         found.status = late if isinstance(found.status, Tensor) else Status.UNSETTLED
         found.message = (
             f"{int((~settled).sum())} of {len(settled)} samples had not settled by t1: give a "
             "later t1 or a larger tol; the system may circle, drift or diverge"
         )
+        if bool(settled.all()):
+            found.message = (
+                f"{int((~isolated).sum())} of {len(settled)} samples came to rest where the "
+                "Jacobian has no inverse, so that their rest hangs on the way there, and has no "
+                "derivative by args alone: eliminate what the system conserves, or give a smaller "
+                "tol, if it only slows down there"
+            )
         if throw:
             raise NotSettled(found.message, found)
     return found

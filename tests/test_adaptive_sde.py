@@ -451,3 +451,19 @@ def test_steps_end_where_they_are_told() -> None:
     )  # fmt: skip
     assert sol.ts is not None
     assert {0.3, 0.7} <= set(sol.ts.tolist())
+
+
+def test_complex_states_choose_their_first_step() -> None:
+    sde = fs.SDE(
+        lambda t, y: -0.5 * y, lambda t, y: 0.3 * torch.cos(y), noise="diagonal", stratonovich=True
+    )
+    y1 = fs.solve(
+        sde, torch.ones(1, 2, dtype=torch.complex128), integrator=StochasticHeun(),
+        stepping=fs.Adaptive(1e-2, 1e-2), path=fs.Brownian(1),
+    ).y1  # fmt: skip
+    assert bool(torch.isfinite(torch.view_as_real(y1)).all())
+
+
+def test_doubled_steps_know_the_tolerances() -> None:
+    bound = StepDoubling(integrators.DriftImplicitEuler()).bind(fs.Adaptive(1e-2, 1e-2))
+    assert bound.method.drift.stepping is not None

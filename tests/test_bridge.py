@@ -108,3 +108,9 @@ def test_what_does_not_fit_is_refused_with_the_cure() -> None:
             made, torch.zeros(1, 3), 0.0, 2.0, integrator=EulerMaruyama(),
             stepping=fs.Fixed(steps=2), path=fs.Brownian(0),
         )  # fmt: skip
+
+
+def test_a_level_moves_with_its_bridge() -> None:
+    sde = fs.SDE(lambda t, y: -y, lambda t, y: torch.ones_like(y), noise="diagonal")
+    made = fs.bridge(sde, torch.zeros(2), 1.0, rate=-1.0, level=torch.zeros(2)).to("meta")
+    assert made.level.device == made.end.device == torch.device("meta")

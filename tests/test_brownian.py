@@ -885,3 +885,12 @@ def test_several_steps_at_once_are_those_one_by_one(
 
 def middles(grid: list[float]) -> list[float]:
     return [0.5 * (a + b) for a, b in itertools.pairwise(grid)]
+
+
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])
+def test_seeds_have_64_bits(seed: int) -> None:
+    draws = Draws(torch.empty(2, 2))
+    with pytest.raises(ValueError, match="64 bits"):
+        Brownian(seed).bind([0.0, 1.0], draws)
+    Brownian(2**64 - 1).bind([0.0, 1.0], draws)
+    Brownian(-(2**63)).bind([0.0, 1.0], draws)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import itertools
 import logging
+import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import flowsde as fs
 from flowsde import _random, integrators, models
@@ -30,6 +33,7 @@ from flowsde.integrators import (
 )
 from flowsde.integrators.base import Engine
 from flowsde.paths import BrownianTree
+from flowsde.stepping import rms_norm
 
 from .systems import catalogue, suited
 from .test_adjoint import Net, assert_same, gradients, measure
@@ -497,3 +501,110 @@ def test_fields_that_are_differentiated_are_not_compiled(divergence: fs.Divergen
         else:
             with pytest.raises(TypeError, match="derivatives of its field"):
                 fs.solve(density, y0, executor=fs.Compiled("eager"), **keywords)
+
+
+class Root(nn.Module):
+    """Defined for y > 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return -self.rate * y.sqrt()
+
+
+def test_steps_that_fill_a_graph_spoil_no_gradient() -> None:
+    """One step more than the five given would leave what the field is defined on."""
+    net, y0, found = Root(), torch.ones(3, 1, requires_grad=True), []
+    for run in (fs.Eager(), fs.Compiled(backend="aot_eager")):
+        y1 = fs.solve(
+            fs.ODE(net), y0, 0.0, 1.5, integrator=integrators.Heun(), executor=run,
+            stepping=fs.Fixed(steps=5),
+        ).y1  # fmt: skip
+        found.append([y1, *gradients(y1.sum(), [y0, net.rate])])
+    assert_same(found[1], found[0], 1e-12)
+
+
+@pytest.mark.parametrize("stepping", [fs.Fixed(steps=4), fs.Adaptive()], ids=["given", "chosen"])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_forward_derivatives_are_kept(stepping: fs.Stepping, recorded: bool) -> None:
+    ode, y0, rate = fs.ODE(lambda t, y, k: -k * y), torch.ones(2, 1), torch.tensor(2.0)
+    executor, _ = graphs()
+    with torch.set_grad_enabled(recorded), forward_ad.dual_level():
+        for y, k in (
+            (forward_ad.make_dual(y0, torch.ones_like(y0)), rate),
+            (y0, forward_ad.make_dual(rate, torch.ones(()))),
+        ):
+            found = [
+                forward_ad.unpack_dual(
+                    fs.solve(ode, y, args=(k,), stepping=stepping, executor=run).y1
+                ).tangent
+                for run in (fs.Eager(), executor)
+            ]
+            assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_paths_of_every_kind_take_turns(recorded: bool) -> None:
+    sde, y0, (executor, _) = driven("Stratonovich"), torch.rand(4, 3), graphs()
+    paths = (BrownianTree(1, 0.0, 1.0), fs.Brownian(1), BrownianTree(2, 0.0, 1.0))
+    with torch.set_grad_enabled(recorded):
+        for path, save_at in itertools.product(paths, (None, [0.3, 1.0])):
+            agree(
+                lambda run: fs.solve(
+                    sde, y0, integrator=integrators.ReversibleHeun(), path=path, executor=run,
+                    stepping=fs.Fixed(steps=5), save_at=save_at,
+                ),
+                executor,
+            )  # fmt: skip
+
+
+def test_modules_named_as_ours_are_watched() -> None:
+    """A user's own, whose name begins as that of a package which does not change."""
+    for name in ("torch_fields", "flowsde_fields"):
+        module = types.ModuleType(name)
+        sys.modules[name] = module
+        exec("SCALE = 1.0\ndef f(t, y):\n    return -SCALE * y\n", vars(module))
+        ode, y0, (executor, _) = fs.ODE(module.f), torch.ones(2, 1), graphs()
+        for module.SCALE in (1.0, 2.0):
+            agree(lambda run: fs.solve(ode, y0, executor=run), executor)
+        del sys.modules[name]
+
+
+class Weighed:
+    """A norm of its user's."""
+
+    weight = 1.0
+
+    def __call__(self, x: Any, per_sample: bool) -> Tensor:
+        return self.weight * rms_norm(x, per_sample)
+
+
+@torch.no_grad()
+def test_a_norm_that_changes_is_seen() -> None:
+    norm, y0, (executor, _) = Weighed(), torch.ones(2, 1), graphs()
+    ode, stepping, attempts = fs.ODE(lambda t, y: -y), fs.Adaptive(norm=norm), []
+    for norm.weight in (1.0, 1e3):
+        run = agree(lambda run: fs.solve(ode, y0, stepping=stepping, executor=run), executor)
+        attempts.append(run.stats.attempts)
+    assert attempts[1] > attempts[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@torch.no_grad()
+def test_steps_along_a_path_are_chosen_alike(dtype: torch.dtype) -> None:
+    """To rounding of either dtype, each sample by itself."""
+    sde = fs.SDE(
+        lambda t, y: -0.5 * y, lambda t, y: 0.3 * y.cos(), noise="diagonal", stratonovich=True,
+        batched_time=True, rowwise=True,
+    )  # fmt: skip
+    executor, _ = graphs()
+    y0 = torch.linspace(0.1, 2.0, 24, dtype=dtype).reshape(12, 2)
+    agree(
+        lambda run: fs.solve(
+            sde, y0, integrator=StochasticHeun(), path=fs.Brownian(torch.arange(12)),
+            stepping=fs.Adaptive(1e-2, 1e-2, per_sample=True), executor=run,
+        ),
+        executor, 1e3 * torch.finfo(dtype).eps,
+    )  # fmt: skip

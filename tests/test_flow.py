@@ -16,6 +16,7 @@ from torch import distributions as td
 
 import flowsde as fs
 from flowsde import _random, bases, interop, models, objectives
+from flowsde.dynamics import Composed, Inverse
 from flowsde.integrators import Dopri8
 from flowsde.models import Dequantize, Logit, Standardize, Whiten
 from flowsde.nn import LipschitzMLP
@@ -743,3 +744,36 @@ def test_data_beyond_a_logits_range_is_refused() -> None:
     made = fs.Flow(fs.Normal(1), models.ActNorm(1), transform=Logit())
     with pytest.raises(ValueError, match=r"numbers in \[0, 1\]"):
         made.log_prob(torch.tensor([[0.5], [1.5]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("law", "values"),
+    [
+        (td.Uniform, {"low": 1000.0, "high": 1001.0}), (td.Uniform, {"low": 0.0, "high": 1.0}),
+        (td.Weibull, {"scale": 1.0, "concentration": 0.3}),
+        (td.Laplace, {"loc": 0.0, "scale": 1.0}),
+    ],
+)  # fmt: skip
+def test_draws_lie_within_the_support(law: Any, values: Any, dtype: torch.dtype) -> None:
+    """Rounding would put some on its bounds, where densities have no value."""
+    made = {k: torch.full((4,), x, dtype=dtype, requires_grad=True) for k, x in values.items()}
+    base = bases.Componentwise(law, **made)
+    x = base.sample(20_000, 0)
+    assert bool(torch.isfinite(x).all())
+    assert bool(base._made().support.check(x).all())
+    if dtype.itemsize > 2:
+        assert bool(torch.isfinite(base.log_prob(x)).all())
+        assert torch.autograd.grad(x.sum(), next(iter(made.values())))[0].abs().min() > 0.0
+
+
+def test_whole_numbers_are_drawn_for_where_they_stand() -> None:
+    """Behind a map that gives its input another shape, too."""
+    flow = fs.Flow(
+        fs.Normal((1, 4, 4)), Composed([Inverse(models.Squeeze())]),
+        transform=Composed([models.Squeeze(), Dequantize(8)]),
+    )  # fmt: skip
+    x = torch.randint(0, 8, (5, 1, 4, 4), generator=generator()).to(torch.get_default_dtype())
+    z, _ = flow.enter(x, generator())
+    assert z.shape == (5, 4, 2, 2)
+    assert torch.equal(flow.transform.unstep(1, z)[0], models.Squeeze().step(0, x)[0])

@@ -541,3 +541,13 @@ def test_the_roulette_turns_by_the_solves_generator() -> None:
 def test_what_cannot_be_is_refused(bad: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match="got"):
         bad()
+
+
+def test_mixed_channels_are_taken_apart_in_half_precision() -> None:
+    flow = models.nsf(4, generator=generator()).bfloat16()
+    x = torch.randn(2, 4, generator=generator()).bfloat16()
+    for k in range(len(flow)):
+        z, _ = flow.step(k, x)
+        back, _ = flow.unstep(k, z)
+        assert back.dtype == torch.bfloat16
+        assert torch.allclose(back, x, atol=0.1)

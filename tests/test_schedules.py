@@ -410,3 +410,11 @@ def test_small_noise_of_a_cosine_keeps_its_digits(t: float) -> None:
     single = schedule.sigma(torch.tensor(t, dtype=torch.float32))
     assert float(single) == pytest.approx(schedule.sigma(t), rel=1e-5)
     assert schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2 == pytest.approx(1.0, rel=1e-14)
+
+
+def test_little_noise_is_not_lost_in_float32() -> None:
+    schedule = Cosine()
+    t = torch.tensor([1e-4, 3e-4, 1e-3, 0.5, 0.98], dtype=torch.float64)
+    found = schedule.time(schedule.half_log_snr(t).float()).double()
+    assert torch.allclose(found, t, rtol=3e-6, atol=0.0)
+    assert torch.allclose(schedule.time(schedule.half_log_snr(t)), t, rtol=1e-12, atol=0.0)

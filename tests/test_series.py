@@ -187,3 +187,16 @@ def test_times_of_files_keep_their_digits(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [0.1, 1 / 3, 273.15])
 def test_a_constant_channel_is_scaled_by_one(value: float) -> None:
     assert Scaler.of(torch.full((1000, 1), value, dtype=torch.float32)).std.item() == 1.0
+
+
+def test_targets_are_compared_as_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "targets.csv"
+    file.write_text("id,t,v,y\n1,0,2,1.0\n1,1,2,1\n")
+    (series,), _ = read_csv(file, series="id", time="t", target="y")
+    assert series.label == 1.0
+    file.write_text("id,t,v,y\n1,0,2,nan\n")
+    with pytest.raises(ValueError, match="a target is a number"):
+        read_csv(file, series="id", time="t", target="y")
+    file.write_text("id,t,v,y\n1,0,2,\n")
+    with pytest.raises(ValueError, match="a series has a label"):
+        read_csv(file, series="id", time="t", label="y")

@@ -92,3 +92,48 @@ def test_bad_input() -> None:
     for y0, more in bad:
         with pytest.raises(ValueError, match=r"tol|batch first"):
             fs.steady_state(ode, y0, **more)
+
+
+def conserving(t: Tensor, y: Tensor, k: Tensor) -> Tensor:
+    """A chain of reactions a <-> b <-> c."""
+    first, second = k[0] * y[:, 0] - k[1] * y[:, 1], k[2] * y[:, 1] - k[3] * y[:, 2]
+    return torch.stack((-first, first - second, second), -1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_rests_that_are_not_isolated_are_told(dtype: torch.dtype, per_sample: bool) -> None:
+    """Where something is conserved y* hangs on y0: the state is as it was integrated."""
+    k = torch.tensor([0.1, 0.7, 0.3, 0.9], dtype=dtype, requires_grad=True)
+    y0 = torch.ones(2, 3, dtype=dtype)
+    ode = fs.ODE(conserving, batched_time=per_sample)
+    with pytest.raises(fs.NotSettled, match="eliminate what the system conserves"):
+        fs.steady_state(ode, y0, args=(k,))
+    sol = fs.steady_state(ode, y0, args=(k,), solver=fs.Solver(throw=False))
+    assert torch.all(torch.as_tensor(sol.status) == fs.Status.UNSETTLED)
+    rest = torch.tensor([2.52, 0.36, 0.12], dtype=dtype)
+    assert torch.allclose(sol.y1, rest.expand(2, 3), atol=1e-2)
+    assert torch.allclose(sol.y1.sum(1), y0.sum(1), atol=1e-4)
+
+
+def test_one_sample_without_a_rest_leaves_the_others() -> None:
+    rate = torch.tensor([[1.0], [0.0]], requires_grad=True)
+    ode = fs.ODE(lambda t, y, k: 1.0 - k * y - (k == 0) * 1.0, batched_time=True)
+    sol = fs.steady_state(ode, torch.ones(2, 1), args=(rate,), solver=fs.Solver(throw=False))
+    assert sol.status.tolist() == [fs.Status.SUCCESS, fs.Status.UNSETTLED]
+    (slope,) = torch.autograd.grad(sol.y1[0].sum(), rate)
+    assert torch.allclose(slope, torch.tensor([[-1.0], [0.0]]))
+
+
+def test_a_place_where_a_system_only_slows_down_is_no_rest() -> None:
+    ode = fs.ODE(lambda t, y: -((y - 1.0) ** 2) - 1e-5, batched_time=True)
+    with pytest.raises(fs.NotSettled, match="only slows down"):
+        fs.steady_state(ode, torch.full((1, 1), 2.0), tol=10.0)
+
+
+def test_scales_of_rows_and_columns_do_not_matter() -> None:
+    """Rates eighteen decades apart, each of them exact."""
+    rates = torch.tensor([[1e-3, 1e3]])
+    ode = fs.ODE(lambda t, y: rates * (1.0 - y), batched_time=True)
+    sol = fs.steady_state(ode, torch.ones(1, 2) * 1.001, t1=1e5)
+    assert torch.allclose(sol.y1, torch.ones(1, 2), atol=1e-12)

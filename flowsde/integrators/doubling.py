@@ -9,6 +9,7 @@ from .._scalar import Scalar
 from .._state import State, tree_map, where
 from ..dynamics.base import Dynamics
 from ..dynamics.field import Field
+from ..stepping import Stepping
 from .base import Carry, Integrator, Step
 from .stochastic import Stochastic, StochasticHeun, check_pathwise
 
@@ -48,6 +49,9 @@ class StepDoubling(Integrator):
 
     def check(self, dynamics: Dynamics) -> None:
         self.method.check(dynamics)
+
+    def bind(self, stepping: Stepping) -> Integrator:
+        return replace(self, method=self.method.bind(stepping))
 
     def exponent(self, dynamics: Dynamics) -> float:
         return check_pathwise(self.method, dynamics) + 0.5

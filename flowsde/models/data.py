@@ -185,29 +185,36 @@ class Dequantize(Map):
         if levels < 2:
             raise ValueError(f"levels is the number of values, at least 2; got {levels}")
         self.levels = levels
-        self._u: Tensor | None = None
+        self._seed: int | None = None
 
     def prepare(self, y0: State, seed: int | None) -> Dequantize:
-        assert seed is not None
-        most = 1.0 - 2.0 * self.levels * torch.finfo(y0.dtype).eps
-        if most < 0.9:
+        if self._most(y0.dtype) < 0.9:
             raise TypeError(
                 f"{y0.dtype} does not hold {self.levels} levels and a draw: give data.float()"
             )
-        key = _random.keys(seed, len(y0), y0.device, _random.EXTRA)
-        steps = torch.zeros(1, dtype=torch.int64, device=y0.device)
-        u = _random.uniform(key, steps, y0.shape[1:].numel()).reshape(y0.shape).to(y0.dtype)
         made = Dequantize(self.levels)
-        made._u = u.clamp(max=most)
+        made._seed = seed
         return made
 
-    def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-        if self._u is None:
+    def _most(self, dtype: torch.dtype) -> float:
+        """The largest u that leaves a number exact on the way back."""
+        return 1.0 - 2.0 * self.levels * torch.finfo(dtype).eps
+
+    def _drawn(self, y: Tensor) -> Tensor:
+        """u for each number of y, whose shape may be another than that of the solve's start."""
+        if self._seed is None:
             raise TypeError("Dequantize draws once a solve: prepare it, as solve and Flow do")
+        key = _random.keys(self._seed, len(y), y.device, _random.EXTRA)
+        steps = torch.zeros(1, dtype=torch.int64, device=y.device)
+        u = _random.uniform(key, steps, y.shape[1:].numel()).reshape(y.shape).to(y.dtype)
+        return u.clamp(max=self._most(y.dtype))
+
+    def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        u = self._drawn(y)
         whole = (y >= 0.0) & (y < self.levels) & (y == y.floor())
         last = self.levels - 1
         _within(whole, f"whole numbers 0 to {last}", f"multiply by {last} what lies in [0, 1]")
-        return (y + self._u) / self.levels, -self._volume(y)
+        return (y + u) / self.levels, -self._volume(y)
 
     def unstep(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         if y.requires_grad:

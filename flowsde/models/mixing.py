@@ -143,9 +143,10 @@ class Mixing(Map):
     def unstep(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         lower, upper = self._factors()
         rows = y.index_select(1, self.order.argsort()).movedim(1, -1)
-        flat = rows.reshape(-1, len(lower))
+        wide = torch.promote_types(y.dtype, torch.float32)  # half precision has no such solver
+        lower, upper, flat = (x.to(wide) for x in (lower, upper, rows.reshape(-1, len(lower))))
         flat = torch.linalg.solve_triangular(
             lower, flat, upper=True, left=False, unitriangular=True
         )
-        flat = torch.linalg.solve_triangular(upper, flat, upper=False, left=False)
+        flat = torch.linalg.solve_triangular(upper, flat, upper=False, left=False).to(y.dtype)
         return flat.reshape(rows.shape).movedim(-1, 1), _spread(-self.log_scale.sum(), y)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._scalar import Scalar, asin, asinh, atan, cos, exp, expm1, log, sin, sqrt
+from .._scalar import Scalar, asinh, atan, cos, exp, expm1, log, sin, sqrt
 
 __all__ = [
     "EDM", "VE", "VP", "Cosine", "FlowMatching", "Schedule", "SubVP", "Trigonometric",
@@ -188,8 +188,12 @@ class Cosine(_VariancePreserving):
         return ratio(self.dalpha(t), self.alpha(t))
 
     def time(self, lam: Scalar) -> Scalar:
-        sine = exp(-0.5 * _softplus(-2.0 * lam)) * self._start
-        return 1.0 - asin(sine) / self._speed
+        # the tangent of t speed, in sums of what is positive: an arc sine loses small noise
+        alpha, square = exp(-0.5 * _softplus(-2.0 * lam)), exp(-_softplus(2.0 * lam))
+        sine, cosine = self._start, math.cos(self._speed)
+        beside = sqrt(cosine**2 + square * sine**2)  # the cosine of (1 - t) speed
+        opposite = sine * square / (beside + alpha * cosine)
+        return atan(opposite / (cosine * beside + alpha * sine**2)) / self._speed
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,8 @@ class Bridge(Augmented):
                 "noise='diagonal'), or to_ito of a Stratonovich one"
             )
         super().__init__(sde, noise)
-        self.sde, self.t1, self.rate, self.level = sde, t1, rate, level
+        self.sde, self.t1, self.rate = sde, t1, rate
+        self.hold("level", level)
         self.register_buffer("end", end)
 
     def prepare(self, y0: State, seed: int | None) -> Bridge:
