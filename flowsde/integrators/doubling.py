@@ -51,7 +51,9 @@ class StepDoubling(Integrator):
         self.method.check(dynamics)
 
     def bind(self, stepping: Stepping) -> Integrator:
-        return replace(self, method=self.method.bind(stepping))
+        method = self.method.bind(stepping)
+        assert isinstance(method, Stochastic)
+        return replace(self, method=method)
 
     def exponent(self, dynamics: Dynamics) -> float:
         return check_pathwise(self.method, dynamics) + 0.5

@@ -55,6 +55,7 @@ class Bridge(Augmented):
 
     whitens = True
     end: Tensor
+    level: float | Tensor
 
     def __init__(
         self, sde: Dynamics, end: Tensor, t1: float, rate: float, level: float | Tensor
