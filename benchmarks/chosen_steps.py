@@ -27,7 +27,7 @@ from flowsde.paths import BrownianTree
 from . import reporting
 from .overhead import TUNED
 from .peers import SDE_PEERS, Apart, installed
-from .sde_problems import Pair, TorchSDEForm
+from .sde_problems import Pair, TorchSDEForm, diffrax_form
 from .timing import alternate, clock, ratio
 
 SIZES = ((64, 4), (512, 16))
@@ -139,17 +139,11 @@ class _Jitted:
     ) -> Callable[[], Any]:
         import diffrax
         import jax
-        import lineax
         from jax import numpy as jnp
 
         jax.config.update("jax_enable_x64", y0.dtype == np.float64)
 
-        def f(t: Any, y: Any, p: Any) -> Any:
-            h = jnp.tanh(y @ p["f.inner.weight"].T + p["f.inner.bias"])
-            return h @ p["f.outer.weight"].T + p["f.outer.bias"]
-
-        def g(t: Any, y: Any, p: Any) -> Any:
-            return lineax.DiagonalLinearOperator(jax.nn.sigmoid(p["g.slope"] * y))
+        f, g = diffrax_form()
 
         def solve(y: Any, p: Any, key: Any) -> Any:
             shape = jax.ShapeDtypeStruct(y.shape, y.dtype)

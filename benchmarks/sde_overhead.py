@@ -33,7 +33,7 @@ from . import reporting
 from .counting import Counter, uncounted
 from .overhead import TUNED
 from .peers import SDE_PEERS, Apart, installed
-from .sde_problems import Pair, TorchSDEForm
+from .sde_problems import Pair, TorchSDEForm, diffrax_form
 from .timing import alternate, clock, ratio
 
 SIZES = ((64, 4), (512, 16))
@@ -136,14 +136,7 @@ class _Jitted:
 
         jax.config.update("jax_enable_x64", y0.dtype == np.float64)
 
-        def f(t: Any, y: Any, p: Any) -> Any:
-            h = jnp.tanh(y @ p["f.inner.weight"].T + p["f.inner.bias"])
-            return h @ p["f.outer.weight"].T + p["f.outer.bias"]
-
-        def g(t: Any, y: Any, p: Any) -> Any:
-            import lineax
-
-            return lineax.DiagonalLinearOperator(jax.nn.sigmoid(p["g.slope"] * y))
+        f, g = diffrax_form()
 
         def solve(y: Any, p: Any, key: Any) -> Any:
             shape = jax.ShapeDtypeStruct(y.shape, y.dtype)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["WIDTH", "Diffusion", "Drift", "MatrixPair", "Pair", "TorchSDEForm"]
+__all__ = ["WIDTH", "Diffusion", "Drift", "MatrixPair", "Pair", "TorchSDEForm", "diffrax_form"]
 
 WIDTH = 32
 
@@ -42,6 +43,22 @@ class Pair(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.f, self.g = Drift(dim), Diffusion(dim)
+
+
+def diffrax_form() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The same two for diffrax, ``(t, y, p)``, p being the parameters of a pair by name."""
+    import jax
+    import lineax
+    from jax import numpy as jnp
+
+    def f(t: Any, y: Any, p: Any) -> Any:
+        h = jnp.tanh(y @ p["f.inner.weight"].T + p["f.inner.bias"])
+        return h @ p["f.outer.weight"].T + p["f.outer.bias"]
+
+    def g(t: Any, y: Any, p: Any) -> Any:
+        return lineax.DiagonalLinearOperator(jax.nn.sigmoid(p["g.slope"] * y))
+
+    return f, g
 
 
 class MatrixPair(nn.Module):
