@@ -2,10 +2,9 @@
 
 Every adaptive integrator of the catalogue, and those of the peers, over tolerances a decade apart,
 on every problem of a set: ``nonstiff`` or ``stiff`` (benchmarks/problems.py). Errors are those of
-the last state against a reference; times are medians of alternating turns. The problems of the
-picture are solved by compiled methods too. With ``nonstiff`` come fixed-step samplers on the
-probability flow of an exact Gaussian-mixture denoiser, whose error is the median over the samples:
-one near a boundary between two of the Gaussians would outweigh all others.
+the last state against a reference; times are medians of alternating turns. With ``nonstiff`` come
+fixed-step samplers on the probability flow of an exact Gaussian-mixture denoiser, whose error is
+the median over the samples: one on the border of two Gaussians would outweigh all others.
 
 A method that runs out of evaluations on a problem, or fails there twice in a row in another way,
 takes no tighter tolerances. Its last complaint is kept in the JSON.
@@ -27,8 +26,7 @@ from flowsde.integrators.exponential import Exponential
 from flowsde.paths import VP, uniform_lambda
 
 from . import reporting
-from .overhead import TUNED
-from .peers import Exhausted, Failed, Flowsde, Library, Place, Solver, peers
+from .peers import Exhausted, Failed, Flowsde, Library, Place, peers
 from .problems import NONSTIFF, STIFF, Problem
 from .timing import alternate, clock
 
@@ -43,23 +41,6 @@ DRAWN = {
 SMALL = {"nonstiff": ("A3",), "stiff": ("HIRES",)}
 WANTED = {"nonstiff": 1e-6, "stiff": 1e-4}  # the error at which costs are compared
 CALLS = {"nonstiff": 6_000, "stiff": 20_000}
-
-
-class Compiled(Flowsde):
-    """Two of the catalogue's methods, as graphs."""
-
-    name = "flowsde compiled"
-
-    def __init__(self) -> None:
-        super().__init__(executor=fs.Compiled(options=TUNED))
-
-    def methods(self, stiff: bool) -> Sequence[str]:
-        return () if stiff else ("Tsit5", "Vern7")
-
-    def solver(self, problem: Problem, method: str, rtol: float, place: Place) -> Solver:
-        solver = super().solver(problem, method, rtol, place)
-        solver.time()  # compiles
-        return solver
 
 
 def curves(
@@ -231,15 +212,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kind, small = options.set, options.small
     place = Place(options.device, options.real, 600 if small else CALLS[kind])
     exponents = (2, 4) if small else range(2, 11)
-    ours, graphs, (others, versions) = Flowsde(), Compiled(), peers(options.peers)
+    ours, (others, versions) = Flowsde(), peers(options.peers)
     found, complaints = {}, {}
     for problem in SETS[kind]:
         if small and problem.name not in SMALL[kind]:
             continue
         print(f"{problem.name} ...", flush=True)
-        libraries = [ours, *([graphs] if problem.name in DRAWN[kind] else []), *others]
         found[problem.name], complaints[problem.name] = curves(
-            problem, libraries, [10.0**-n for n in exponents], place, options.turns
+            problem, (ours, *others), [10.0**-n for n in exponents], place, options.turns
         )
     for name, why in ours.skipped.items():
         print(f"{name} left out: {why}")
