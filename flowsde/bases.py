@@ -153,7 +153,7 @@ def _inside(x: Tensor, support: Any) -> Tensor:
         )
         inner = x.maximum(torch.nextafter(low, high)).minimum(torch.nextafter(high, low))
         step = torch.where(inner == x, 0.0, inner - x)
-    return x + step
+    return torch.where(x.isinf(), inner, x + step)
 
 
 class Mixture(Base):

@@ -750,8 +750,9 @@ def test_data_beyond_a_logits_range_is_refused() -> None:
 @pytest.mark.parametrize(
     ("law", "values"),
     [
-        (td.Uniform, {"low": 1000.0, "high": 1001.0}), (td.Uniform, {"low": 0.0, "high": 1.0}),
+        (td.Uniform, {"low": 1000.0, "high": 1008.0}), (td.Uniform, {"low": 0.0, "high": 1.0}),
         (td.Weibull, {"scale": 1.0, "concentration": 0.3}),
+        (td.Weibull, {"scale": 1.0, "concentration": 0.1}),  # beyond the largest float16
         (td.Laplace, {"loc": 0.0, "scale": 1.0}),
     ],
 )  # fmt: skip
