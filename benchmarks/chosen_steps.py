@@ -177,17 +177,16 @@ def measure(
         {name: p.detach().cpu().numpy() for name, p in pair.named_parameters()},
         y0.cpu().numpy(),
     )
-    solves: dict[str, Solve] = dict(OURS)
+    solves, judged = dict(OURS), dict(OURS)
     if "torchsde" in names:
         theirs = TorchSDE(y0)
-        solves["torchsde"], fine["torchsde"] = theirs, theirs.fine(pair, y0)
+        solves["torchsde"], judged["torchsde"] = theirs, theirs.answer
+        fine["torchsde"] = theirs.fine(pair, y0)
     if jitted is not None:
         fine["diffrax"] = jitted.ask("answer", *given, FINER * TOLERANCES[-1])[0]
     found = []
     for tolerance in TOLERANCES[:1] if options.small else TOLERANCES:
-        answers = {name: solve(pair, y0, tolerance) for name, solve in solves.items()}
-        if "torchsde" in names:
-            answers["torchsde"] = theirs.answer(pair, y0, tolerance)
+        answers = {name: solve(pair, y0, tolerance) for name, solve in judged.items()}
         clocks = {
             name: partial(clock, partial(solve, pair, y0, tolerance), options.device)
             for name, solve in solves.items()

@@ -132,7 +132,7 @@ def test_a_place_where_a_system_only_slows_down_is_no_rest() -> None:
 
 
 def test_scales_of_rows_and_columns_do_not_matter() -> None:
-    """Rates eighteen decades apart, each of them exact."""
+    """Rates six decades apart, each of them exact."""
     rates = torch.tensor([[1e-3, 1e3]])
     ode = fs.ODE(lambda t, y: rates * (1.0 - y), batched_time=True)
     sol = fs.steady_state(ode, torch.ones(1, 2) * 1.001, t1=1e5)
