@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -106,6 +107,8 @@ class Batch:
 def collate(series: Sequence[Series]) -> Batch:
     """A batch of series: the ``collate_fn`` of a ``DataLoader`` over a list of them.
 
+    It has two rows at least, as paths need them, and the widest of the dtypes of values.
+
     Raises:
         ValueError: on no series, numbers of channels that differ, or labels that some lack.
     """
@@ -114,11 +117,14 @@ def collate(series: Sequence[Series]) -> Batch:
     labels = [s.label for s in series if s.label is not None]
     if labels and len(labels) != len(series):
         raise ValueError("either all series of a batch have a label, or none has")
-    n = max(len(s.times) for s in series)
+    n = max(2, *(len(s.times) for s in series))
     lengths = torch.tensor([len(s.times) for s in series], device=series[0].times.device)
-    values = torch.nn.utils.rnn.pad_sequence(
-        [s.values for s in series], batch_first=True, padding_value=math.nan
+    wide = functools.reduce(torch.promote_types, (s.values.dtype for s in series))
+    values = torch.full(
+        (len(series), n, series[0].values.shape[1]), math.nan, dtype=wide, device=lengths.device
     )
+    for i, s in enumerate(series):
+        values[i, : len(s.values)] = s.values
     times = torch.stack([_longer(s.times, n) for s in series])
     return Batch(
         times, values, lengths, torch.tensor(labels, device=times.device) if labels else None

@@ -126,12 +126,7 @@ def fit(
     seed, steps, batch_size, warmup = map(operator.index, (seed, steps, batch_size, warmup))
     lr, weight_decay, ema, clip = map(float, (lr, weight_decay, ema, clip))  # none of numpy's
     size = _rows(parts, steps, batch_size)
-    accelerator = accelerator or Accelerator()
-    if accelerator.gradient_accumulation_steps != 1:
-        raise ValueError(
-            "fit takes a step with every batch: leave out gradient_accumulation_steps, and give a "
-            "larger batch_size"
-        )
+    accelerator = _stepping(accelerator or Accelerator())
     with _own_forward(objective):
         optimizer = torch.optim.AdamW(
             [p for p in objective.parameters() if p.requires_grad], lr=lr, weight_decay=weight_decay
@@ -165,10 +160,11 @@ def fit(
                 batch[0] = augment(batch[0], draws)
             for group in optimizer.param_groups:
                 group["lr"] = lr * _rate(step, steps, warmup)
-            with torch.random.fork_rng(), accelerator.autocast():
-                torch.manual_seed(_apart(draws))  # for dropout, which takes no generator
-                loss = model(*batch, generator=draws)
-            accelerator.backward(loss)
+            with _after(pending, fitted):
+                with torch.random.fork_rng(), accelerator.autocast():
+                    torch.manual_seed(_apart(draws))  # for dropout, which takes no generator
+                    loss = model(*batch, generator=draws)
+                accelerator.backward(loss)
             norm = accelerator.clip_grad_norm_(plain.parameters(), clip)
             optimizer.step()
             optimizer.zero_grad()
@@ -200,6 +196,16 @@ def _rows(parts: tuple[Tensor, ...], steps: int, batch_size: int) -> int:
             f"{steps}, {batch_size} and {[len(part) for part in parts]}"
         )
     return size
+
+
+def _stepping(accelerator: Accelerator) -> Accelerator:
+    """One that takes a step with every batch."""
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ValueError(
+            "fit takes a step with every batch: leave out gradient_accumulation_steps, and give a "
+            "larger batch_size"
+        )
+    return accelerator
 
 
 @contextmanager
@@ -237,7 +243,28 @@ def _apart(draws: torch.Generator) -> int:
 
 def _read(pending: list[Tensor], fitted: Fitted, accelerator: Accelerator) -> None:
     """Losses, and norms of their gradients, to the host, in one read."""
-    for loss, norm in accelerator.reduce(torch.stack(pending), reduction="mean").tolist():
+    _note(accelerator.reduce(torch.stack(pending), reduction="mean"), fitted)
+    pending.clear()
+
+
+@contextmanager
+def _after(pending: list[Tensor], fitted: Fitted) -> Iterator[None]:
+    """A step, whose failure is told of the one before that broke the weights, if one did."""
+    try:
+        yield
+    except Exception:
+        if pending:
+            _note(torch.stack(pending), fitted)
+        raise
+
+
+def _note(read: Tensor, fitted: Fitted) -> None:
+    """Losses that are numbers.
+
+    Raises:
+        FloatingPointError: on the first that is none.
+    """
+    for loss, norm in read.tolist():
         for name, value in (("loss", loss), ("gradient's norm", norm)):
             if not math.isfinite(value):
                 raise FloatingPointError(
@@ -245,7 +272,6 @@ def _read(pending: list[Tensor], fitted: Fitted, accelerator: Accelerator) -> No
                     "or look at the data; the last checkpoint is from before"
                 )
         fitted.losses.append(loss)
-    pending.clear()
 
 
 def _state(

@@ -19,7 +19,7 @@ from flowsde import _random, bases, interop, models, objectives
 from flowsde.dynamics import Composed, Inverse
 from flowsde.integrators import Dopri8
 from flowsde.models import Dequantize, Logit, Standardize, Whiten
-from flowsde.nn import LipschitzMLP
+from flowsde.nn import LipschitzMLP, TimeMLP
 
 from .systems import DEVICE, generator
 
@@ -778,3 +778,34 @@ def test_whole_numbers_are_drawn_for_where_they_stand() -> None:
     z, _ = flow.enter(x, generator())
     assert z.shape == (5, 4, 2, 2)
     assert torch.equal(flow.transform.unstep(1, z)[0], models.Squeeze().step(0, x)[0])
+
+
+CONDITIONAL = {
+    "coupling": lambda n: models.realnvp(2, condition=n, generator=generator(0)),
+    "autoregressive": lambda n: models.maf(2, condition=n),
+    "continuous": lambda n: models.cnf(2, condition=n),
+    "score": lambda n: fs.ODE(TimeMLP(2, 16, condition=n), batched_time=True),
+}
+
+
+@pytest.mark.parametrize("kind", CONDITIONAL)
+def test_a_number_is_a_condition_of_all_samples(kind: str) -> None:
+    flow, x = fs.Flow(fs.Normal(2), CONDITIONAL[kind](1)), torch.randn(4, 2)
+    with torch.no_grad():
+        for p in flow.parameters():
+            p.add_(0.1)
+    wanted = flow.log_prob(x, torch.full((4, 1), 0.5))
+    for shared in (0.5, torch.tensor(0.5)):
+        torch.testing.assert_close(flow.log_prob(x, shared), wanted)
+
+
+@pytest.mark.parametrize("kind", CONDITIONAL)
+def test_conditions_of_another_size_are_refused(kind: str) -> None:
+    made = CONDITIONAL[kind]
+    conditional, plain = (fs.Flow(fs.Normal(2), made(n)) for n in (3, 0))
+    x = torch.randn(4, 2)
+    with pytest.raises(ValueError, match=r"one_hot\(labels, classes\)"):
+        conditional.log_prob(x, torch.tensor([0, 1, 2, 1]))
+    for flow, args in ((conditional, ()), (conditional, (torch.ones(4, 2),)), (plain, (x,))):
+        with pytest.raises(ValueError, match="numbers a sample"):
+            flow.log_prob(x, *args)

@@ -224,3 +224,34 @@ def test_the_generator_learns_from_the_critic() -> None:
     every = [*made.parameters(), *critic.parameters()]
     slopes = torch.autograd.grad(critic(paths).sum(), every)
     assert all(bool((g != 0).any()) for g in slopes)
+
+
+def test_the_context_is_of_the_time_to_come_whatever_the_times_dtype() -> None:
+    """Decimal times are not the same number in float32 and in float64."""
+    times = torch.arange(11, dtype=torch.float64) / 10
+    found = []
+    for t in (times, times.float()):
+        torch.manual_seed(0)
+        model = models.LatentSDE(t, 1, 0.1, solver=fs.Solver(EulerMaruyama(), fs.Grid(t))).float()
+        model.times = t
+        context = torch.zeros(2, 11, 32, dtype=torch.float32, requires_grad=True)
+        start = torch.zeros(2, 4, dtype=torch.float32)
+        z = model._solve(model.posterior, start, t, generator(0), (context,))
+        slope = torch.autograd.grad(z.square().sum(), context)[0].abs().sum((0, 2))
+        found.append(slope[1:] > 0.0)
+    assert bool(torch.stack(found).all())
+
+
+def test_only_networks_of_a_gan_are_narrowed_by_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = []
+    solve = fs.Solver.solve
+
+    def spy(self: fs.Solver, dynamics: Any, y0: Tensor, *args: Any, **more: Any) -> Any:
+        kinds.append(y0.dtype)
+        return solve(self, dynamics, y0, *args, **more)
+
+    monkeypatch.setattr(fs.Solver, "solve", spy)
+    maker, critic = models.PathGenerator(TIMES, 2), models.PathDiscriminator(TIMES, 2)
+    with torch.autocast(TIMES.device.type, dtype=torch.bfloat16):
+        critic(maker(3, generator=generator(0)))
+    assert kinds == [torch.float64, torch.float64]

@@ -330,3 +330,17 @@ def test_great_times_are_not_rounded_to_the_state(path: Any) -> None:
         stepping=fs.Fixed(steps=300),
     ).y1  # fmt: skip
     assert y1.item() == pytest.approx(5.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("rule", [Linear, HermiteCubic])
+def test_shared_times_have_the_gradient_of_own_times(rule: Any) -> None:
+    times = torch.tensor([0.0, 1.0, 2.0, 4.0], requires_grad=True)
+    values = torch.tensor([[[0.0], [1.0], [-1.0], [2.0]]])
+    torch.manual_seed(0)
+    net = NeuralCDE(1, 1, hidden=4, width=8, depth=1)
+    shared, own = (
+        torch.autograd.grad(net(rule(t, values)), times)[0] for t in (times, times[None])
+    )
+    torch.testing.assert_close(shared, own)
+    if rule is Linear:  # which time is when does not matter to it
+        torch.testing.assert_close(shared, torch.zeros(4))

@@ -311,3 +311,15 @@ def test_the_benchmark_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_heads_share_a_width() -> None:
     with pytest.raises(ValueError, match="multiple"):
         models.AttentionAggregator(1, 12)
+
+
+def test_processes_train_in_mixed_precision() -> None:
+    points = torch.randn(8, 12, 2, generator=generator(0), dtype=torch.float32)
+    points[..., 0] = points[..., 0].sigmoid()
+    model = models.neural_ode_process(0.0).float()
+    with torch.autocast(points.device.type, dtype=torch.bfloat16):
+        law = model.infer(points)
+        bound = model.elbo(points, generator=generator(1))
+    assert law is not None
+    assert law.mean.dtype is torch.float32
+    assert bool(bound.isfinite().all())

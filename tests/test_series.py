@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from flowsde.paths import Linear
 from flowsde.series import Batch, Scaler, Series, collate, read_csv, read_ts
 
 NAN = math.nan
@@ -200,3 +201,14 @@ def test_targets_are_compared_as_numbers(tmp_path: Path) -> None:
     file.write_text("id,t,v,y\n1,0,2,\n")
     with pytest.raises(ValueError, match="a series has a label"):
         read_csv(file, series="id", time="t", label="y")
+
+
+def test_a_batch_has_two_rows_and_the_widest_dtype() -> None:
+    single = Series(torch.tensor([2.0]), torch.ones(1, 2, dtype=torch.float32))
+    exact = Series(torch.tensor([1.0]), torch.full((1, 2), 1.0 + 1e-12))
+    batch = collate([single, exact])
+    assert batch.lengths.tolist() == [1, 1]
+    assert batch.values.dtype is torch.float64
+    assert batch.values[1, 0, 0] == 1.0 + 1e-12
+    path = Linear(batch.times, batch.channels())
+    assert torch.equal(path.evaluate(batch.times[:, 1]), path.evaluate(batch.times[:, 0]))

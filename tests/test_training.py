@@ -362,3 +362,27 @@ def test_averages_move_in_small_steps(kind: torch.dtype) -> None:
     assert float(ema.average["weight"].real) == pytest.approx(wanted, rel=1e-3)
     ema.copy_to(module)
     assert module.weight.dtype == kind
+
+
+def test_a_solve_that_fails_of_broken_weights_tells_of_what_broke_them() -> None:
+    class Targets(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
+            y = fs.solve(fs.ODE(lambda t, y: self.net(y)), self.net(x.nan_to_num()), 0.0, 1.0).y1
+            return (y - x).square().mean()
+
+    data = torch.randn(30, 2, generator=generator(0))
+    data[7] = math.nan
+    with pytest.raises(FloatingPointError, match="the loss is nan at step"):
+        training.fit(Targets(), data, steps=60, batch_size=4, seed=3, progress=False)
+
+
+def test_a_batch_of_which_nothing_was_seen_has_a_bound() -> None:
+    model = models.LatentODE(2, 3, 0.1)
+    times, x = torch.linspace(0.0, 1.0, 5), torch.full((1, 5, 2), math.nan)
+    loss = objectives.ELBO(model)(x, times, generator=generator(0))
+    loss.backward()
+    assert bool(loss.isfinite())

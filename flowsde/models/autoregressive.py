@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..dynamics.discrete import Map
 from ..nn import MaskedMLP
+from ..nn._conditions import joined
 from .elementwise import Elementwise
 
 __all__ = ["Autoregressive"]
@@ -35,11 +36,11 @@ class Autoregressive(Map):
         self, dim: int, law: Elementwise, width: int = 64, depth: int = 2, condition: int = 0
     ) -> None:
         super().__init__()
-        self.dim, self.law = dim, law
+        self.dim, self.law, self.condition = dim, law, condition
         self.net = MaskedMLP(dim, law.count, width, depth, condition)
 
     def _params(self, x: Tensor, args: tuple[Any, ...]) -> Tensor:
-        out = self.net(torch.cat((x, *args), -1) if args else x).to(x.dtype)
+        out = self.net(joined(x, args, self.condition)).to(x.dtype)
         return torch.unflatten(out, 1, (self.law.count, self.dim))
 
     def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:

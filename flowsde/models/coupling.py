@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..dynamics.discrete import Map
+from ..nn._conditions import joined
 from .elementwise import Elementwise
 
 __all__ = ["Coupling", "checkerboard", "half"]
@@ -64,13 +65,13 @@ class Coupling(Map):
             raise ValueError("mask is a boolean tensor, shaped as one sample, with both values")
         rows = mask.flatten(1)[:, 0] if mask.ndim > 1 else mask
         whole = bool((mask == rows.reshape(-1, *(1,) * (mask.ndim - 1))).all())
-        self.law, self.sides = law, _Rows(rows) if whole else _Blend(mask)
+        self.law, self.condition = law, condition
+        self.sides = _Rows(rows) if whole else _Blend(mask)
         self.net = network(self.sides.seen + condition, law.count * self.sides.moved)
         self.sides.to(torch.get_default_device())
 
     def _params(self, a: Tensor, args: tuple[Any, ...]) -> Tensor:
-        seen = [a, *(beside(x, a) for x in args)]
-        out = self.net(torch.cat(seen, 1) if args else a).to(a.dtype)  # under autocast it is not
+        out = self.net(joined(a, args, self.condition)).to(a.dtype)  # under autocast it is not
         return torch.unflatten(out, 1, (self.law.count, self.sides.moved))
 
     def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
@@ -80,14 +81,6 @@ class Coupling(Map):
     def unstep(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         a, b = self.sides.apart(y)
         return self.sides.together(a, *self.law.inverse(b, self._params(a, args)))
-
-
-def beside(condition: Tensor, x: Tensor) -> Tensor:
-    """``(batch, n)`` spread over the space of an image x; what has x's rank is left as it is."""
-    if condition.ndim == x.ndim:
-        return condition
-    space = x.shape[2:]
-    return condition.reshape(*condition.shape, *(1,) * len(space)).expand(-1, -1, *space)
 
 
 class _Sides(nn.Module, ABC):

@@ -157,12 +157,13 @@ class _Steered(nn.Module):
 
     def steer(self, t: Tensor, y: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """The drift, and u."""
-        i = torch.searchsorted(self.times, t.detach(), right=True).clamp(max=len(self.times) - 1)
+        times = self.times.to(t.dtype)  # t is rounded to it, and so are they
+        i = torch.searchsorted(times, t.detach(), right=True).clamp(max=len(times) - 1)
         if t.ndim:
             now = context[torch.arange(len(y), device=y.device), i]
         else:
             now = context.index_select(1, i.reshape(1))[:, 0]
-        wait = self.times[i].to(t.dtype) - t
+        wait = times[i] - t
         pull, aim = self.net(torch.cat((beside(wait, beside(t, y)), now), -1)).chunk(2, -1)
         control = functional.softplus(pull) * (aim - y)
         return self.prior(t, y) + self.prior.diffusion(t, y) * control, control

@@ -37,7 +37,9 @@ class NeuralCDE(nn.Module):
         rank: f(h) = U(h) V(h)^T of so low a rank, never written out; None for any matrix.
         solver: by default adaptive steps, which end on the path's knots. Where each sample has
             times of its own they are taken by the numbers of its rows, in which the batch shares
-            its knots, and every sample chooses its own steps between them.
+            its knots, and every sample chooses its own steps between them. So are times with a
+            gradient: of a solver that you give, only steps that end on the knots themselves, as
+            ``Grid(path.knots)``'s do, carry the times' gradient.
 
     Raises:
         TypeError: on what is no path of the library.
@@ -82,8 +84,8 @@ class NeuralCDE(nn.Module):
         path, solver = _known(path), self.solver
         if solver is None:
             own = False
-            if isinstance(path, Piecewise) and path.times.ndim == 2:
-                own, path = True, path.by_row()
+            if isinstance(path, Piecewise) and (path.times.ndim == 2 or path.times.requires_grad):
+                own, path = path.times.ndim == 2, path.by_row()
             knots, jumps = path.knots.detach(), path.jumps.detach()
             solver = Solver(stepping=Adaptive(1e-4, 1e-6, own, step_at=knots, jump_at=jumps))
         t0, t1 = path.arrivals[..., 0], path.arrivals[..., -1]

@@ -86,7 +86,9 @@ class GaussianHead(nn.Module):
         self.net, self.squash, self.least = net, squash, least
 
     def forward(self, h: Tensor) -> Normal:
-        mean, raw = self.net(h).chunk(2, -1)
+        out = self.net(h)
+        own = next(self.net.parameters(), out).dtype  # autocast narrows what the net makes
+        mean, raw = out.to(own).chunk(2, -1)
         std = self.least + (1.0 - self.least) * self.squash(raw)
         return Normal(mean, std, validate_args=False)
 

@@ -58,8 +58,9 @@ class PathGenerator(nn.Module):
         )
         t0, t1 = float(self.times[0]), float(self.times[-1])
         ys = self.solver.solve(
-            self.sde, self.start(seed), t0, t1, save_at=self.times, generator=generator
-        ).ys
+            self.sde, self.start(seed).to(seed.dtype), t0, t1, save_at=self.times,
+            generator=generator,
+        ).ys  # fmt: skip
         assert isinstance(ys, Tensor)
         return self.readout(ys.transpose(0, 1))
 
@@ -98,11 +99,12 @@ class PathDiscriminator(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         """``(batch,)`` scores of paths ``(batch, n, channels)``."""
+        y = y.to(torch.promote_types(y.dtype, self.readout.weight.dtype))  # autocast narrows it
         t = self.times.to(y.dtype)[:, None].expand(*y.shape[:2], 1)
         points = torch.cat((t, y), -1)
         cde = CDE(self.field, Linear(self.times, points), batched_time=True)
         t0, t1 = float(self.times[0]), float(self.times[-1])
-        end = self.solver.solve(cde, self.start(points[:, 0]), t0, t1).y1
+        end = self.solver.solve(cde, self.start(points[:, 0]).to(points.dtype), t0, t1).y1
         return self.readout(end)[:, 0]
 
     @torch.no_grad()

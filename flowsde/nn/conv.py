@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ._conditions import joined
 from .mlp import TimeGates
 from .zeroed import zeroed
 
@@ -29,13 +30,13 @@ class ConvConcatSquash(nn.Module):
 
     def __init__(self, channels: Sequence[int], condition: int = 0) -> None:
         super().__init__()
+        self.condition = condition
         pairs = itertools.pairwise([channels[0] + condition, *channels[1:]])
         self.layers = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairs)
         self.gates = TimeGates(channels[1:])
 
-    def forward(self, t: Tensor, x: Tensor, *args: Tensor) -> Tensor:
-        planes = [c[..., None, None].expand(-1, -1, *x.shape[2:]) for c in args]
-        x = torch.cat((x, *planes), 1) if args else x
+    def forward(self, t: Tensor, x: Tensor, *args: Any) -> Tensor:
+        x = joined(x, args, self.condition)
         for i, (layer, (scale, shift)) in enumerate(zip(self.layers, self.gates(t), strict=True)):
             h = softplus(x) if i else x
             x = layer(h) * scale[..., None, None] + shift[..., None, None]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from ._conditions import joined
 from .embedding import FourierTime
 
 __all__ = ["MLP", "ConcatSquash", "TimeGates", "TimeMLP"]
@@ -68,15 +70,15 @@ class TimeMLP(nn.Module):
         super().__init__()
         size = torch.Size((shape,) if isinstance(shape, int) else shape).numel()
         self.time = nn.Sequential(FourierTime(32), nn.Linear(33, width), nn.SiLU())
-        self.enter = nn.Linear(size + condition, width)
+        self.condition, self.enter = condition, nn.Linear(size + condition, width)
         self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(depth))
         self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, size))
         nn.init.zeros_(self.leave[1].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.leave[1].bias)  # type: ignore[arg-type]
 
-    def forward(self, t: Tensor, x: Tensor, *args: Tensor) -> Tensor:
+    def forward(self, t: Tensor, x: Tensor, *args: Any) -> Tensor:
         time = self.time(t)
-        h = self.enter(torch.cat((x.flatten(1), *args), dim=-1))
+        h = self.enter(joined(x.flatten(1), args, self.condition))
         for block in self.blocks:
             h = block(h, time)
         return self.leave(h).reshape(x.shape)
@@ -116,26 +118,26 @@ class ConcatSquash(nn.Module):
         super().__init__()
         if len(sizes) < 3:
             raise ValueError(f"sizes are of input, hidden layers and output; got {list(sizes)}")
-        inner = [sizes[0] + condition, *sizes[1:]]
+        self.condition, inner = condition, [sizes[0] + condition, *sizes[1:]]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(inner))
         self.gates = TimeGates(sizes[1:])
 
-    def forward(self, t: Tensor, x: Tensor, *args: Tensor) -> Tensor:
+    def forward(self, t: Tensor, x: Tensor, *args: Any) -> Tensor:
         *gates, (scale, shift) = self.gates(t)
         *hidden, last = self.layers
-        x = torch.cat((x, *args), -1) if args else x
+        x = joined(x, args, self.condition)
         for layer, (gain, push) in zip(hidden, gates, strict=True):
             x = (layer(x) * gain + push).tanh()
         return last(x) * scale + shift
 
-    def traced(self, t: Tensor, x: Tensor, *args: Tensor) -> tuple[Tensor, Tensor]:
+    def traced(self, t: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         """(f, tr df/dx) of x ``(batch, dim)``: the columns of the Jacobian carried along, all at
         once. The first layer's are its weight, and of the last one only the trace is taken.
         """
         *gates, (scale, shift) = self.gates(t)
         *hidden, last = self.layers
         columns = hidden[0].weight.t()[: x.shape[-1]]  # type: ignore[operator]
-        x = torch.cat((x, *args), -1) if args else x
+        x = joined(x, args, self.condition)
         for i, (layer, (gain, push)) in enumerate(zip(hidden, gates, strict=True)):
             if i:
                 columns = linear(columns, layer.weight)  # type: ignore[arg-type]

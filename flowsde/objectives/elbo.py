@@ -47,4 +47,4 @@ class ELBO(nn.Module):
         if self.training:
             self.batches += 1
         bound = self.model.elbo(x, *args, generator=generator, weight=weight)
-        return -bound.sum() / (~torch.isnan(x)).sum()
+        return -bound.sum() / (~torch.isnan(x)).sum().clamp(min=1)

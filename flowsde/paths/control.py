@@ -33,7 +33,9 @@ class Piecewise(Path, nn.Module):
     Args:
         times: ``(n,)``, or ``(batch, n)`` of each sample's own; increasing, at least two.
         values: ``(batch, n, channels)``. Put time among the channels for a neural CDE. Gradients
-            reach the values and the times, by ``Direct()`` and ``Checkpointed()``.
+            reach the values and the times, by ``Direct()`` and ``Checkpointed()``; those by the
+            times are a solve's own where its steps end on the times with their gradient
+            (``Grid(path.knots)``), or go by the numbers of rows (``by_row()``).
 
     Attributes:
         pieces: the coefficients, ``(n - 1, k + 1, batch, channels)``.

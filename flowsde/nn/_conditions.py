@@ -1,0 +1,51 @@
+"""What a network is told beside its sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["joined"]
+
+
+def joined(x: Tensor, args: tuple[Any, ...], size: int) -> Tensor:
+    """x ``(batch, n, *space)`` and its conditions side by side, ``(batch, n + size, *space)``.
+
+    Args:
+        x: samples.
+        args: conditions: ``(batch, m)``, spread over the space, ``(batch, m, *space)``, or a number
+            for all samples.
+        size: how many numbers they are for each sample.
+
+    Raises:
+        ValueError: where they are not so many.
+    """
+    if not args and not size:
+        return x
+    parts = [_beside(c, x) for c in args]
+    given = sum(part.shape[1] for part in parts)
+    if given != size:
+        shapes = [tuple(c.shape) if isinstance(c, Tensor) else c for c in args]
+        raise ValueError(
+            f"the network was made for conditions of {size} numbers a sample; got {given}, of "
+            f"{shapes}: give as many, or make it with condition={given}"
+        )
+    return torch.cat((x, *parts), 1)
+
+
+def _beside(condition: Any, x: Tensor) -> Tensor:
+    """The condition, spread over the space of x."""
+    space = x.shape[2:]
+    if not isinstance(condition, Tensor) or condition.ndim == 0:
+        shared = torch.as_tensor(condition, dtype=x.dtype, device=x.device)
+        return shared.expand(len(x), 1, *space)
+    if condition.ndim == x.ndim:
+        return condition
+    if condition.ndim != 2:
+        raise ValueError(
+            f"a condition is (batch, n) numbers; got {tuple(condition.shape)}: of labels give "
+            "one_hot(labels, classes).float(), of one number a sample c[:, None]"
+        )
+    return condition.reshape(*condition.shape, *(1,) * len(space)).expand(-1, -1, *space)
