@@ -217,6 +217,28 @@ def test_models_that_are_shown_parts_of_the_way() -> None:
     denoiser = from_diffusers(model, diffusers.FlowMatchEulerDiscreteScheduler())
     velocity = model(x, timestep=t, return_dict=False, **conditions)[0]
     assert torch.allclose(denoiser(t, x, conditions), x - 0.3 * velocity, rtol=1e-5, atol=1e-6)
+    compiled = torch.compile(model, backend="eager")
+    again = from_diffusers(compiled, diffusers.FlowMatchEulerDiscreteScheduler())
+    assert torch.equal(again(t, x, conditions), denoiser(t, x, conditions))
+
+
+def test_models_whose_pipelines_turn_them_round_are_refused() -> None:
+    class Lumina2Transformer2DModel(Toy):
+        pass
+
+    class Tuned(Lumina2Transformer2DModel):
+        pass
+
+    with pytest.raises(TypeError, match="Lumina2Transformer2DModel is shown 1 - t"):
+        from_diffusers(Tuned(), diffusers.FlowMatchEulerDiscreteScheduler())
+
+
+def test_continuous_times_are_refused() -> None:
+    svd = diffusers.EulerDiscreteScheduler(
+        prediction_type="v_prediction", timestep_type="continuous", use_karras_sigmas=True
+    )
+    with pytest.raises(TypeError, match="discrete times"):
+        from_diffusers(Toy(), svd)
 
 
 def test_schedulers_that_never_clip() -> None:
@@ -290,10 +312,11 @@ def test_a_pipeline_comes_to_what_solve_does(method: Integrator, eta: float) -> 
     assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_a_fitted_solver_is_served_on_its_own_grid() -> None:
+@pytest.mark.parametrize("end", [0.05, 0.0])
+def test_a_fitted_solver_is_served_on_its_own_grid(end: float) -> None:
     x, toy = torch.randn(2, 1, 2, 2), Toy()
     dynamics = fs.LinearSDE(FlowMatching()).probability_flow(from_diffusers(toy, FLOW))
-    starts = [fs.Solver(DPMSolverPP(), fs.Grid(spread(4)))]
+    starts = [fs.Solver(DPMSolverPP(), fs.Grid(torch.linspace(0.9, end, 5)))]
     fitted = distill_solver(dynamics, starts, x, iterations=4)
     ours = as_scheduler(fitted, FLOW)
     found = pipeline(ours, toy, x, 4)
@@ -345,6 +368,24 @@ def test_it_begins_where_the_pipeline_does() -> None:
         ours.step(x, 777, x)
 
 
+@pytest.mark.parametrize("method", [DPMSolverPP(), UniPC(), Heun()], ids=str)
+def test_a_loop_that_goes_back_begins_anew(method: Integrator) -> None:
+    """An image that was given up, and video pipelines that take steps once more."""
+    x, ours = torch.randn(2, 1, 2, 2), as_scheduler(method, DDPM, grid=spread)
+    expected = pipeline(ours, Toy(), x, 4)
+    ours.set_timesteps(4)
+    ours.step(Toy()(x, ours.timesteps[0]).sample, ours.timesteps[0], x)
+    assert torch.allclose(pipeline(ours, Toy(), x), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", [DPMSolverPP(start=2), DPMSolverPP(3, start=3), UniPC(3)])
+def test_the_order_is_that_of_most_steps(method: Integrator) -> None:
+    """Image to image begins ``strength`` of the way in by it."""
+    ours = as_scheduler(method, DDPM, grid=spread)
+    ours.set_timesteps(10)
+    assert ours.order == 1
+
+
 def test_add_noise_is_theirs() -> None:
     x0, noise, steps = *torch.randn(2, 3, 1, 2, 2), torch.tensor([0, 500, 999])
     found = as_scheduler(DDIM(), DDPM).add_noise(x0, noise, steps)
@@ -359,6 +400,21 @@ def test_noise_is_put_on_as_flow_matching_pipelines_do() -> None:
         each.set_begin_index(0)
     step = scheduler.timesteps[:1].repeat(2)
     assert torch.allclose(ours.scale_noise(x, step, noise), scheduler.scale_noise(x, step, noise))
+
+
+@pytest.mark.parametrize("method", [DDIM(), DPMSolverPP(), UniPC(), UniPC(3)], ids=str)
+def test_what_is_done_to_a_sample_between_steps_stays(method: Integrator) -> None:
+    """Of a network that says 0, x1 = sigma1 / sigma0 x0 at every order."""
+    data = diffusers.DDPMScheduler(prediction_type="sample", clip_sample=False)
+    ours, ends = as_scheduler(method, data, grid=spread), []
+    for change in (0.0, 1.0):
+        ours.set_timesteps(6)
+        y = torch.ones(1, 1, 1, 1)
+        for n, t in enumerate(ours.timesteps):
+            y = ours.step(torch.zeros_like(y), t, y).prev_sample + change * (n == 3)
+        ends.append(y)
+    sigma = from_diffusers(Toy(), data).schedule.sigma(spread(6)[[4, 6]])
+    torch.testing.assert_close(ends[1] - ends[0], (sigma[1] / sigma[0]).reshape(1, 1, 1, 1))
 
 
 def test_samples_may_be_altered_between_steps_alone() -> None:

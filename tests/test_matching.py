@@ -302,6 +302,23 @@ def test_optimal_transport_is_optimal(count: int, dim: int, seed: int, copies: b
     assert cost(x0, x1[rows]) == pytest.approx(least, rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.parametrize("coupling", [OptimalTransport(), Sinkhorn(1.0)], ids=str)
+def test_plans_do_not_see_where_the_origin_is(coupling: Any) -> None:
+    x0, x1 = torch.randn(2, 32, 2, generator=generator())
+    near, far = (coupling(x0 + c, x1 + c, generator=generator(1)) for c in (0.0, 2.0**30))
+    exact = coupling((x0 + 2.0**30) - 2.0**30, (x1 + 2.0**30) - 2.0**30, generator=generator(1))
+    assert torch.equal(far, exact)
+    assert (far == near).double().mean() > 0.8  # the data itself is rounded there
+
+
+@pytest.mark.parametrize("coupling", [OptimalTransport(), Sinkhorn(1.0)], ids=str)
+def test_a_plan_of_what_is_no_number_is_refused(coupling: Any) -> None:
+    x0, x1 = torch.randn(2, 4, 2)
+    x0[1, 0] = torch.nan
+    with pytest.raises(ValueError, match="nan_to_num"):
+        coupling(x0, x1, generator=generator())
+
+
 def test_no_source_is_lost() -> None:
     """Drawn from the plan with replacement, as elsewhere, 0.37 of the rows would be."""
     x0, x1 = torch.randn((2, 256, 2), generator=generator())

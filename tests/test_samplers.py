@@ -16,7 +16,7 @@ from torch import Tensor
 import flowsde as fs
 from benchmarks.counting import Counter, uncounted
 from flowsde import integrators
-from flowsde.dynamics import NoisePrediction
+from flowsde.dynamics import Data, Denoiser, NoisePrediction
 from flowsde.integrators import (
     DDIM,
     DEIS,
@@ -38,7 +38,7 @@ from flowsde.integrators import (
     UniPC,
 )
 from flowsde.integrators.exponential import Exponential, lagrange, phi
-from flowsde.paths import EDM, VP, FlowMatching, karras, uniform, uniform_lambda
+from flowsde.paths import EDM, VP, Discrete, FlowMatching, karras, uniform, uniform_lambda
 from flowsde.paths.base import RandomPath
 
 from .systems import Mixture, catalogue, slope
@@ -404,6 +404,10 @@ def test_annealed_langevin_is_ncsns() -> None:
     assert torch.allclose(y, hand, atol=1e-12)
     drift = dynamics(torch.zeros(5, dtype=torch.float32), x.float())
     assert torch.allclose(drift, dynamics(torch.tensor(0.0), x).float())
+    pull = Denoiser(lambda t, x: 0.5 * x, schedule, Data())
+    single = fs.LinearSDE(schedule).annealed_langevin(pull, levels, steps, eps)
+    end = run(single, x.float(), EulerMaruyama(), torch.arange(10.0), path=path)
+    assert end.dtype is torch.float32
     with pytest.raises(ValueError, match="levels of shape"):
         fs.LinearSDE(schedule).annealed_langevin(denoiser, torch.ones(2, 2))
 
@@ -444,6 +448,21 @@ def test_adaptive_steps_of_the_reverse_sde() -> None:
     assert abs(share - 0.3) < 4.0 * math.sqrt(0.21 / len(x))
 
 
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_ancestral_steps_onto_no_noise_have_a_slope_in_time(eta: float) -> None:
+    dynamics, x = flow(EDM(1.0)), torch.randn(3, 2)
+    inner = torch.tensor([0.6, 0.3, 0.1], requires_grad=True)
+    ends = torch.tensor([0.99]), torch.zeros(1)
+
+    def end(inner: Tensor) -> Tensor:
+        stepping = fs.Grid(torch.cat((ends[0], inner, ends[1])))
+        return fs.solve(
+            dynamics, x, 0.99, 0.0, integrator=DDIM(eta), stepping=stepping, path=fs.Brownian(3)
+        ).y1  # fmt: skip
+
+    assert torch.autograd.gradcheck(end, inner)
+
+
 # --- refusals -------------------------------------------------------------------------------------
 
 
@@ -462,6 +481,9 @@ def test_what_does_not_fit_is_refused() -> None:
     ):  # fmt: skip
         with pytest.raises(TypeError, match=cure):
             run(dynamics, x, method, times, path=fs.Brownian(0))
+    table = fs.LinearSDE(Discrete.linear()).probability_flow(lambda t, x: x)
+    with pytest.raises(ValueError, match=r"times are those of \[0, 1\]"):
+        run(table, x, DDIM(), torch.tensor([999.0, 0.0]))
     for make in (
         lambda: DPMSolverPP(4), lambda: DPMSolverPP(final=0), lambda: DPMSolverPP(start=0),
         lambda: DPMSolver(0),

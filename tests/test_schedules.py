@@ -97,6 +97,9 @@ def test_ends_in_both_types(schedule: Schedule) -> None:
     if not isinstance(schedule, (paths.VE, LearnedSchedule)):
         assert schedule(0.0) == (1.0, 0.0)
         assert schedule.half_log_snr(0.0) == math.inf
+    if isinstance(schedule, (paths.VP, SubVP)):  # never, by their formulas
+        for lam in (-math.inf, torch.tensor(-math.inf)):
+            assert float(torch.as_tensor(schedule.time(lam))) > 1e6
     table = getattr(schedule, "alphas_cumprod", (1.0,))
     if isinstance(schedule, (Cosine, Trigonometric, paths.FlowMatching)) or table[-1] == 0.0:
         assert schedule(1.0) == (0.0, 1.0)

@@ -208,7 +208,7 @@ class Reverse(Dynamics):
                 "noise data, integrate LinearSDE(schedule) itself"
             )
         prediction, schedule = self.denoiser.prediction, self.denoiser.schedule
-        if min(t0, t1) < 0.0 or min(schedule.alpha(t0), schedule.alpha(t1)) < 0.0:
+        if not (schedule.holds(t0) and schedule.holds(t1)):
             raise ValueError(
                 f"{schedule} has neither noise before t = 0 nor signal below 0; got a solve from "
                 f"{t0} to {t1}: its times are those of [0, {schedule.horizon:g}]"
@@ -262,7 +262,7 @@ class AnnealedLangevin(Dynamics):
 
     def _size(self, t: Tensor) -> Tensor:
         sigma = torch.as_tensor(self.denoiser.schedule.sigma(t))
-        last = torch.as_tensor(self.denoiser.schedule.sigma(self.levels[-1]))
+        last = torch.as_tensor(self.denoiser.schedule.sigma(self.levels[-1].to(t.dtype)))
         return self.eps * (sigma / last) ** 2
 
     def forward(self, t: Tensor, y: Tensor, *args: Any) -> Tensor:

@@ -97,7 +97,8 @@ class DDIM(ExponentialEuler):
         if isinstance(h, float) and h < 0.0:
             raise ValueError("noise is added on the way to the data alone: encode by DDIM()")
         spread = self.eta * sqrt(-expm1(-2.0 * h))
-        rest = keep * sqrt(1.0 - spread * spread)
+        # at eta = 1 no root: its slope is infinite onto no noise
+        rest = keep * (exp(-h) if self.eta == 1.0 else sqrt(1.0 - spread * spread))
         alpha0, alpha1 = split.scale(t0), split.scale(t1)
         mean = split.add(tree_map(lambda x: split.fit(rest, x) * x, y), alpha1 - alpha0 * rest,
                          residual)  # fmt: skip
@@ -260,17 +261,25 @@ class UniPC(Polynomial):
     ) -> Step:
         split = self.form(field)
         residual = field.residual(t0, y, split)
-        most = self.limit(carry[1][0]) if carry else 0
-        if len(carry) > min(self.start, self.p, most):  # else there was no step, or a single one
-            before, (t, last), *older = carry
-            y = self.through(split, t, t0, before, last, ((t0, residual), *older[: most - 1]))
-        return ExponentialStep(
-            self, field, (t0, t1), y, residual, None, carry[1 : self.p]
-        )  # fmt: skip
+        most = self.limit(carry[2][0]) if carry else 0
+        if len(carry) > 1 + min(self.start, self.p, most):  # else no step, or a single one
+            predicted, before, (t, last), *older = carry
+            found = self.through(split, t, t0, before, last, ((t0, residual), *older[: most - 1]))
+            y = tree_map(_corrected, found, y, predicted)
+        step = ExponentialStep(self, field, (t0, t1), y, residual, None, carry[2 : self.p + 1])
+        step.carry = step.y1, *step.carry
+        return step
 
     def remember(self, t: Scalar, y: State, residual: State, carry: Carry) -> Carry:
-        """The corrected state at t, and the last p residuals."""
+        """The corrected state at t, and the last p residuals; before it stands what is predicted
+        from there.
+        """
         return y, (t, residual), *carry
+
+
+def _corrected(found: Tensor, y: Tensor, predicted: Tensor) -> Tensor:
+    """The state found, with what was done to the predicted one since."""
+    return found + (y - predicted)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from .._scalar import Scalar
 from .._state import State
 from ..dynamics.base import Dynamics
 from ..dynamics.field import Field
+from ..fitting import Nonstationary
 from ..integrators.base import Carry, Integrator, Step
 from ..integrators.exponential import Exponential, ExponentialEuler
 from ..stepping import Stepping
@@ -63,5 +64,6 @@ class _Landing(Around):
 
 
 def land(integrator: Integrator) -> Integrator:
-    """The integrator, fit for steps onto zero noise; the exponential ones are so themselves."""
-    return integrator if isinstance(integrator, Exponential) else _Landing(integrator)
+    """The integrator, fit for steps onto zero noise, as those that take residuals are."""
+    fit = isinstance(integrator, Exponential | Nonstationary)
+    return integrator if fit else _Landing(integrator)

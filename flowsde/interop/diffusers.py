@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -45,10 +47,18 @@ _PREDICTIONS: dict[str, Prediction] = {
 }  # fmt: skip
 # models that are shown t in [0, 1], as their pipelines do
 _UNIT = {
-    "ChromaTransformer2DModel", "Flux2Transformer2DModel", "Flux3Transformer2DModel",
-    "FluxTransformer2DModel", "LongCatImageTransformer2DModel", "OvisImageTransformer2DModel",
+    "AuraFlowTransformer2DModel", "BriaFibo2Transformer2DModel", "ChromaTransformer2DModel",
+    "Flux2Transformer2DModel", "Flux3Transformer2DModel", "FluxTransformer2DModel",
+    "Krea2Transformer2DModel", "LongCatAudioDiTTransformer", "LongCatImageTransformer2DModel",
+    "OvisImageTransformer2DModel", "PRXTransformer2DModel", "QwenImage21Transformer2DModel",
     "QwenImageTransformer2DModel",
 }  # fmt: skip
+# models whose pipelines show them 1 - t, or take the velocity with the other sign
+_TURNED = {
+    "HiDreamImageTransformer2DModel", "Ideogram4Transformer2DModel", "Lumina2Transformer2DModel",
+    "LuminaNextDiT2DModel", "NucleusMoEImageTransformer2DModel", "ZImageTransformer2DModel",
+}  # fmt: skip
+_NEAR = 1e-2  # between the numbers of one time
 # schedulers that have clip_sample=True by default and never clip
 _BOUNDLESS = {"CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "TCDScheduler"}
 
@@ -69,7 +79,8 @@ def from_diffusers(model: Any, scheduler: Any) -> Denoiser:
         scheduler: of diffusers; is read and not altered.
 
     Raises:
-        TypeError: on a scheduler whose convention is none of these.
+        TypeError: on a scheduler whose convention is none of these, or a model whose pipeline
+            turns its time or its output round.
     """
     convention = _Convention.of(scheduler)
     return convention.denoiser(_Network(model, convention))
@@ -83,6 +94,14 @@ class _Network(nn.Module):
     def __init__(self, model: Any, convention: _Convention) -> None:
         super().__init__()
         self.model, self.convention = model, convention
+        kinds = {kind.__name__ for kind in type(getattr(model, "_orig_mod", model)).__mro__}
+        if kinds & _TURNED:
+            raise TypeError(
+                f"{min(kinds & _TURNED)} is shown 1 - t, or answers with the velocity turned "
+                "round: make fs.Denoiser(network, FlowMatching(), Velocity()) of what its pipeline "
+                "does"
+            )
+        self._unit = bool(kinds & _UNIT)
 
     def forward(self, t: Tensor, x: Tensor, conditions: Mapping[str, Any] | None = None) -> Tensor:
         if not isinstance(conditions, Mapping | None):
@@ -91,7 +110,7 @@ class _Network(nn.Module):
                 f"{type(conditions).__name__}"
             )
         step = self.convention.step(t).expand(len(x))
-        if type(self.model).__name__ in _UNIT:
+        if self._unit:
             step = step / self.convention.steps
         shown = x.to(self.model.dtype)
         output = self.model(shown, timestep=step, return_dict=False, **(conditions or {}))[0]
@@ -129,10 +148,12 @@ class _Convention:
         kind = "flow_prediction" if matching else config.get("prediction_type")
         flow = kind == "flow_prediction"
         name = f"{type(scheduler).__name__}(prediction_type={kind!r})"
-        if kind not in _PREDICTIONS or (table is None and not flow) or config.get("invert_sigmas"):
+        strange = config.get("invert_sigmas") or config.get("timestep_type") == "continuous"
+        if kind not in _PREDICTIONS or (table is None and not flow) or strange:
             raise TypeError(
-                f"{name} has neither alphas_cumprod, with epsilon, sample or v_prediction, nor "
-                "flow matching's times: make fs.Denoiser(network, schedule, prediction) of it"
+                f"{name} has neither alphas_cumprod, with epsilon, sample or v_prediction and "
+                "discrete times, nor flow matching's times: make fs.Denoiser(network, schedule, "
+                "prediction) of it"
             )
         if config.get("thresholding"):
             raise TypeError(
@@ -279,13 +300,15 @@ class _Scheduler:
 
     def _rehearse(self, device: Any) -> None:
         """Learns at what times the network will be asked, and which of them begin a step."""
-        shown, self._starts = [], []
+        shown: list[float] = []
+        begins: list[int] = []
+        self._starts = []
         run = self._begin(torch.zeros(1, 1, 1, 1, dtype=torch.float64), 0, self._grid)
         while run.asked is not None:
-            t, x = run.asked
-            step = float(self._convention.step(t))
+            step, x = run.step, run.asked[1]
             if run.starting:
                 self._starts.append((step, run.place))
+                begins.append(len(shown))
             shown.append(step)
             run.tell(torch.zeros_like(x), x, x.dtype)
         if not self._starts or self._starts[0][0] != shown[0]:
@@ -296,11 +319,12 @@ class _Scheduler:
         steps = torch.tensor(shown, dtype=torch.float64)
         whole = bool((steps == steps.round()).all())
         self.timesteps = steps.to(device, torch.int64 if whole else torch.float32)
-        self.order = -(-len(shown) // (len(self._grid) - 1))
+        costs = [b - a for a, b in itertools.pairwise([*begins, len(shown)])]
+        self.order = statistics.median_low(costs)  # of most steps: the first or last may differ
         self._run = None
 
     def _begin(self, y: Tensor, seed: int | Tensor | None, grid: Sequence[float]) -> _Run:
-        return _Run(self._integrator, self._dynamics, grid, y, seed)
+        return _Run(self._integrator, self._dynamics, self._convention, grid, y, seed)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Pipelines tell it; where they begin is seen from the first timestep."""
@@ -330,6 +354,8 @@ class _Scheduler:
         if any(more.values()):
             raise TypeError(f"as_scheduler(integrator, eta=...) says all of the step; got {more}")
         wide = sample.to(torch.promote_types(sample.dtype, torch.float32))
+        if self._run is not None and not self._run.awaits(float(timestep)):
+            self._run = None  # given up, or taken up elsewhere: from there it is a solve anew
         if self._run is None:
             seed = None if generator is None else _seed(generator)
             self._run = self._begin(wide, seed, self._grid[self._place(timestep) :])
@@ -345,7 +371,7 @@ class _Scheduler:
     def _place(self, timestep: Any) -> int:
         """The step of the grid that begins there."""
         for step, place in self._starts:
-            if abs(step - float(timestep)) < 1e-2:
+            if abs(step - float(timestep)) < _NEAR:
                 return place
         raise ValueError(
             f"no step of {self._name} begins at timestep {float(timestep)}: call set_timesteps, "
@@ -409,9 +435,9 @@ class _Run:
 
     def __init__(
         self, integrator: Integrator, dynamics: Callable[[Network], Dynamics],
-        grid: Sequence[float], y: Tensor, seed: int | Tensor | None,
+        convention: _Convention, grid: Sequence[float], y: Tensor, seed: int | Tensor | None,
     ) -> None:  # fmt: skip
-        made = dynamics(self._answer)
+        made, self._convention = dynamics(self._answer), convention
         made.check_span(grid[0], grid[-1])
         self._field, self._grid = _Known(made, y), grid
         stepping = Grid(torch.tensor(grid, dtype=torch.float64))
@@ -438,6 +464,16 @@ class _Run:
     def starting(self) -> bool:
         """Whether the network is asked at the very start of a step."""
         return self.asked is not None and self.asked[1] is self.y and not self._field.values
+
+    @property
+    def step(self) -> float:
+        """The number of the time at which the network is wanted."""
+        assert self.asked is not None
+        return float(self._convention.step(self.asked[0]))
+
+    def awaits(self, timestep: float) -> bool:
+        """Whether it is this one."""
+        return abs(self.step - timestep) < _NEAR
 
     def tell(self, output: Tensor, x: Tensor, dtype: torch.dtype) -> None:
         """What the network says at x, which may have been altered, in this dtype, at a start."""

@@ -57,7 +57,8 @@ def as_sampler(integrator: Integrator, eta: float = 0.0) -> Sampler:
 
     Args:
         integrator: ``DDIM()`` is Euler's, ``EDMHeun(gamma)`` Heun's with churn, ``DDIM(1.0)`` the
-            ancestral one, ``DPMSolverPP()`` DPM-Solver++(2M), with eta its SDE version.
+            ancestral one, ``DPMSolverPP()`` DPM-Solver++(2M), with eta its SDE version (whose own
+            eta is the square of this one).
         eta: of the reverse SDE that is integrated; 0 is the probability flow.
 
     Raises:

@@ -31,7 +31,7 @@ class Coupling(ABC):
             generator: of every draw.
 
         Raises:
-            ValueError: where they are not as many, or differ in shape.
+            ValueError: where they are not as many, differ in shape, or are not finite.
         """
         if x0.shape != x1.shape:
             raise ValueError(
@@ -87,7 +87,14 @@ class _Transport(Coupling):
                 "condition, 0 across all"
             )
         cost = _squares(x0, x1)
-        return cost + sum(weight * _squares(c, c) for c in conditions) if weight else cost
+        if weight:
+            cost = cost + sum(weight * _squares(c, c) for c in conditions)
+        if not bool(cost.isfinite().all()):
+            raise ValueError(
+                "data, noise or conditions are not finite, or too far apart for their squares: "
+                "clean them with torch.nan_to_num, or Standardize the data"
+            )
+        return cost
 
 
 @dataclass(frozen=True)
@@ -172,7 +179,9 @@ def _squares(a: Tensor, b: Tensor) -> Tensor:
     wide = widest(a.device)
     if not a.is_floating_point():
         return (_flat(a)[:, None] != _flat(b)).any(-1).to(wide)
-    return torch.cdist(_flat(a).to(wide), _flat(b).to(wide)).square()
+    a, b = _flat(a).to(wide), _flat(b).to(wide)
+    centre = a.mean(0)  # far from 0 the differences would lose their digits
+    return torch.cdist(a - centre, b - centre).square()
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -85,6 +85,10 @@ class Discrete(Schedule):
         """T t - 1: what networks that were trained on step numbers are shown."""
         return len(self.alphas_cumprod) * t - 1.0
 
+    def holds(self, t: float) -> bool:
+        """Whether t lies in [0, 1]: a table says nothing beyond."""
+        return 0.0 <= t <= 1.0 + 1e-9
+
     @property
     def _from_data(self) -> tuple[float, ...]:
         return (1.0, *self.alphas_cumprod)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._scalar import Scalar, asinh, atan, cos, exp, expm1, log, sin, sqrt
+from .._scalar import Scalar, asinh, atan, cos, exp, expm1, log, minimum, sin, sqrt
 
 __all__ = [
     "EDM", "VE", "VP", "Cosine", "FlowMatching", "Schedule", "SubVP", "Trigonometric",
@@ -47,6 +47,10 @@ class Schedule(ABC):
     @abstractmethod
     def time(self, lam: Scalar) -> Scalar:
         """The t at which ``half_log_snr(t)`` is ``lam``."""
+
+    def holds(self, t: float) -> bool:
+        """Whether t is one of its times: there is no noise before 0, nor signal below none."""
+        return t >= 0.0 and bool(self.alpha(t) >= 0.0)
 
     def diffusion(self, t: Scalar) -> Scalar:
         """g(t) of the noising SDE, g^2 = 2 sigma (sigma' - sigma alpha' / alpha)."""
@@ -125,6 +129,7 @@ class _LinearBeta(_Decaying):
     def _decayed(self, decay: Scalar) -> Scalar:
         """The t at which log alpha is -decay."""
         half = 0.5 * self.beta_min
+        decay = minimum(decay, 1e30)  # where nothing is left, not infinity by infinity
         return 2.0 * decay / (half + sqrt(half**2 + decay * (self.beta_max - self.beta_min)))
 
 
