@@ -133,6 +133,18 @@ class Source(ABC):
         """
         return None
 
+    def at(self, t: Tensor) -> Tensor | None:
+        """What a traced source takes over from the step that ends at t into the one that starts
+        there, batch first; None where there is nothing.
+        """
+        return None
+
+    def walk(
+        self, n: int, t0: Scalar, t1: Scalar, here: Tensor | None
+    ) -> tuple[Increment, Tensor | None]:
+        """The increment, given what there is at t0; and what there is at t1."""
+        return self(n, t0, t1), None
+
     def several(self, n: int, spans: Sequence[tuple[Scalar, Scalar]]) -> Increment:
         """Those of step n and the next ones, over these spans, stacked along the first axis."""
         return Increment.stack([self(n + i, *span) for i, span in enumerate(spans)])

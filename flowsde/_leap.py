@@ -45,19 +45,21 @@ def chosen(
         How many attempts there were; marks, y and carry after them.
     """
     method, stepping, (start, end) = _flowsde_method, _flowsde_stepping, ends.unbind()
-    exponent, build, span = method.exponent(field.dynamics), _builder((y, carry)), end - start
+    here = None if source is None else source.at(marks[0])
+    build, span = _builder((y, carry, here)), end - start
+    exponent = method.exponent(field.dynamics)
 
     def on(n: Tensor, live: Tensor, marks: Tensor, *flat: Tensor) -> Tensor:
         return live & (n < limit)
 
     def attempt(n: Tensor, live: Tensor, marks: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
-        y, carry = build(flat)
+        y, carry, here = build(flat)
         t, dt, before, older, accepted, rejected, going = marks.unbind()
         on = going > 0
         lands = stepping.longest(dt) >= (end - t).abs()
         reach = torch.where(lands, end, t + torch.sign(span) * dt)
         reach = torch.where(on, reach, t)
-        dw = None if source is None else source(0, t, reach)
+        dw, there = (None, None) if source is None else source.walk(0, t, reach, here)
         step = method.step(field, t, reach, y, dw, carry)
         error = stepping.measure(step.error(), y, step.y1).to(t.dtype)
         accept, ahead, memory = stepping.advise(error, reach - t, exponent, (before, older))
@@ -69,12 +71,12 @@ def chosen(
         counts = accepted + accept, rejected + missed
         rows: list[Any] = [torch.where(accept, reach, t), ahead, *memory, *counts, going]
         after = torch.where(fails, marks, torch.stack([x.to(t.dtype) for x in rows]))
-        new = where(accept, (step.y1, step.carry), (y, carry))
+        new = where(accept, (step.y1, step.carry, there), (y, carry, here))
         return n + ~fails, ~fails & going.any(), after, *_tensors(new)
 
     n = torch.zeros_like(limit)
-    n, _, marks, *flat = _loop(on, attempt, (n, n == 0, marks, *_tensors((y, carry))))
-    return n, marks, *build(flat)
+    n, _, marks, *flat = _loop(on, attempt, (n, n == 0, marks, *_tensors((y, carry, here))))
+    return n, marks, *build(flat)[:2]
 
 
 def outright(
@@ -123,23 +125,24 @@ def looped(
     """The same in a loop: any number of steps, and no gradient; ``source`` in the place of ``dw``,
     or ``dw`` itself.
     """
-    build = _builder((y, carry))
+    here = None if source is None else source.at(times[0, 0])
+    build = _builder((y, carry, here))
 
     def on(n: Tensor, *flat: Tensor) -> Tensor:
         return n < count
 
     def step(n: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
-        y, carry = build(flat)
+        y, carry, here = build(flat)
         t0, t1 = times.index_select(1, n[None]).squeeze(1).unbind()
-        own = None if source is None else source(0, t0, t1)
+        own, there = (None, None) if source is None else source.walk(0, t0, t1, here)
         if dw is not None:
             own = dw.map(lambda x: x.index_select(0, n[None]).squeeze(0))
         step = _flowsde_method.step(field, t0, t1, y, own, carry)
-        return n + 1, *_tensors((step.y1, step.carry))
+        return n + 1, *_tensors((step.y1, step.carry, there))
 
-    _, *flat = _loop(on, step, (torch.zeros_like(count), *_tensors((y, carry))))
-    found: tuple[State, Carry] = build(flat)
-    return found
+    _, *flat = _loop(on, step, (torch.zeros_like(count), *_tensors((y, carry, here))))
+    y, carry, _ = build(flat)
+    return y, carry
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -183,7 +183,7 @@ def weights(span: Span, outputs: int, order: int, depth: int) -> np.ndarray:
     """What each of the tree's normals adds to the increment over a part of [0, 1]."""
     values, nodes = Weights(outputs, order, depth)(np.array(span)[:, None])
     table = np.zeros((outputs, order << (depth + 1)))
-    np.add.at(table.T, nodes[:, 0], values[..., 0].T)
+    np.add.at(table.T, nodes.ravel(), values.reshape(outputs, -1).T)
     return table
 
 

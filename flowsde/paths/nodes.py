@@ -74,29 +74,41 @@ class Weights:
             ends: ``(2, rows)`` places in [0, 1], ascending: an array, or a tensor after ``on``.
 
         Returns:
-            ``(outputs, nodes, rows)`` weights, ``(nodes, rows)`` numbers.
+            ``(outputs, 2, nodes, rows)`` weights, ``(2, nodes, rows)`` numbers: of the nodes that
+            hold either end, which are those of ``at``.
         """
-        (outputs, order, depth), xp = self._form, self._xp
-        scale, kinds, rows = self._tables["scale"], self._tables["kinds"], ends.shape[-1]
-        scaled = ends[:, None] * scale
-        index = xp.minimum(xp.floor(scaled), scale - 1.0)
-        place = scaled - index
+        (outputs, order, depth), xp, rows = self._form, self._xp, ends.shape[-1]
+        scale, index, place = self._index(ends)
         inside = (place > 0.0) & (place < 1.0)
         twice = inside[0] & inside[1] & (index[0] == index[1])
         inside = xp.stack((inside[0] & ~twice, inside[1]))  # a node that holds both counts once
+        root = self._on_root(ends)[:, None]
+        wavelets = self._on_wavelets(ends, (index / scale)[:, :depth]) * inside[:, :depth]
+        leaves = self._on_leaves(place[:, -1]) * (ends[1] > ends[0])
         weights = (
-            self._on_root(ends),
-            self._on_wavelets(ends, (index / scale)[:, :depth]) * inside[:, :depth],
-            self._on_leaves(place[:, -1]) * (ends[1] > ends[0]),
+            xp.concatenate((root, 0.0 * root), 1),
+            xp.moveaxis(wavelets, 1, 2).reshape(outputs, 2, order * depth, rows),
+            leaves[:, :, None],
         )
-        first = order * (scale + index)
-        nodes = (
-            kinds + 0.0 * ends[0],
-            (first[:, :depth] + kinds[:, None, None]).reshape(-1, rows),
-            first[:, -1],
-        )
-        flat = [x.reshape(outputs, -1, rows) for x in weights]
-        return xp.concatenate(flat, 1), xp.asarray(xp.concatenate(nodes), dtype=xp.int64)
+        return xp.concatenate(weights, 2), self._numbers(index)
+
+    def at(self, places: Any) -> Any:
+        """The numbers of the nodes that hold these places, ``(k, rows)``: ``(k, nodes, rows)``."""
+        return self._numbers(self._index(places)[1])
+
+    def _index(self, places: Any) -> tuple[Any, Any, Any]:
+        """Nodes a level, those that hold these places, and where in them; ``(k, levels, rows)``."""
+        scale = self._tables["scale"]
+        scaled = places[:, None] * scale
+        index = self._xp.minimum(self._xp.floor(scaled), scale - 1.0)
+        return scale, index, scaled - index
+
+    def _numbers(self, index: Any) -> Any:
+        (_, order, depth), xp, kinds = self._form, self._xp, self._tables["kinds"]
+        first, (count, _, rows) = order * (self._tables["scale"] + index), index.shape
+        inner = (first[:, None, :depth] + kinds[:, None]).reshape(count, order * depth, rows)
+        nodes = xp.concatenate((kinds + 0.0 * first[:, :1], inner, first[:, depth:]), 1)
+        return xp.asarray(nodes, dtype=xp.int64)
 
     def _on_root(self, ends: Any) -> Any:
         """By the polynomials over [0, 1]: ``(outputs, order, rows)``."""

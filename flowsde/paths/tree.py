@@ -7,6 +7,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -171,13 +172,28 @@ class Queries(Source):
         return self._weights.on(device, _random.widest(device))
 
     def __call__(self, n: int, t0: Scalar, t1: Scalar) -> Increment:
+        return self.walk(n, t0, t1, self.at(t0))[0]
+
+    def at(self, t: Scalar) -> Tensor | None:
+        """The normals of the nodes that hold t, of a traced source: they are half of a query."""
+        if not self._traced:
+            return None
+        place: Any = self._place(t)
+        return self._drawn(self._weights_of_rows.at(place[None])[0])
+
+    def walk(
+        self, n: int, t0: Scalar, t1: Scalar, here: Tensor | None
+    ) -> tuple[Increment, Tensor | None]:
         z = None if self._extra is None else self._further(self._extra, t0, t1)
         if not self._draws.halves:
-            return self._increment(self._parts(t0, t1))._replace(z=z)
+            parts, there = self._parts(t0, t1, here)
+            return self._increment(parts)._replace(z=z), there
         mid = 0.5 * (t0 + t1)
-        halves = self._parts(t0, mid), self._parts(mid, t1)
-        first, second = (self._increment(half) for half in halves)
-        return self._increment(levy.compose(*halves))._replace(z=z, halves=(first, second))
+        before, middle = self._parts(t0, mid, here)
+        after, there = self._parts(mid, t1, middle)
+        halves = self._increment(before), self._increment(after)
+        whole = self._increment(levy.compose(before, after))
+        return whole._replace(z=z, halves=halves), there
 
     def _increment(self, parts: Sequence[Tensor]) -> Increment:
         return Increment(*(self._normals.shape(x) for x in parts))
@@ -191,32 +207,57 @@ class Queries(Source):
             key = _random.keys_of(key ^ bits.view(_WORDS[wide]), _random.EXTRA)
         return extra.shape(_random.normal(key, key.new_zeros(1), extra.size, extra.dtype)[0])
 
-    def _parts(self, t0: Scalar, t1: Scalar) -> list[Tensor]:
-        """w, H and K over the step, each ``(rows, size)``."""
-        here, there = self._place(t0), self._place(t1)
-        if isinstance(here, Tensor) or isinstance(there, Tensor):
-            values, numbers, turn = self._by_row(here + 0.0 * there, there + 0.0 * here)
+    def _parts(
+        self, t0: Scalar, t1: Scalar, here: Tensor | None
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """w, H and K over the step, each ``(rows, size)``; what there is at its end."""
+        start: Any = self._place(t0)
+        end: Any = self._place(t1)
+        there = None
+        if here is not None:
+            parts, there, turn = self._taken(start, end, here)
+        elif isinstance(start, Tensor) or isinstance(end, Tensor):
+            parts, turn = self._by_row(start + 0.0 * end, end + 0.0 * start)
         else:
-            values, numbers, turn = self._shared(here, there)
-        terms = (values.to(numbers) * self._span**0.5)[..., None] * numbers
-        w, *areas = terms.sum(1) if self._traced else _by_halves(terms)
-        return [
-            x * turn if odd else x for odd, x in zip((True, False, True), (w, *areas), strict=False)
-        ]
+            parts, turn = self._shared(start, end)
+        odd = True, False, True
+        return [x * turn if o else x for o, x in zip(odd, parts, strict=False)], there
 
-    def _shared(self, here: float, there: float) -> tuple[Tensor, Tensor, Scalar]:
-        """The weights, the normals they weigh, and the sign of what is odd in time."""
-        ends = np.array([[min(here, there)], [max(here, there)]])
+    def _shared(self, start: float, end: float) -> tuple[Tensor, Scalar]:
+        """w, H and K of the step turned upwards, and the sign of what is odd in time."""
+        ends = np.array([[min(start, end)], [max(start, end)]])
         values, nodes = self._weights(ends)
-        numbers = self._numbers(nodes[:, 0].tolist())
-        return torch.from_numpy(values), numbers, 1.0 if here <= there else -1.0
+        numbers = self._numbers(nodes.ravel().tolist())
+        flat = torch.from_numpy(values.reshape(len(values), -1, 1))
+        return _by_halves(self._weighed(flat, numbers)), _sign(start, end)
 
-    def _by_row(self, here: Scalar, there: Scalar) -> tuple[Tensor, Tensor, Scalar]:
-        assert isinstance(here, Tensor) and isinstance(there, Tensor)  # noqa: PT018
-        ends = torch.stack((torch.minimum(here, there), torch.maximum(here, there)))
-        values, nodes = self._weights_of_rows(ends)
+    def _by_row(self, start: Tensor, end: Tensor) -> tuple[Tensor, Scalar]:
+        """The same."""
+        values, nodes = self._weights_of_rows(_upwards(start, end))
+        numbers = _random.normal(
+            self._key, nodes.flatten(0, 1), self._normals.size, self._normals.dtype
+        )
+        terms = self._weighed(values.flatten(1, 2), numbers)
+        return _by_halves(terms), _sign(start, end).to(numbers)
+
+    def _taken(self, start: Tensor, end: Tensor, here: Tensor) -> tuple[Tensor, Tensor, Scalar]:
+        """The same, given what there is at the start; what there is at the end."""
+        values, nodes = self._weights_of_rows(_upwards(start, end))
+        turned = start > end
+        there = self._drawn(torch.where(turned, nodes[0], nodes[1]))
+        values = torch.where(turned, values.flip(1), values)
+        numbers = torch.cat((here, there), 1).transpose(0, 1)
+        terms = self._weighed(values.flatten(1, 2), numbers)
+        return terms.sum(1), there, _sign(start, end).to(numbers)
+
+    def _weighed(self, values: Tensor, numbers: Tensor) -> Tensor:
+        """``(outputs, nodes, rows, size)``."""
+        return (values.to(numbers) * self._span**0.5)[..., None] * numbers
+
+    def _drawn(self, nodes: Tensor) -> Tensor:
+        """``(rows, nodes, size)`` normals of these, ``(nodes, rows)``."""
         numbers = _random.normal(self._key, nodes, self._normals.size, self._normals.dtype)
-        return values, numbers, torch.where(here <= there, 1.0, -1.0)[:, None].to(numbers)
+        return numbers.transpose(0, 1).contiguous()
 
     def _place(self, t: Scalar) -> Scalar:
         """The time as a part of the span, 0 to 1."""
@@ -243,6 +284,16 @@ class Queries(Source):
         self._held = self._held.index_select(0, rows)
         self._places = {node: i for i, node in enumerate(nodes)}
         return self._held
+
+
+def _upwards(start: Tensor, end: Tensor) -> Tensor:
+    return torch.stack((torch.minimum(start, end), torch.maximum(start, end)))
+
+
+def _sign(start: Any, end: Any) -> Any:
+    if not isinstance(start, Tensor):
+        return 1.0 if start <= end else -1.0
+    return torch.where(start <= end, 1.0, -1.0)[:, None]
 
 
 def _by_halves(x: Tensor) -> Tensor:
