@@ -86,7 +86,8 @@ class Back:
             slopes.append(self._rate(jump, t, y))
             a = tree_map(torch.add, a, jump)
         y, a, h = self._stretch(t, to_float(self.start), (y, a, h))
-        by_time[id(self.start)] = -self._rate(a, to_float(self.start), self.loop.y0)
+        first = -self._rate(a, to_float(self.start), self.loop.y0)
+        by_time[id(self.start)] = by_time.get(id(self.start), 0.0) + first  # one time may be both
         if asked is not None:
             slopes += [torch.zeros_like(by_time[id(self.start)])] * (len(asked) - len(saves))
             by_time[id(asked)] = torch.stack(slopes[::-1])

@@ -42,7 +42,7 @@ class Outset:
         """In units of the tolerance."""
         on_device = isinstance(self.span, Tensor)
         per_sample = on_device and self.span.ndim > 0
-        size = self.stepping.norm(tree_map(torch.div, x, self._scale), per_sample)
+        size = self.stepping.length(tree_map(torch.div, x, self._scale), per_sample)
         return size.to(self.span.dtype) if on_device else float(size)
 
     def smooth(self, slope: State) -> Scalar:

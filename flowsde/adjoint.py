@@ -23,7 +23,7 @@ from .dynamics.discrete import Chain
 from .integrators.base import Engine, Integrator, ReversibleIntegrator
 from .integrators.stochastic import Stochastic, StochasticHeun
 from .solution import Solution
-from .stepping import Adaptive, Grid, Norm, Stepping
+from .stepping import Adaptive, Grid, Norm, Stepping, max_norm, rms_norm
 from .transforms.calculus import to_stratonovich
 from .transforms.costate import costate
 
@@ -129,6 +129,8 @@ class Backsolve(Adjoint):
         integrator, stepping: of the way back; None for those of the way there. SDEs go back by an
             integrator that takes g by its products with dW: by ``StochasticHeun()`` where None is
             given and that of the way there does not; their steps are those of the way there.
+            An implicit method's systems are there as large as state, cotangent and all parameters:
+            give it ``GMRES()`` where those are many, or an explicit one.
         seminorm: leave the integrals over parameters out of the error norm (Kidger et al. 2021).
 
     Raises:
@@ -202,9 +204,17 @@ class Backsolve(Adjoint):
                     "Backsolve takes tolerances that are numbers: give Backsolve(stepping="
                     "Adaptive(rtol, atol))"
                 )
-            norm = _semi(stepping.norm) if self.seminorm else stepping.norm
-            stepping = replace(stepping, norm=norm)
-        integrator.check(costate(dynamics))
+            stepping = replace(stepping, norm=_joint(stepping.norm, self.seminorm))
+        try:
+            integrator.check(costate(dynamics))
+        except TypeError as error:
+            if self.integrator is not None:
+                raise
+            raise TypeError(
+                f"Backsolve does not go back with {type(integrator).__name__}, as the way back has "
+                "not the structure of the way there: give Backsolve(integrator=Tsit5(), stepping="
+                "Adaptive()), or Kvaerno5() of a stiff field"
+            ) from error
         return integrator.bind(stepping), stepping
 
     def _check_noise(self, loop: Loop, dynamics: Dynamics) -> Integrator:
@@ -243,8 +253,19 @@ def _steps(trail: Trail, times: Sequence[Tensor], saved: Tensor | None) -> list[
     return steps
 
 
-def _semi(norm: Norm) -> Norm:
-    return lambda scaled, per_sample: norm(scaled[:2], per_sample)
+def _joint(norm: Norm, seminorm: bool) -> Norm:
+    """That of (y, a, integrals), from one of y: a user's own does not know of more."""
+    if norm in (rms_norm, max_norm):
+        return (lambda scaled, per_sample: norm(scaled[:2], per_sample)) if seminorm else norm
+
+    def joint(scaled: State, per_sample: bool) -> Tensor:
+        y, a, integrals = scaled
+        found = torch.maximum(norm(y, per_sample), norm(a, per_sample))
+        if seminorm or not integrals:
+            return found
+        return torch.maximum(found, rms_norm(integrals, per_sample).to(found))
+
+    return joint
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,8 @@ class Watch:
 
     def look(self, t0: Scalar, t1: Scalar, step: Step, accept: Accept) -> Landing | None:
         """Records the crossings in an accepted step; where one stops it, the step up to there."""
+        if self._batch == 0:
+            return None
         values = self._sample(t0, t1, step)
         before, after = values[:-1], values[1:]
         crossing = (before < 0) & (after >= 0) & self._up | (before > 0) & (after <= 0) & self._down
@@ -254,7 +256,8 @@ class Watch:
             if event.ends:
                 self._fired = where(fired & (self._fired < 0), self._fired * 0 + i, self._fired)
             if event.update is not None and bool(torch.as_tensor(fired).any()):
-                new = event.update(self._field.time(t), y, *self._field.args)
+                own = tree_map(torch.clone, y)  # what was recorded stays as it was
+                new = event.update(self._field.time(t), own, *self._field.args)
                 y = where(fired, check_like(new, y, "an event's update"), y)
         with torch.no_grad():
             quiet = torch.stack([torch.as_tensor(f, device=self._last.device) for f in fires])
@@ -279,7 +282,7 @@ class Watch:
                 return none, tree_map(lambda leaf: leaf[None][:0], y)
             ts = [torch.as_tensor(t, dtype=torch.float64, device="cpu") for _, _, (t, _) in found]
             return torch.stack(ts), stack([state for _, _, (_, state) in found])
-        count = int(self._counts[i].max())
+        count = int(self._counts[i].max()) if self._batch else 0
         like = self._last[0], y
         return scatter(found, count, like)
 

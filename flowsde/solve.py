@@ -251,7 +251,7 @@ def _check_errors(integrator: Integrator, stepping: Stepping, y0: State) -> None
     """Refuses to choose steps by errors that half precision rounds away, or by tolerances that
     are not of the state.
     """
-    if isinstance(integrator, Engine) or not isinstance(stepping, Adaptive):
+    if not isinstance(stepping, Adaptive) or (isinstance(integrator, Engine) and integrator.exact):
         return
     for name, value in (("rtol", stepping.rtol), ("atol", stepping.atol)):
         for leaf in leaves(y0):
@@ -415,6 +415,8 @@ def _wide(t: Any) -> Tensor:
     """Times in float64: none is rounded to float32 on the way."""
     if isinstance(t, Tensor):
         return t if t.device.type == "mps" else t.double()
+    if isinstance(t, Sequence) and any(isinstance(x, Tensor) for x in t):
+        return torch.stack([_wide(x) for x in t])  # which keeps their gradients
     return torch.tensor(t, dtype=torch.float64)
 
 
@@ -459,13 +461,17 @@ def _save_grid(span: _Span, save_at: SaveAt) -> list[Scalar]:
     if span.batch is not None or isinstance(save_at, Steps):
         raise TypeError("an outside engine has one time for all, and save_at as times")
     saves = span.saves
-    if moving(save_at):
+    if moving(save_at) or (isinstance(save_at, Sequence) and any(map(moving, save_at))):
         raise TypeError(
             "an outside engine gives no gradient by save_at, only by t0 and t1: detach() the times"
         )
     inner = [] if saves is None else saves.tolist()
     ends = {to_float(span.t0), to_float(span.t1)}
     inner = [t for t in dict.fromkeys(inner) if t not in ends]
+    if span.empty and moving(span.t1 - span.t0):
+        raise TypeError(
+            "an outside engine has no slope by the ends of a solve that goes nowhere: detach() them"
+        )
     return [span.t0] if span.empty else [span.t0, *inner, span.t1]
 
 

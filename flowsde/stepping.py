@@ -65,6 +65,8 @@ class Fixed(Given):
             raise ValueError("give Fixed(steps=50) or Fixed(dt=0.02), one of the two")
         if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 1):
             raise ValueError(f"Fixed(steps) is a whole number >= 1; got {self.steps}")
+        if moving(self.dt):
+            raise ValueError("no gradient comes back by dt: detach() it, or give Fixed(steps)")
         if self.dt is not None and not (self.dt > 0 and math.isfinite(self.dt)):
             raise ValueError(f"Fixed(dt) is > 0, also where t1 < t0; got {self.dt}")
 
@@ -203,6 +205,8 @@ class Adaptive(Stepping):
     jump_at: Times = ()
 
     def __post_init__(self) -> None:
+        if not callable(self.norm):
+            raise TypeError(f"norm is a callable of (scaled error, per_sample); got {self.norm!r}")
         for name in ("step_at", "jump_at"):
             object.__setattr__(self, name, _stops(name, getattr(self, name)))
         for name, value, bound in (("rtol", self.rtol, ">= 0"), ("atol", self.atol, "> 0")):
@@ -256,7 +260,23 @@ class Adaptive(Stepping):
 
     def measure(self, error: State, *states: State) -> Tensor:
         """Norm of the scaled error, 0-d or ``(batch,)``."""
-        return self.norm(tree_map(torch.div, error, self.scale(*states)), self.per_sample)
+        return self.length(tree_map(torch.div, error, self.scale(*states)), self.per_sample)
+
+    def length(self, scaled: State, per_sample: bool) -> Tensor:
+        """The norm, 0-d or ``(batch,)``.
+
+        Raises:
+            TypeError: on a user's own that is something else.
+        """
+        found = self.norm(scaled, per_sample)
+        shape = leaves(scaled)[0].shape[:1] if per_sample else ()
+        if not isinstance(found, Tensor) or found.shape != shape:
+            given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise TypeError(
+                f"norm(scaled error, per_sample={per_sample}) is a tensor of shape "
+                f"{tuple(shape)}; got {given}"
+            )
+        return found
 
     def advise(
         self, error: Scalar, dt: Scalar, order: float, memory: tuple[Scalar, Scalar]

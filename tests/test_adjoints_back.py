@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,19 @@ from torch import Tensor, nn
 
 import flowsde as fs
 from flowsde import integrators
-from flowsde.integrators import RK4, Bosh3, Dopri5, ReversibleRK, Stochastic, Tsit5
+from flowsde.integrators import (
+    ETDRK4,
+    RK4,
+    Bosh3,
+    Dopri5,
+    KenCarp4,
+    Kvaerno5,
+    Leapfrog,
+    ReversibleRK,
+    Stochastic,
+    Trapezoid,
+    Tsit5,
+)
 from flowsde.integrators.base import Integrator, ReversibleIntegrator
 
 from .systems import catalogue
@@ -222,3 +235,83 @@ def test_the_gradient_of_a_decay_by_hand() -> None:
             )  # fmt: skip
             sol.y1.sum().backward()
             assert float(k.grad) == pytest.approx(-2.0 * math.exp(-1.4), rel=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("method", "stepping", "error"),
+    [
+        (Kvaerno5(), fs.Fixed(steps=20), 1e-4),
+        (Kvaerno5(), fs.Adaptive(1e-9, 1e-9), 1e-6),
+        (Trapezoid(), fs.Fixed(steps=20), 2e-2),
+        (Trapezoid(), fs.Adaptive(1e-5, 1e-5), 1e-3),
+    ],
+    ids=str,
+)
+def test_backsolve_knows_the_jacobian_of_the_way_back(
+    method: Integrator, stepping: Any, error: float
+) -> None:
+    y, rate = torch.ones(2, 1, requires_grad=True), torch.tensor(5.0, requires_grad=True)
+    dynamics = fs.ODE(lambda t, y, rate: -rate * (y - torch.cos(t)))
+    more: dict[str, Any] = {"integrator": method, "stepping": stepping, "args": (rate,)}
+    back, exact = (
+        torch.autograd.grad(
+            fs.solve(dynamics, y, 0.0, 1.0, adjoint=adjoint, **more).y1.sum(), (y, rate)
+        )
+        for adjoint in (fs.Backsolve(), fs.Direct())
+    )
+    for a, b in zip(back, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=error, atol=error)
+
+
+def test_the_costate_is_differentiable() -> None:
+    """As any other dynamics where gradients are recorded."""
+    y = torch.tensor([[0.3, -0.2]], requires_grad=True)
+    a = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    turned = fs.costate(fs.ODE(lambda t, y: torch.sin(y)))
+
+    def drift(y: Tensor, a: Tensor) -> tuple[Tensor, ...]:
+        k, slope, _ = turned(torch.tensor(0.0), (y, a, ()))
+        return k, slope
+
+    assert torch.autograd.gradcheck(drift, (y, a))
+
+
+def test_a_norm_of_the_state_is_one_of_its_cotangent_too() -> None:
+    shapes = set()
+
+    def norm(scaled: Tensor, per_sample: bool) -> Tensor:
+        shapes.add(scaled.shape)
+        return scaled.abs().amax()
+
+    y = torch.ones(2, 2, requires_grad=True)
+    for seminorm in (True, False):
+        solution = fs.solve(
+            fs.ODE(lambda t, y: -y), y, 0.0, 1.0, stepping=fs.Adaptive(1e-9, 1e-9, norm=norm),
+            adjoint=fs.Backsolve(seminorm=seminorm),
+        )  # fmt: skip
+        (found,) = torch.autograd.grad(solution.y1.sum(), y)
+        torch.testing.assert_close(found, torch.full((2, 2), math.exp(-1.0)))
+    assert shapes == {(2, 2)}
+
+
+@pytest.mark.parametrize(
+    ("method", "dynamics", "y0"),
+    [
+        (KenCarp4(), fs.ODE(torch.mul, implicit=torch.mul), torch.ones(2, 2)),
+        (ETDRK4(), fs.ODE(torch.mul, linear=-1.0), torch.ones(2, 2)),
+        (Leapfrog(), fs.ODE(lambda t, y: (y[1], y[0]), separable=True), (torch.ones(2, 2),) * 2),
+    ],
+    ids=str,
+)
+def test_backsolve_says_what_goes_back(method: Integrator, dynamics: fs.ODE, y0: Any) -> None:
+    with pytest.raises(TypeError, match=r"Backsolve\(integrator=Tsit5\(\)"):
+        fs.solve(
+            dynamics, y0, 0.0, 1.0, integrator=method, stepping=fs.Fixed(steps=4),
+            adjoint=fs.Backsolve(),
+        )  # fmt: skip
+
+
+def test_one_time_that_is_both_ends_has_both_slopes() -> None:
+    t, y = torch.tensor(1.0, requires_grad=True), torch.ones(2, requires_grad=True)
+    end = fs.solve(fs.ODE(lambda t, y: -y), y, t, t, adjoint=fs.Backsolve()).y1
+    assert torch.autograd.grad(end.sum(), t)[0] == 0.0

@@ -845,3 +845,32 @@ def test_a_solve_that_goes_nowhere_gives_a_state_of_its_own() -> None:
     sol = fs.solve(fs.ODE(lambda t, y: y), y0, 0.0, 0.0)
     sol.y1.zero_()
     assert torch.equal(y0, torch.ones(2))
+
+
+def test_save_times_in_a_list_keep_their_gradients() -> None:
+    t = torch.tensor(0.5, requires_grad=True)
+    ys = fs.solve(fs.ODE(lambda t, y: -y), torch.ones(2), 0.0, 1.0, save_at=[t, 1.0]).ys
+    torch.testing.assert_close(torch.autograd.grad(ys[0, 0], t)[0], -torch.exp(-t), rtol=1e-3,
+                               atol=0.0)  # fmt: skip
+
+
+def test_a_step_size_with_a_gradient_is_refused() -> None:
+    with pytest.raises(ValueError, match="no gradient comes back by dt"):
+        fs.Fixed(dt=torch.tensor(0.1, requires_grad=True))
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda scaled, per_sample: scaled.abs().amax(-1) if not per_sample else scaled.abs().max(),
+        lambda scaled, per_sample: 1.0,
+    ],
+)
+def test_a_norm_is_one_number_a_sample(norm: Any, per_sample: bool) -> None:
+    stepping = fs.Adaptive(norm=norm, per_sample=per_sample)
+    dynamics = fs.ODE(lambda t, y: -y, batched_time=True)
+    with pytest.raises(TypeError, match="is a tensor of shape"):
+        fs.solve(dynamics, torch.ones(2, 3), 0.0, 1.0, stepping=stepping)
+    with pytest.raises(TypeError, match="norm is a callable"):
+        fs.Adaptive(norm=None)  # type: ignore[arg-type]

@@ -282,3 +282,60 @@ def test_what_torchsde_cannot_do_is_refused() -> None:
     for sde, method, more, cure in cases:
         with pytest.raises(TypeError, match=cure):
             fs.solve(sde, **{"y0": y0, "integrator": TorchSDE(method), **usual, **more})
+
+
+def pulse(t: Tensor, y: Tensor) -> Tensor:
+    return 10.0 * torch.exp(-(((t - 5.3) / 0.02) ** 2)) + 0.0 * y
+
+
+def test_torchdiffeq_hears_the_longest_step() -> None:
+    stepping = fs.Adaptive(1e-6, 1e-6, dt0=0.01, dt_max=0.02)
+    end = fs.solve(
+        fs.ODE(pulse), torch.zeros(1), 0.0, 10.0, integrator=TorchDiffEq(), stepping=stepping
+    ).y1  # fmt: skip
+    assert float(end) == pytest.approx(0.2 * math.sqrt(math.pi), rel=1e-4)
+
+
+@pytest.mark.parametrize("engine", [TorchDiffEq(), SciPy(), TorchSDE("euler")], ids=str)
+@pytest.mark.parametrize(
+    "more", [{"atol": torch.tensor([1e-3, 1e-6])}, {"per_sample": True}, {"norm": torch.sum}]
+)
+def test_an_engine_refuses_what_it_would_not_hear(engine: Any, more: Any) -> None:
+    with pytest.raises(TypeError, match=f"leave out {next(iter(more))}"):
+        engine.bind(fs.Adaptive(**more))
+
+
+def test_half_precision_is_refused_of_engines_too() -> None:
+    y0 = torch.ones(2, dtype=torch.bfloat16)
+    with pytest.raises(TypeError, match="half precision"):
+        fs.solve(fs.ODE(lambda t, y: -y), y0, 0.0, 1.0, integrator=TorchDiffEq())
+
+
+def test_a_fields_own_assertion_is_its_own() -> None:
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        assert y.shape == (3,), "three components"
+        return -y
+
+    with pytest.raises(AssertionError, match="three components"):
+        fs.solve(fs.ODE(field), torch.ones(2), 0.0, 1.0, integrator=TorchDiffEq())
+
+
+def test_torchdiffeq_keeps_every_leafs_dtype() -> None:
+    y0 = torch.ones(2, dtype=torch.float32), torch.ones(2), torch.ones(0)
+    kinds = []
+
+    def field(t: Tensor, y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        kinds.append([x.dtype for x in y])
+        return tuple(-x for x in y)
+
+    end = fs.solve(fs.ODE(field), y0, 0.0, 1.0, integrator=TorchDiffEq()).y1
+    assert [x.dtype for x in end] == [torch.float32, torch.float64, torch.float64]
+    assert all(kind == kinds[0] for kind in kinds)
+    empty = fs.solve(fs.ODE(lambda t, y: -y), torch.ones(0, 3), 0.0, 1.0, integrator=TorchDiffEq())
+    assert empty.y1.shape == (0, 3)
+
+
+def test_an_engine_that_goes_nowhere_says_it_has_no_slope() -> None:
+    t1 = torch.tensor(1.0, requires_grad=True)
+    with pytest.raises(TypeError, match="goes nowhere"):
+        fs.solve(fs.ODE(lambda t, y: -y), torch.ones(2), 1.0, t1, integrator=TorchDiffEq())

@@ -149,3 +149,23 @@ def test_rates_states_and_times_differentiate() -> None:
                         adjoint=fs.Checkpointed(1)).y1  # fmt: skip
 
     assert torch.autograd.gradcheck(solve, (rate, y0, end))
+
+
+@pytest.mark.parametrize("integrator", [ETDRK4(), RK4()], ids=str)
+@pytest.mark.parametrize(
+    ("rate", "y0"),
+    [
+        (torch.arange(4.0, dtype=torch.float64), torch.ones(3, 4, dtype=torch.float32)),
+        (1j * torch.arange(4.0), torch.ones(3, 4)),
+        (1j, torch.ones(3, 4)),
+        (torch.ones(3, 4), torch.ones(4)),
+        (torch.ones(5), torch.ones(3, 4)),
+    ],
+    ids=str,
+)
+def test_a_rate_makes_no_other_state(integrator: Any, rate: Any, y0: Tensor) -> None:
+    with pytest.raises(TypeError, match="shaped as one sample"):
+        fs.solve(
+            fs.ODE(lambda t, y: -(y**2), linear=rate), y0, 0.0, 1.0, integrator=integrator,
+            stepping=fs.Fixed(steps=3),
+        )  # fmt: skip

@@ -456,3 +456,31 @@ def test_multistep_methods_start_again_after_an_update() -> None:
     assert sol.events is not None
     exact = math.log(2.0) * torch.arange(1, 3)
     assert torch.allclose(sol.events.ts[0], exact, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"stepping": fs.Adaptive(per_sample=True)},
+        {"t0": torch.zeros(0), "integrator": RK4(), "stepping": fs.Fixed(steps=3)},
+    ],
+)
+def test_a_batch_of_none_has_no_events(more: dict[str, Any]) -> None:
+    event = fs.Event(lambda t, y: y[:, 0] - 0.5)
+    dynamics = fs.ODE(lambda t, y: -y, batched_time=True)
+    solution = fs.solve(dynamics, torch.zeros(0, 3), **{"t0": 0.0, **more}, t1=1.0, events=event)
+    assert solution.y1.shape == (0, 3)
+    assert solution.events is not None
+    assert solution.events.ys[0].shape[-1] == 3
+
+
+def test_an_update_in_place_leaves_what_was_recorded() -> None:
+    def bounce(t: Tensor, y: Tensor) -> Tensor:
+        y[1] *= -0.8
+        return y
+
+    dynamics = fs.ODE(lambda t, y: torch.stack((y[1], -9.8 + 0.0 * y[1])))
+    event = fs.Event(lambda t, y: y[0], update=bounce, direction=-1)
+    solution = fs.solve(dynamics, torch.tensor([2.0, 0.0]), 0.0, 1.0, events=event)
+    assert solution.events is not None
+    assert float(solution.events.ys[0][0, 1]) == pytest.approx(-math.sqrt(2 * 9.8 * 2.0), rel=1e-5)

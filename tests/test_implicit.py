@@ -528,3 +528,29 @@ def test_what_cannot_be_solved_is_refused() -> None:
                        (lambda: fs.ODE(lambda t, y: y, implicit=3), TypeError)):  # fmt: skip
         with pytest.raises(error):
             bad()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("linear", [Dense(), GMRES()], ids=str)
+@pytest.mark.parametrize("method", [Kvaerno5, KenCarp4], ids=lambda m: m.__name__)
+def test_a_field_may_leave_out_part_of_the_state(method: Any, linear: Any) -> None:
+    """A running cost beside what it is of; and a forcing, which sees nothing of it."""
+    a = torch.ones(2, 2, requires_grad=True)
+    y0 = {"a": a, "cost": torch.zeros(2, 1)}
+    push = torch.ones(2, requires_grad=True)
+
+    def field(t: Tensor, y: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"a": -y["a"], "cost": y["a"].square().sum(1, keepdim=True)}
+
+    def forced(t: Tensor, y: Tensor) -> Tensor:
+        return (push * torch.cos(t)).expand(3, 2)
+
+    steps = {"integrator": method(linear=linear), "stepping": fs.Adaptive(1e-9, 1e-9)}
+    parts = method is KenCarp4
+    dynamics = fs.ODE(lambda t, y: {k: 0.0 * v for k, v in y.items()}, implicit=field)
+    end = fs.solve(dynamics if parts else fs.ODE(field), y0, 0.0, 1.0, **steps).y1
+    found = torch.autograd.grad(end["cost"].sum(), a)[0]
+    torch.testing.assert_close(found, torch.full((2, 2), 1.0 - math.exp(-2.0)))
+    dynamics = fs.ODE(lambda t, y: 0.0 * y, implicit=forced)
+    end = fs.solve(dynamics if parts else fs.ODE(forced), torch.zeros(3, 2), 0.0, 1.0, **steps).y1
+    (found,) = torch.autograd.grad(end.sum(), push)
+    torch.testing.assert_close(found, torch.full((2,), 3.0 * math.sin(1.0)))

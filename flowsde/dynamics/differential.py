@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._scalar import Scalar, magnitude, phi1, sqrt
-from .._state import State, batch_size, check_like, contract, leaves, tree_map
+from .._state import State, batch_size, check_like, contract, describe, leaves, tree_map
 from ..paths.base import Path
 from .base import Dynamics, Noise, SemiLinear, VectorField
 
@@ -51,7 +51,8 @@ class ODE(Dynamics):
     Args:
         f: the vector field; any callable, a module's parameters are registered.
         linear: the rate of a stiff linear part, a float or a tensor that multiplies the last axes
-            of y, which exponential integrators then solve exactly, and IMEX ones implicitly.
+            of y number by number (a matrix belongs into ``implicit``), which exponential
+            integrators then solve exactly, and IMEX ones implicitly.
         implicit: a stiff part, a field like f: IMEX integrators such as ``KenCarp4()`` treat it
             implicitly and f explicitly. Any other integrator sees the sum.
         batched_time: whether the fields accept t of shape ``(batch,)`` (per-sample steps and
@@ -93,6 +94,10 @@ class ODE(Dynamics):
         self.batched_time, self.rowwise, self.separable = batched_time, rowwise, separable
         self.hold("linear", linear)
 
+    def prepare(self, y0: State, seed: int | None) -> ODE:
+        _check_rate(self.linear, y0)
+        return self
+
     def forward(self, t: Tensor, y: State, *args: Any) -> State:
         k = self._nonlinear(t, y, *args)
         return k if self.linear is None else tree_map(lambda v, w: self.linear * v + w, y, k)
@@ -121,6 +126,24 @@ class ODE(Dynamics):
             return self.implicit(t, y, *args)
         k = tree_map(lambda v: self.linear * v, y)
         return k if self.implicit is None else _add(y, k, self.implicit(t, y, *args))
+
+
+def _check_rate(rate: Scalar | None, y0: State) -> None:
+    """Raises TypeError, with the cure, on a rate that would make another state of this one."""
+    for leaf in leaves(y0):
+        if rate is None or leaf.is_meta:
+            continue
+        shape = rate.shape if isinstance(rate, Tensor) else torch.Size()
+        fits = not shape or (
+            len(shape) <= leaf.ndim
+            and all(a in (1, b) for a, b in zip(shape[::-1], reversed(leaf.shape), strict=False))
+        )
+        if not fits or torch.result_type(leaf, rate) != leaf.dtype:
+            kind = rate.dtype if isinstance(rate, Tensor) else type(rate).__name__
+            raise TypeError(
+                f"linear, {tuple(shape)} of {kind}, multiplies a state of {describe(y0)}: give it "
+                "in the state's dtype, shaped as one sample or as the last axes of one"
+            )
 
 
 def _add(y: State, a: State, b: State) -> State:
@@ -173,6 +196,10 @@ class SDE(Dynamics):
         if isinstance(linear, Tensor) and linear.is_complex():
             raise ValueError("the linear rate of an SDE is real: put a complex one into f")
         self.hold("linear", linear)
+
+    def prepare(self, y0: State, seed: int | None) -> SDE:
+        _check_rate(self.linear, y0)
+        return self
 
     def forward(self, t: Tensor, y: State, *args: Any) -> State:
         k = self.f(t, y, *args)

@@ -162,9 +162,14 @@ class ReversibleIntegrator(Integrator):
 
 
 class Engine(Integrator):
-    """A solver from outside: one of its steps spans one save interval, on steps of its own."""
+    """A solver from outside: one of its steps spans one save interval, on steps of its own.
+
+    Attributes:
+        exact: whether it works in double precision, whatever the state's.
+    """
 
     static = False
+    exact: bool = False
 
 
 def check_noise(integrator: Integrator, dynamics: Dynamics) -> Noise:

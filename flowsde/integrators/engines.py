@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,12 @@ class TorchDiffEq(Engine):
         method: torchdiffeq's name of it, such as ``"dopri8"`` or ``"implicit_adams"``.
         options: torchdiffeq's own options.
 
-    ``Adaptive(rtol, atol)`` gives its tolerances, ``Fixed(dt=...)`` its step size. Gradients run
-    through its operations (``Direct``). Source: https://github.com/rtqichen/torchdiffeq.
+    ``Adaptive(rtol, atol)`` gives its tolerances, with dt0, dt_min and dt_max, ``Fixed(dt=...)``
+    its step size; ``max_steps`` does not reach it: give ``options={"max_num_steps": n}``. Gradients
+    run through its operations (``Direct``). Source: https://github.com/rtqichen/torchdiffeq.
+
+    Raises:
+        TypeError: on other steppings, and on what else ``Adaptive`` says, which it would not hear.
     """
 
     method: str = "dopri5"
@@ -47,14 +52,17 @@ class TorchDiffEq(Engine):
         if self.method == "scipy_solver":
             raise TypeError("torchdiffeq's scipy_solver drops gradients: use SciPy(method)")
         fixed = self.method in _FIXED
-        if isinstance(stepping, Adaptive) and not (stepping.per_sample or fixed):
+        if isinstance(stepping, Adaptive) and not fixed:
+            _check_numbers("torchdiffeq", self.method, stepping, "dt0", "dt_min", "dt_max")
+            given = {"first_step": stepping.dt0, "min_step": stepping.dt_min or None}
+            given["max_step"] = None if stepping.dt_max == math.inf else stepping.dt_max
+            own = {name: value for name, value in given.items() if value is not None}
             keywords: dict[str, Any] = {"rtol": stepping.rtol, "atol": stepping.atol}
-        elif isinstance(stepping, Fixed) and stepping.dt is not None and fixed:
-            keywords = {"options": {"step_size": stepping.dt, **self.options}}
-        else:
-            wanted = "Fixed(dt=...)" if fixed else "Adaptive(rtol, atol)"
-            raise TypeError(f"torchdiffeq's {self.method} steps by itself: give {wanted}")
-        return replace(self, keywords={"options": dict(self.options), **keywords})
+            return replace(self, keywords={"options": {**own, **self.options}, **keywords})
+        if isinstance(stepping, Fixed) and stepping.dt is not None and fixed:
+            return replace(self, keywords={"options": {"step_size": stepping.dt, **self.options}})
+        wanted = "Fixed(dt=...)" if fixed else "Adaptive(rtol, atol)"
+        raise TypeError(f"torchdiffeq's {self.method} steps by itself: give {wanted}")
 
     def step(
         self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
@@ -62,18 +70,49 @@ class TorchDiffEq(Engine):
         from torchdiffeq import odeint
 
         flat = tuple(leaves(y))
+        if not any(leaf.numel() for leaf in flat):
+            return _Span(y)
+
+        def as_y(state: Sequence[Tensor]) -> State:
+            """Its state, whose leaves are all of the widest dtype."""
+            return unflatten([x.to(leaf.dtype) for x, leaf in zip(state, flat, strict=True)], y)
 
         def f(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return tuple(leaves(field.drift(t, unflatten(state, y))))
+            try:
+                return tuple(leaves(field.drift(t, as_y(state))))
+            except AssertionError as error:
+                raise _Own(error) from error
 
         times = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in (t0, t1)])
         try:
             ends = odeint(f, flat, times.to(flat[0].device), method=self.method, **self.keywords)
+        except _Own as own:
+            raise own.error from None
         except AssertionError as error:  # of its controller
             cause = f"torchdiffeq's {self.method} gave up ({error})"
             cure = "loosen rtol and atol, give max_num_steps, or look at the field there"
             return _Failed(y, Status.UNDERFLOW, f"{cause}: {cure}")
-        return _Span(unflatten([end[-1] for end in ends], y))
+        return _Span(as_y([end[-1] for end in ends]))
+
+
+class _Own(Exception):
+    """What a field asserts: no word of the engine's."""
+
+    def __init__(self, error: AssertionError) -> None:
+        super().__init__()
+        self.error = error
+
+
+def _check_numbers(name: str, method: str, stepping: Adaptive, *heard: str) -> None:
+    """Raises TypeError on what an engine would not hear of, beside tolerances that are numbers."""
+    default, known = Adaptive(), {"rtol", "atol", "step_at", "jump_at", *heard}
+    for key in (f.name for f in fields(stepping)):
+        value = getattr(stepping, key)
+        if isinstance(value, Tensor) or (key not in known and value != getattr(default, key)):
+            raise TypeError(
+                f"{name}'s {method} steps by itself: give Adaptive(rtol, atol), both numbers, and "
+                f"leave out {key} = {value}, or use an integrator of the library"
+            )
 
 
 _SCIPY = ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA")
@@ -97,6 +136,8 @@ class SciPy(Engine):
     Source: https://scipy.org; Virtanen et al. 2020.
     """
 
+    exact = True
+
     method: str = "LSODA"
     stepping: Adaptive | None = field(default=None, repr=False)
     order = 1
@@ -107,14 +148,11 @@ class SciPy(Engine):
             raise ValueError(f"SciPy's methods are {', '.join(_SCIPY)}; got {self.method!r}")
 
     def bind(self, stepping: Stepping) -> Engine:
-        if (
-            not isinstance(stepping, Adaptive)
-            or stepping.per_sample
-            or any(isinstance(tolerance, Tensor) for tolerance in (stepping.rtol, stepping.atol))
-        ):
+        if not isinstance(stepping, Adaptive):
             raise TypeError(
                 f"SciPy's {self.method} steps by itself: give Adaptive(rtol, atol), both numbers"
             )
+        _check_numbers("SciPy", self.method, stepping, "dt0", "dt_max")
         return replace(self, stepping=stepping)
 
     def init(self, field: Field, t: Scalar, y: State) -> Carry:
@@ -227,7 +265,8 @@ class TorchSDE(Engine):
             )
 
     def bind(self, stepping: Stepping) -> Engine:
-        if isinstance(stepping, Adaptive) and not stepping.per_sample:
+        if isinstance(stepping, Adaptive):
+            _check_numbers("torchsde", self.method, stepping, "dt0")
             own = {} if stepping.dt0 is None else {"dt": stepping.dt0}
             keywords = {"adaptive": True, "rtol": stepping.rtol, "atol": stepping.atol, **own}
         elif isinstance(stepping, Fixed) and stepping.dt is not None:

@@ -37,6 +37,11 @@ class Rows:
         self._structure = tree_map(lambda leaf: 0, y)
         self.size = sum(self._sizes)
 
+    @property
+    def forms(self) -> list[tuple[torch.Size, torch.dtype]]:
+        """Of the leaves."""
+        return list(zip(self._shapes, self._dtypes, strict=True))
+
     def flat(self, y: State) -> Tensor:
         """The matrix of a state."""
         return self.join(leaves(y), ())
@@ -120,8 +125,8 @@ class Linearization:
             return torch.zeros_like(vector)
         self._count(1)
         u, pulled = self._transpose
-        (pushed,) = torch.autograd.grad(pulled, u, vector, retain_graph=True)
-        return pushed
+        (pushed,) = torch.autograd.grad(pulled, u, vector, retain_graph=True, allow_unused=True)
+        return torch.zeros_like(vector) if pushed is None else pushed
 
     @cached_property
     def _transpose(self) -> tuple[Tensor, Tensor] | None:
@@ -133,11 +138,15 @@ class Linearization:
             pulled = self.rows.join(self._backward(u, create_graph=True), ())
         return (u, pulled) if pulled.requires_grad else None
 
-    def _backward(self, vector: Tensor, **keywords: Any) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(
-            [self.out], list(self._y), [vector], retain_graph=True, materialize_grads=True,
-            **keywords,
-        )  # fmt: skip
+    def _backward(self, vector: Tensor, **keywords: Any) -> list[Tensor]:
+        found = torch.autograd.grad(
+            [self.out], list(self._y), [vector], retain_graph=True, allow_unused=True, **keywords
+        )
+        lead = vector.shape[:-2]  # a field may leave out part of the state, or all of it
+        return [
+            vector.new_zeros(*lead, *shape, dtype=dtype) if x is None else x
+            for x, (shape, dtype) in zip(found, self.rows.forms, strict=True)
+        ]
 
     def mixes(self) -> bool:
         """Whether a sample's value depends on other samples.

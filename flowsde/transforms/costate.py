@@ -73,17 +73,28 @@ class _Costate(Dynamics):
         return self._turn(state, lambda y: Field(self.dynamics, args, y).noise_term(t, y, dw))
 
     def _turn(self, state: State, field: Callable[[State], State]) -> State:
-        """(k, -(dk/dy)^T a, (-(dk/dtheta_i)^T a, ..)) of a field k(y)."""
-        y, a, _ = state
+        """(k, -(dk/dy)^T a, (-(dk/dtheta_i)^T a, ..)) of a field k(y).
+
+        Where gradients are recorded so are those of all of it: implicit methods go by its Jacobian.
+        """
+        (y, a, _), recorded = state, torch.is_grad_enabled()
         with torch.enable_grad():
-            y = tree_map(lambda x: x.detach().requires_grad_(), y)
+            y = tree_map(lambda x: x if recorded and x.requires_grad else _leaf(x), y)
             k = field(y)
             pairs = [(v, w) for v, w in zip(leaves(k), leaves(a), strict=True) if v.requires_grad]
             wanted = [*leaves(y), *self._targets]
             slopes: Sequence[Tensor] = [torch.zeros_like(x) for x in wanted]
             if pairs:
                 outputs, weights = zip(*pairs, strict=True)
-                slopes = torch.autograd.grad(outputs, wanted, weights, materialize_grads=True)
+                slopes = torch.autograd.grad(
+                    outputs, wanted, weights, materialize_grads=True, create_graph=recorded
+                )
         back = [-g for g in slopes]
         count = len(leaves(y))
-        return tree_map(torch.detach, k), unflatten(back[:count], y), tuple(back[count:])
+        k = k if recorded else tree_map(torch.detach, k)
+        return k, unflatten(back[:count], y), tuple(back[count:])
+
+
+def _leaf(x: Tensor) -> Tensor:
+    """One that starts a graph."""
+    return x.detach().requires_grad_()
