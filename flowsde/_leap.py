@@ -61,7 +61,7 @@ def chosen(
         reach = torch.where(on, reach, t)
         dw, there = (None, None) if source is None else source.walk(0, t, reach, here)
         step = method.step(field, t, reach, y, dw, carry)
-        error = stepping.measure(step.error(), y, step.y1).to(t.dtype)
+        error = stepping.measure(step.error(), y, step.y1)
         accept, ahead, memory = stepping.advise(error, reach - t, exponent, (before, older))
         ahead = ahead if source is None else coarse(ahead, leaves(y)[0].dtype)
         fails = (on & ~accept & too_small(ahead, t, span.abs(), stepping.dt_min)).any()

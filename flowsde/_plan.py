@@ -381,7 +381,6 @@ class AdaptivePlan(Plan):
 
     def _decide(self, error: Any) -> Accept:
         width = abs(self._reach - self._now)
-        error = error.to(width.dtype) if isinstance(error, Tensor) else error
         accept, dt, memory = self._stepping.advise(error, width, self._order, self._memory)
         dt = coarse(dt, self._dtype) if self._rough else dt
         if self._stops.inside:  # a step cut short to land says little of the next

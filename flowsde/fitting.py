@@ -8,7 +8,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -53,9 +53,12 @@ class Nonstationary(Integrator):
         times: ``(N + 1,)``, from the start to the end; the model is asked at all but the last.
         table: ``(N, N + 1)``, the weights w; those of residuals to come are not read.
         dual: whether the residual is that of the split's ``dual``: the noise, not the data.
+        lambdas: ``(N + 1,)``, log(alpha / sigma) at the times, by the schedule it was fitted to;
+            None where any will do.
 
     Raises:
-        ValueError: on shapes that do not go together, times that turn back, or other steps.
+        ValueError: on shapes that do not go together, times that turn back, other steps, or a flow
+            of another schedule.
         TypeError: on dynamics other than a probability flow.
 
     Source: Shaul et al. 2024, "Bespoke non-stationary solvers", arXiv 2403.01329.
@@ -64,6 +67,7 @@ class Nonstationary(Integrator):
     times: Tensor
     table: Tensor
     dual: bool = False
+    lambdas: Tensor | None = None
     order = 1
     dense_order = 0
     static = False
@@ -88,7 +92,7 @@ class Nonstationary(Integrator):
 
     def save(self, path: str | Path) -> None:
         """Writes it to a file, whole or not at all."""
-        save_checkpoint(path, {"times": self.times, "table": self.table, "dual": self.dual})
+        save_checkpoint(path, {f.name: getattr(self, f.name) for f in fields(self)})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -96,7 +100,14 @@ class Nonstationary(Integrator):
         return cls(**load_checkpoint(path))
 
     def check(self, dynamics: Dynamics) -> None:
-        check_flow(self, dynamics)
+        flow = check_flow(self, dynamics)
+        if self.lambdas is None:
+            return
+        if not torch.allclose(_lambdas(flow, self.times), self.lambdas, rtol=1e-4, atol=1e-4):
+            raise ValueError(
+                f"the solver was fitted to a flow of another schedule than {flow.denoiser.schedule}"
+                ": fit one to this flow, as the weights know of the schedule"
+            )
 
     def bind(self, stepping: Stepping) -> Integrator:
         if not (isinstance(stepping, Grid) and torch.equal(stepping.grid, self.times)):
@@ -136,13 +147,20 @@ class _End(Step):
         raise TypeError("a fitted solver has no states between its steps: leave out save_at")
 
 
-def check_flow(method: Integrator, dynamics: Dynamics) -> None:
-    """Raises TypeError, with the cure, on all but a probability flow."""
+def _lambdas(flow: Reverse, times: Tensor) -> Tensor:
+    """log(alpha / sigma) at these times, in double precision."""
+    found = [to_float(flow.denoiser.schedule.half_log_snr(t)) for t in times.tolist()]
+    return torch.tensor(found, dtype=torch.float64, device="cpu")
+
+
+def check_flow(method: Integrator, dynamics: Dynamics) -> Reverse:
+    """The flow; a TypeError, with the cure, on all but one."""
     if not isinstance(dynamics, Reverse) or dynamics.noise is not None:
         raise TypeError(
             f"{type(method).__name__} is fitted to a probability flow; got "
             f"{type(dynamics).__name__}: use LinearSDE(schedule).probability_flow(denoiser)"
         )
+    return dynamics
 
 
 @dataclass(frozen=True, eq=False)
@@ -340,7 +358,8 @@ def distill_solver(
         best = min(pupils, key=whole.missed_by)
         whole.teach(best, [best.shares, best.change], iterations - 2 * early)
     found = best.fitted()
-    return Nonstationary(found.times.detach(), found.table.detach(), found.dual)
+    times = found.times.detach()
+    return Nonstationary(times, found.table.detach(), found.dual, _lambdas(dynamics, times))
 
 
 class _Pupil:

@@ -285,6 +285,8 @@ class Adaptive(Stepping):
 
         ``error`` is a scaled norm, ``order`` its exponent in dt; NaN counts as a great error.
         """
+        if isinstance(error, Tensor) and isinstance(dt, Tensor):
+            error = error.to(dt.dtype)
         accept = error <= 1.0
         now = where(error <= 1e10, clamp(error, 1e-10, 1e10), 1e10)
         before, older = memory

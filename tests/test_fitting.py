@@ -27,7 +27,7 @@ from flowsde.integrators import (
     UniPC,
 )
 from flowsde.integrators.exponential import Exponential
-from flowsde.paths import EDM, VP, FlowMatching, karras, quadratic, uniform, uniform_lambda
+from flowsde.paths import EDM, VE, VP, FlowMatching, karras, quadratic, uniform, uniform_lambda
 
 from .systems import Mixture, catalogue, generator
 
@@ -174,6 +174,9 @@ def test_files(tmp_path: Path) -> None:
     assert read.dual
     assert torch.equal(read.times, fitted.times)
     assert torch.equal(read.table, fitted.table)
+    read.solver.solve(flow(schedule), x, t0, t1)
+    with pytest.raises(ValueError, match="another schedule"):
+        read.solver.solve(flow(VE()), x, t0, t1)
     assert [path.name for path in tmp_path.iterdir()] == ["solver.pt"]
     grid.save(tmp_path / "grid.pt")
     assert torch.equal(fs.Grid.load(tmp_path / "grid.pt").grid, grid.grid)

@@ -532,6 +532,15 @@ def test_straightness_is_an_integral() -> None:
     assert torch.allclose(straightness(flow, x1), torch.stack(terms).mean(0), rtol=1e-4)
 
 
+def test_a_condition_for_all_is_one_for_each() -> None:
+    ode = fs.ODE(lambda t, x, c: c * x, batched_time=True)
+    flow, x1 = fs.Flow(fs.Normal(2), ode), torch.randn(5, 2)
+    one, each = torch.full((1, 1), 0.5), torch.full((5, 1), 0.5)
+    assert torch.equal(straightness(flow, x1, one), straightness(flow, x1, each))
+    pairs = [reflow(flow, 5, c, generator=generator()) for c in (one, each)]
+    assert torch.equal(pairs[0][0], pairs[1][0])
+
+
 def test_straight_paths_have_no_bend() -> None:
     flow = fs.Flow(fs.Normal(2), fs.ODE(lambda t, x: torch.full_like(x, 0.4)), TIGHT)
     assert float(straightness(flow, torch.randn(5, 2)).abs().max()) < 1e-12

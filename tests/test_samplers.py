@@ -408,6 +408,8 @@ def test_annealed_langevin_is_ncsns() -> None:
     single = fs.LinearSDE(schedule).annealed_langevin(pull, levels, steps, eps)
     end = run(single, x.float(), EulerMaruyama(), torch.arange(10.0), path=path)
     assert end.dtype is torch.float32
+    with pytest.raises(ValueError, match=r"levels\.flip"):
+        fs.LinearSDE(schedule).annealed_langevin(denoiser, levels.flip(0))
     with pytest.raises(ValueError, match="levels of shape"):
         fs.LinearSDE(schedule).annealed_langevin(denoiser, torch.ones(2, 2))
 

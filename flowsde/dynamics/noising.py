@@ -236,7 +236,7 @@ class AnnealedLangevin(Dynamics):
         eps: the size of a step at the last one.
 
     Raises:
-        ValueError: on levels that are not ``(n,)``, or on steps or eps that are not positive.
+        ValueError: on levels that are not ``(n,)``, or rise, or steps or eps that are not positive.
 
     Source: Song and Ermon 2019, arXiv 1907.05600, algorithm 1.
     """
@@ -249,6 +249,11 @@ class AnnealedLangevin(Dynamics):
             raise ValueError(
                 "annealed Langevin dynamics takes levels of shape (n,), steps >= 1 and eps > 0; "
                 f"got {tuple(levels.shape)}, {steps} and {eps}"
+            )
+        if bool((levels.diff() > 0).any()):
+            raise ValueError(
+                "annealed Langevin dynamics goes from noise to data, down its levels: give "
+                "levels.flip(0)"
             )
         self.denoiser, self.steps, self.eps = denoiser, steps, float(eps)
         self.register_buffer("levels", levels)

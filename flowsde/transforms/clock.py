@@ -40,6 +40,7 @@ class NoiseClock(Dynamics):
     def __init__(self, flow: Reverse) -> None:
         super().__init__()
         self.flow = flow
+        self.follow(flow)
         self.horizon = to_float(self.clock(flow.horizon))
 
     @property
