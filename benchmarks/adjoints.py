@@ -2,10 +2,11 @@
 
 Time: forward and gradient of the squared norm of y(4), by the parameters and y0, at the sizes of
 benchmarks/overhead.py: every adjoint that flowsde exports beside torchdiffeq's ``odeint`` (through
-its operations) and ``odeint_adjoint`` (backwards in time), at tolerances 1e-6. Alternating turns,
-medians; ``gap`` is the relative distance of the gradient from Direct's. An adjoint that does not
-take Dopri5 gets the first integrator of the catalogue that it takes, with 50 fixed steps where it
-takes none that adapts; the reversible form of the wanted one stands before the catalogue.
+its operations) and ``odeint_adjoint`` (backwards in time), at tolerances 1e-6, and backpropagation
+through a Dopri5 loop written out by hand. Alternating turns, medians; ``gap`` is the relative
+distance of the gradient from Direct's. An adjoint that does not take Dopri5 gets the first
+integrator of the catalogue that it takes, with 50 fixed steps where it takes none that adapts; the
+reversible form of the wanted one stands before the catalogue.
 
 Memory: the most bytes of tensors alive at once during forward and gradient, over the number of
 fixed steps of one span (the allocator's own peak on a GPU).
@@ -28,7 +29,7 @@ from flowsde.integrators import RK4, Dopri5
 from flowsde.integrators.base import Engine
 
 from . import reporting
-from .overhead import SIZES, TOLERANCE, Field, dynamics
+from .overhead import SIZES, TOLERANCE, Field, by_hand, dynamics
 from .peers import peers
 from .storages import Storages
 from .timing import alternate, clock, ratio
@@ -231,6 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     solves = {name: solving(*choice) for name, choice in chosen.items()}
     compiled = fs.Compiled()
     solves["flowsde Direct, Compiled"] = solving(fs.Direct(), Dopri5(), steppings[0], compiled)
+    solves["by hand"] = by_hand
     if found:
         solves |= torchdiffeq_solves(method="dopri5", rtol=TOLERANCE, atol=TOLERANCE)
     for name, why in skipped.items():

@@ -73,7 +73,7 @@ def by_hand(f: Callable[[Tensor, Tensor], Tensor], y0: Tensor, end: float = 4.0)
     """The least that an adaptive Dopri5 solve can be in eager mode; its first step is given."""
     method = Dopri5.tableau
     assert method.error is not None
-    t, dt, y, k, size = 0.0, 0.2, y0, f(y0.new_full((), 0.0), y0), y0.abs()
+    t, dt, y, k, size = 0.0, 0.2, y0, f(y0.new_full((), 0.0), y0), y0.detach().abs()
     while t < end:
         last = dt * 1.01 >= end - t
         dt, ks = (end - t if last else dt), [k]
@@ -82,13 +82,14 @@ def by_hand(f: Callable[[Tensor, Tensor], Tensor], y0: Tensor, end: float = 4.0)
             for i, w in rest:
                 y1.add_(ks[i], alpha=w * dt)
             ks.append(f(y0.new_full((), t + c * dt), y1))
-        (first, weight), *rest = method.error
-        error = ks[first].mul(weight * dt)
-        for i, w in rest:
-            error.add_(ks[i], alpha=w * dt)
-        size1 = y1.abs()
-        error.div_(torch.maximum(size, size1).mul_(TOLERANCE).add_(TOLERANCE))
-        norm = float(torch.linalg.vector_norm(error)) * error.numel() ** -0.5
+        with torch.no_grad():
+            (first, weight), *rest = method.error
+            error = ks[first].mul(weight * dt)
+            for i, w in rest:
+                error.add_(ks[i], alpha=w * dt)
+            size1 = y1.abs()
+            error.div_(torch.maximum(size, size1).mul_(TOLERANCE).add_(TOLERANCE))
+            norm = float(torch.linalg.vector_norm(error)) * error.numel() ** -0.5
         factor = min(10.0, max(0.2, 0.9 * max(norm, 1e-10) ** -0.2))
         if norm <= 1.0:
             t, y, k, size = t + dt, y1, ks[-1], size1
