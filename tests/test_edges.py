@@ -867,10 +867,11 @@ def test_a_step_size_with_a_gradient_is_refused() -> None:
         lambda scaled, per_sample: 1.0,
     ],
 )
-def test_a_norm_is_one_number_a_sample(norm: Any, per_sample: bool) -> None:
+@pytest.mark.parametrize("integrator", [Tsit5(), Kvaerno3()], ids=str)
+def test_a_norm_is_one_number_a_sample(norm: Any, per_sample: bool, integrator: Any) -> None:
     stepping = fs.Adaptive(norm=norm, per_sample=per_sample)
     dynamics = fs.ODE(lambda t, y: -y, batched_time=True)
     with pytest.raises(TypeError, match="is a tensor of shape"):
-        fs.solve(dynamics, torch.ones(2, 3), 0.0, 1.0, stepping=stepping)
+        fs.solve(dynamics, torch.ones(2, 3), 0.0, 1.0, stepping=stepping, integrator=integrator)
     with pytest.raises(TypeError, match="norm is a callable"):
         fs.Adaptive(norm=None)  # type: ignore[arg-type]

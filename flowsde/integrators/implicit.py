@@ -319,7 +319,7 @@ class Stages:
     def _size(self, correction: Tensor) -> Tensor:
         """Norm of a correction of the state over what is tolerated, ``(n,)``."""
         stepping = self._method.stepping
-        norm = rms_norm if stepping is None else stepping.norm
+        norm = rms_norm if stepping is None else stepping.length
         scaled = tree_map(torch.div, self._rows.state(correction), self._scale)
         whole = self._rows.count == 1 and not self._own
         return norm(scaled, not whole).reshape(-1)
