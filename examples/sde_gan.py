@@ -52,10 +52,13 @@ class Game:
         solver = fs.Solver(StochasticHeun(), fs.Grid(times))
         self.data, self.seed, self.batch, self.steps = data, seed, batch, steps
         self.generator = models.PathGenerator(times, 1, solver=solver)
+        with torch.no_grad():  # a start with more noise, as a game rarely finds it from less
+            for p in self.generator.sde.parameters():
+                p.mul_(2.0)
         self.critic = models.PathDiscriminator(times, 1)
         self.critic.clip()
         self.players = (
-            torch.optim.Adam(self.generator.parameters(), 3e-3, betas=(0.0, 0.99)),
+            torch.optim.Adam(self.generator.parameters(), 1e-3, betas=(0.0, 0.99)),
             torch.optim.Adam(self.critic.parameters(), 5e-3, betas=(0.0, 0.99)),
         )
         self.rates = [

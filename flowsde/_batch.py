@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._state import leaves, tree_map
 
-__all__ = ["conditions", "rows", "spread"]
+__all__ = ["conditions", "rows", "shared", "spread"]
 
 
 def conditions(args: tuple[Any, ...]) -> tuple[int, ...]:
@@ -49,6 +49,17 @@ def rows(
         ) from None
     flat = x.expand(*batch, *event).reshape(-1, *event)
     return flat, spread(args, len(flat)), batch
+
+
+def shared(args: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+    """Arguments, of which conditions of one row, ``(1, n)``, are repeated to as many rows."""
+
+    def repeat(x: Any) -> Any:
+        if not isinstance(x, Tensor) or x.ndim < 2 or len(x) != 1:
+            return x
+        return x.expand(count, *x.shape[1:])
+
+    return tree_map(repeat, args)
 
 
 def spread(args: tuple[Any, ...], count: int) -> tuple[Any, ...]:

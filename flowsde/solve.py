@@ -415,8 +415,15 @@ def _wide(t: Any) -> Tensor:
     """Times in float64: none is rounded to float32 on the way."""
     if isinstance(t, Tensor):
         return t if t.device.type == "mps" else t.double()
-    if isinstance(t, Sequence) and any(isinstance(x, Tensor) for x in t):
-        return torch.stack([_wide(x) for x in t])  # which keeps their gradients
+    tensors = [x for x in t if isinstance(x, Tensor)] if isinstance(t, Sequence) else []
+    if tensors:  # stacked, they keep their gradients
+        rows = [_wide(x).to(tensors[0].device) for x in t]
+        if all(x.numel() == 1 for x in rows):
+            rows = [x.reshape(()) for x in rows]
+        if len({x.shape for x in rows}) > 1:
+            shapes = [tuple(x.shape) for x in rows]
+            raise ValueError(f"save_at is (n,) or (batch, n); got a list of shapes {shapes}")
+        return torch.stack(rows)
     return torch.tensor(t, dtype=torch.float64)
 
 

@@ -269,6 +269,8 @@ class Adaptive(Stepping):
             TypeError: on a user's own that is something else.
         """
         found = self.norm(scaled, per_sample)
+        if isinstance(found, float) and not per_sample:
+            return torch.tensor(found, dtype=torch.float64)
         shape = leaves(scaled)[0].shape[:1] if per_sample else ()
         if not isinstance(found, Tensor) or found.shape != shape:
             given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__

@@ -859,12 +859,31 @@ def test_a_step_size_with_a_gradient_is_refused() -> None:
         fs.Fixed(dt=torch.tensor(0.1, requires_grad=True))
 
 
+@pytest.mark.parametrize("integrator", [Tsit5(), Kvaerno5()], ids=str)
+def test_one_number_for_all_will_do_where_the_batch_shares_its_steps(integrator: Any) -> None:
+    y0 = torch.ones(3, 2)
+    for norm in (lambda x, per: x.square().mean().sqrt(), lambda x, per: float(x.abs().max())):
+        stepping = fs.Adaptive(1e-8, 1e-8, norm=norm)
+        end = fs.solve(fs.ODE(lambda t, y: -y), y0, 0.0, 1.0, integrator=integrator,
+                       stepping=stepping).y1  # fmt: skip
+        torch.testing.assert_close(end, torch.full((3, 2), math.exp(-1.0)), rtol=1e-6, atol=0.0)
+
+
+def test_lists_of_times_are_times() -> None:
+    dynamics, y0 = fs.ODE(lambda t, y: -y, batched_time=True), torch.ones(2, 2)
+    for times in ([torch.tensor([0.5]), torch.tensor([1.0])], [0.5, torch.tensor([1.0])]):
+        ys = fs.solve(dynamics, y0, 0.0, 1.0, save_at=times).ys
+        assert ys.shape == (2, 2, 2)
+    with pytest.raises(ValueError, match="got a list of shapes"):
+        fs.solve(dynamics, y0, 0.0, 1.0, save_at=[0.5, torch.tensor([0.5, 1.0])])
+
+
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize(
     "norm",
     [
         lambda scaled, per_sample: scaled.abs().amax(-1) if not per_sample else scaled.abs().max(),
-        lambda scaled, per_sample: 1.0,
+        lambda scaled, per_sample: "small",
     ],
 )
 @pytest.mark.parametrize("integrator", [Tsit5(), Kvaerno3()], ids=str)

@@ -19,7 +19,7 @@ from flowsde import _random, bases, interop, models, objectives
 from flowsde.dynamics import Composed, Inverse
 from flowsde.integrators import Dopri8
 from flowsde.models import Dequantize, Logit, Standardize, Whiten
-from flowsde.nn import LipschitzMLP, TimeMLP
+from flowsde.nn import ConcatSquash, LipschitzMLP, TimeMLP
 
 from .systems import DEVICE, generator
 
@@ -797,6 +797,14 @@ def test_a_number_is_a_condition_of_all_samples(kind: str) -> None:
     wanted = flow.log_prob(x, torch.full((4, 1), 0.5))
     for shared in (0.5, torch.tensor(0.5)):
         torch.testing.assert_close(flow.log_prob(x, shared), wanted)
+
+
+def test_conditional_vector_fields_take_any_lead() -> None:
+    net, t = ConcatSquash([2, 8, 2], condition=3), torch.tensor(0.1)
+    x, c = torch.randn(5, 4, 2), torch.randn(5, 4, 3)
+    whole = net(t, x, c)
+    assert torch.allclose(whole[1, 2], net(t, x[1, 2], c[1, 2]))
+    assert torch.allclose(whole[1], torch.func.vmap(lambda a, b: net(t, a, b))(x[1], c[1]))
 
 
 @pytest.mark.parametrize("kind", CONDITIONAL)

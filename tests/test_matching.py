@@ -539,6 +539,11 @@ def test_a_condition_for_all_is_one_for_each() -> None:
     assert torch.equal(straightness(flow, x1, one), straightness(flow, x1, each))
     pairs = [reflow(flow, 5, c, generator=generator()) for c in (one, each)]
     assert torch.equal(pairs[0][0], pairs[1][0])
+    ode = fs.ODE(lambda t, x, w: -x * w.sum(), batched_time=True)
+    rates = torch.tensor([0.2, 0.3])  # of the dynamics, not of its samples
+    found = straightness(fs.Flow(fs.Normal(2), ode), torch.ones(4, 2), rates)
+    whole = straightness(fs.Flow(fs.Normal(2), ode), torch.ones(4, 2), torch.tensor([0.5]))
+    torch.testing.assert_close(found, whole)
 
 
 def test_straight_paths_have_no_bend() -> None:

@@ -279,7 +279,7 @@ class UniPC(Polynomial):
 
 def _corrected(found: Tensor, y: Tensor, predicted: Tensor) -> Tensor:
     """The state found, with what was done to the predicted one since."""
-    return found + (y - predicted)
+    return found if y is predicted else found + (y - predicted)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from .._state import (
 )
 from ..dynamics.base import Dynamics
 from ..dynamics.field import Field
-from ..stepping import Adaptive, Stepping, rms_norm
+from ..stepping import Adaptive, Norm, Stepping, rms_norm
 from .base import Carry, Integrator, Step
 from .linear import Dense, Linearization, LinearSolver, Rows, Solve, unrecorded
 from .runge_kutta import Row, demand, hermite, polynomial, sparse
@@ -319,10 +319,12 @@ class Stages:
     def _size(self, correction: Tensor) -> Tensor:
         """Norm of a correction of the state over what is tolerated, ``(n,)``."""
         stepping = self._method.stepping
-        norm = rms_norm if stepping is None else stepping.length
+        norm: Norm = rms_norm
+        if stepping is not None:  # where the batch shares its steps, one number for all will do
+            norm = stepping.length if stepping.per_sample else stepping.norm
         scaled = tree_map(torch.div, self._rows.state(correction), self._scale)
         whole = self._rows.count == 1 and not self._own
-        return norm(scaled, not whole).reshape(-1)
+        return torch.as_tensor(norm(scaled, not whole), device=correction.device).reshape(-1)
 
     def solve(self, t: Scalar, start: State, guess: State) -> State:
         """The k of one stage, from a guess."""

@@ -71,7 +71,7 @@ class Coupling(Map):
         self.sides.to(torch.get_default_device())
 
     def _params(self, a: Tensor, args: tuple[Any, ...]) -> Tensor:
-        out = self.net(joined(a, args, self.condition)).to(a.dtype)  # under autocast it is not
+        out = self.net(joined(a, args, self.condition, 1)).to(a.dtype)  # under autocast it is not
         return torch.unflatten(out, 1, (self.law.count, self.sides.moved))
 
     def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _random
-from .._batch import spread
+from .._batch import shared
 from .._scalar import Scalar, expand
 from .._state import by_row, check_like
 from ..dynamics.base import Dynamics, Noise
@@ -93,14 +93,14 @@ def reflow(flow: Flow, count: int, *args: Any, generator: torch.Generator) -> tu
     Args:
         flow: with an ODE that was trained by flow matching.
         count: of pairs.
-        args: conditions, a row a pair or one for all.
+        args: further inputs of the dynamics: conditions with a row a pair, or ``(1, n)`` for all.
         generator: from which one seed is drawn.
 
     Source: Liu et al. 2023, arXiv 2209.03003.
     """
     x1 = flow.base.sample(count, _random.draw_seed(generator))
     dynamics = flow.dynamics
-    args = spread(args, count)
+    args = shared(args, count)
     return flow.solver.solve(dynamics, x1, dynamics.horizon, flow.t0, args=args).y1, x1
 
 
@@ -118,11 +118,11 @@ def straightness(flow: Flow, x1: Tensor, *args: Any) -> Tensor:
     Args:
         flow: with an ODE.
         x1: noise, ``(batch, *event_shape)``, such as ``flow.base.sample(1000, seed)``.
-        args: conditions, a row a path or one for all.
+        args: further inputs of the dynamics: conditions with a row a path, or ``(1, n)`` for all.
 
     Source: Liu et al. 2023, arXiv 2209.03003.
     """
-    dynamics, args = flow.dynamics, spread(args, len(x1))
+    dynamics, args = flow.dynamics, shared(args, len(x1))
 
     def field(t: Tensor, y: tuple[Tensor, Tensor], *args: Any) -> tuple[Tensor, Tensor]:
         velocity = dynamics(t, y[0], *args)

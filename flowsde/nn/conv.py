@@ -36,7 +36,7 @@ class ConvConcatSquash(nn.Module):
         self.gates = TimeGates(channels[1:])
 
     def forward(self, t: Tensor, x: Tensor, *args: Any) -> Tensor:
-        x = joined(x, args, self.condition)
+        x = joined(x, args, self.condition, 1)
         for i, (layer, (scale, shift)) in enumerate(zip(self.layers, self.gates(t), strict=True)):
             h = softplus(x) if i else x
             x = layer(h) * scale[..., None, None] + shift[..., None, None]
