@@ -52,14 +52,15 @@ class Game:
         solver = fs.Solver(StochasticHeun(), fs.Grid(times))
         self.data, self.seed, self.batch, self.steps = data, seed, batch, steps
         self.generator = models.PathGenerator(times, 1, solver=solver)
-        with torch.no_grad():  # a start with more noise, as a game rarely finds it from less
+        with torch.no_grad():  # a start with about the data's noise: a game hardly finds it
             for p in self.generator.sde.parameters():
-                p.mul_(2.0)
+                p.mul_(3.0)
+            self.generator.readout.weight.mul_(2.0)
         self.critic = models.PathDiscriminator(times, 1)
         self.critic.clip()
         self.players = (
             torch.optim.Adam(self.generator.parameters(), 1e-3, betas=(0.0, 0.99)),
-            torch.optim.Adam(self.critic.parameters(), 5e-3, betas=(0.0, 0.99)),
+            torch.optim.Adam(self.critic.parameters(), 1e-2, betas=(0.0, 0.99)),
         )
         self.rates = [
             torch.optim.lr_scheduler.PolynomialLR(player, total_iters=steps)
@@ -68,22 +69,26 @@ class Game:
         self.average = training.EMA(self.generator, 0.97)
 
     def step(self, n: int) -> float:
-        """One step of both; the critic's estimate of the distance."""
-        draws = torch.Generator().manual_seed(self.seed * 1_000_003 + n)
-        rows = torch.randint(len(self.data), (self.batch,), generator=draws)
-        drawn = self.generator(self.batch, generator=draws)
-        scores = self.critic(torch.cat((drawn, self.data[rows]))).chunk(2)
-        gap = scores[0].mean() - scores[1].mean()
-        for player in self.players:
-            player.zero_grad()
-        gap.backward()
-        for p in self.critic.parameters():
-            p.grad = -p.grad  # the critic climbs what the generator descends
-        for player in self.players:
-            player.step()
+        """Two steps of the critic, the second with one of the generator; the critic's estimate of
+        the distance.
+        """
+        for i in range(2):
+            draws = torch.Generator().manual_seed(self.seed * 1_000_003 + 2 * n + i)
+            rows = torch.randint(len(self.data), (self.batch,), generator=draws)
+            with torch.set_grad_enabled(i == 1):
+                drawn = self.generator(self.batch, generator=draws)
+            scores = self.critic(torch.cat((drawn, self.data[rows]))).chunk(2)
+            gap = scores[0].mean() - scores[1].mean()
+            for player in self.players:
+                player.zero_grad()
+            gap.backward()
+            for p in self.critic.parameters():
+                p.grad = -p.grad  # the critic climbs what the generator descends
+            for player in self.players[1 - i :]:
+                player.step()
+            self.critic.clip()
         for rate in self.rates:
             rate.step()
-        self.critic.clip()
         self.average.update(self.generator)
         return float(gap.detach())
 
