@@ -14,8 +14,8 @@ from ._scalar import Scalar, expand, forwarding, forwards
 
 __all__ = [
     "State", "batch_size", "builder", "by_row", "check_like", "combine", "contract", "describe",
-    "detach", "dual", "finite", "leaves", "mapped", "put_rows", "rows_of", "stack", "transformed",
-    "tree_map", "unflatten", "unstack", "weigh", "where",
+    "detach", "dual", "finite", "fits", "leaves", "mapped", "put_rows", "rows_of", "stack",
+    "transformed", "tree_map", "unflatten", "unstack", "weigh", "where",
 ]  # fmt: skip
 
 State = Any
@@ -170,6 +170,12 @@ def dual(y: State) -> bool:
     if not forwarding():  # at once, within every step
         return False
     return any(isinstance(leaf, Tensor) and forwards(leaf) for leaf in leaves(y))
+
+
+def fits(shape: torch.Size, whole: torch.Size) -> bool:
+    """Whether the one broadcasts to the other."""
+    inner = whole[len(whole) - len(shape) :]
+    return len(shape) <= len(whole) and all(a in (1, b) for a, b in zip(shape, inner, strict=True))
 
 
 def describe(y: State) -> str:

@@ -16,7 +16,7 @@ from ._loop import Loop, Report
 from ._plan import AdaptivePlan, GivenPlan, Plan
 from ._save import SaveEnd, Saver, SaveRows, SaveSteps, SaveTimes
 from ._scalar import Scalar, moving, to_float
-from ._state import State, batch_size, describe, finite, leaves, mapped, transformed
+from ._state import State, batch_size, describe, finite, fits, leaves, mapped, transformed
 from .adjoint import Adjoint, Checkpointed, Direct
 from .dynamics.base import Dynamics
 from .dynamics.discrete import Chain
@@ -255,7 +255,7 @@ def _check_errors(integrator: Integrator, stepping: Stepping, y0: State) -> None
         return
     for name, value in (("rtol", stepping.rtol), ("atol", stepping.atol)):
         for leaf in leaves(y0):
-            if isinstance(value, Tensor) and not _fits(value.shape, leaf.shape):
+            if isinstance(value, Tensor) and not fits(value.shape, leaf.shape):
                 raise ValueError(
                     f"{name} of shape {tuple(value.shape)} does not broadcast to a state of "
                     f"{describe(y0)}: give a number, (d,) for components or (batch, 1) for samples"
@@ -265,12 +265,6 @@ def _check_errors(integrator: Integrator, stepping: Stepping, y0: State) -> None
             f"half precision rounds away the errors that steps are chosen by; got {describe(y0)}. "
             "Give y0.float() (a network may still autocast), or Fixed(...) or Grid(...)"
         )
-
-
-def _fits(shape: torch.Size, whole: torch.Size) -> bool:
-    """Whether the one broadcasts to the other."""
-    inner = whole[len(whole) - len(shape) :]
-    return len(shape) <= len(whole) and all(a in (1, b) for a, b in zip(shape, inner, strict=True))
 
 
 def _check_rough(stepping: Adaptive, span: _Span, draws: Draws, dense: bool) -> None:
@@ -468,7 +462,7 @@ def _save_grid(span: _Span, save_at: SaveAt) -> list[Scalar]:
     if span.batch is not None or isinstance(save_at, Steps):
         raise TypeError("an outside engine has one time for all, and save_at as times")
     saves = span.saves
-    if moving(save_at) or (isinstance(save_at, Sequence) and any(map(moving, save_at))):
+    if saves is not None and moving(_wide(save_at)):
         raise TypeError(
             "an outside engine gives no gradient by save_at, only by t0 and t1: detach() the times"
         )

@@ -378,12 +378,17 @@ def test_a_loop_that_goes_back_begins_anew(method: Integrator) -> None:
     assert torch.allclose(pipeline(ours, Toy(), x), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", [DPMSolverPP(start=2), DPMSolverPP(3, start=3), UniPC(3)])
-def test_the_order_is_that_of_most_steps(method: Integrator) -> None:
+@pytest.mark.parametrize(
+    ("method", "order"),
+    [(DPMSolverPP(start=2), 1), (DPMSolverPP(3, start=3), 1), (UniPC(3), 1), (Heun(), 2),
+     (integrators.Bosh3(), 3)],
+    ids=str,
+)  # fmt: skip
+def test_the_order_is_that_of_most_steps(method: Integrator, order: int) -> None:
     """Image to image begins ``strength`` of the way in by it."""
     ours = as_scheduler(method, DDPM, grid=spread)
     ours.set_timesteps(10)
-    assert ours.order == 1
+    assert ours.order == order
 
 
 def test_add_noise_is_theirs() -> None:

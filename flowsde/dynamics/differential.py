@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._scalar import Scalar, magnitude, phi1, sqrt
-from .._state import State, batch_size, check_like, contract, describe, leaves, tree_map
+from .._state import State, batch_size, check_like, contract, describe, fits, leaves, tree_map
 from ..paths.base import Path
 from .base import Dynamics, Noise, SemiLinear, VectorField
 
@@ -134,11 +134,7 @@ def _check_rate(rate: Scalar | None, y0: State) -> None:
         if rate is None or leaf.is_meta:
             continue
         shape = rate.shape if isinstance(rate, Tensor) else torch.Size()
-        fits = not shape or (
-            len(shape) <= leaf.ndim
-            and all(a in (1, b) for a, b in zip(shape[::-1], reversed(leaf.shape), strict=False))
-        )
-        if not fits or torch.result_type(leaf, rate) != leaf.dtype:
+        if not fits(shape, leaf.shape) or torch.result_type(leaf, rate) != leaf.dtype:
             kind = rate.dtype if isinstance(rate, Tensor) else type(rate).__name__
             raise TypeError(
                 f"linear, {tuple(shape)} of {kind}, multiplies a state of {describe(y0)}: give it "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -301,15 +300,15 @@ class _Scheduler:
     def _rehearse(self, device: Any) -> None:
         """Learns at what times the network will be asked, and which of them begin a step."""
         shown: list[float] = []
-        begins: list[int] = []
+        costs = [0] * (len(self._grid) - 1)  # evaluations of each step
         self._starts = []
         run = self._begin(torch.zeros(1, 1, 1, 1, dtype=torch.float64), 0, self._grid)
         while run.asked is not None:
             step, x = run.step, run.asked[1]
             if run.starting:
                 self._starts.append((step, run.place))
-                begins.append(len(shown))
             shown.append(step)
+            costs[run.place] += 1
             run.tell(torch.zeros_like(x), x, x.dtype)
         if not self._starts or self._starts[0][0] != shown[0]:
             raise TypeError(
@@ -319,7 +318,6 @@ class _Scheduler:
         steps = torch.tensor(shown, dtype=torch.float64)
         whole = bool((steps == steps.round()).all())
         self.timesteps = steps.to(device, torch.int64 if whole else torch.float32)
-        costs = [b - a for a, b in itertools.pairwise([*begins, len(shown)])]
         self.order = statistics.median_low(costs)  # of most steps: the first or last may differ
         self._run = None
 

@@ -234,9 +234,7 @@ class Queries(Source):
     def _by_row(self, start: Tensor, end: Tensor) -> tuple[Tensor, Scalar]:
         """The same."""
         values, nodes = self._weights_of_rows(_upwards(start, end))
-        numbers = _random.normal(
-            self._key, nodes.flatten(0, 1), self._normals.size, self._normals.dtype
-        )
+        numbers = self._normal(nodes.flatten(0, 1))
         terms = self._weighed(values.flatten(1, 2), numbers)
         return _by_halves(terms), _sign(start, end).to(numbers)
 
@@ -256,8 +254,11 @@ class Queries(Source):
 
     def _drawn(self, nodes: Tensor) -> Tensor:
         """``(rows, nodes, size)`` normals of these, ``(nodes, rows)``."""
-        numbers = _random.normal(self._key, nodes, self._normals.size, self._normals.dtype)
-        return numbers.transpose(0, 1).contiguous()
+        return self._normal(nodes).transpose(0, 1).contiguous()
+
+    def _normal(self, nodes: Tensor) -> Tensor:
+        """``(nodes, rows, size)``."""
+        return _random.normal(self._key, nodes, self._normals.size, self._normals.dtype)
 
     def _place(self, t: Scalar) -> Scalar:
         """The time as a part of the span, 0 to 1."""
@@ -276,7 +277,7 @@ class Queries(Source):
         new = [node for node in dict.fromkeys(nodes) if node not in self._places]
         if new:
             steps = torch.tensor(new, dtype=torch.int64, device=self._key.device)
-            drawn = _random.normal(self._key, steps, self._normals.size, self._normals.dtype)
+            drawn = self._normal(steps)
             held = len(self._held)
             self._held = torch.cat((self._held, drawn)) if held else drawn
             self._places |= {node: held + i for i, node in enumerate(new)}
