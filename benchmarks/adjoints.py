@@ -1,6 +1,6 @@
-"""Time and memory of a gradient, by adjoint: ``python -m benchmarks.adjoints``.
+"""What a gradient costs, by adjoint: ``python -m benchmarks.adjoints [--table times memory]``.
 
-Time: forward and gradient of the squared norm of y(4), by the parameters and y0, at the sizes of
+times: forward and gradient of the squared norm of y(4), by the parameters and y0, at the sizes of
 benchmarks/overhead.py: every adjoint that flowsde exports beside torchdiffeq's ``odeint`` (through
 its operations) and ``odeint_adjoint`` (backwards in time), at tolerances 1e-6, and backpropagation
 through a Dopri5 loop written out by hand. Alternating turns, medians; ``gap`` is the relative
@@ -8,7 +8,7 @@ distance of the gradient from Direct's. An adjoint that does not take Dopri5 get
 integrator of the catalogue that it takes, with 50 fixed steps where it takes none that adapts; the
 reversible form of the wanted one stands before the catalogue.
 
-Memory: the most bytes of tensors alive at once during forward and gradient, over the number of
+memory: the most bytes of tensors alive at once during forward and gradient, over the number of
 fixed steps of one span (the allocator's own peak on a GPU).
 """
 
@@ -204,58 +204,77 @@ def memory(options: Any, with_peer: bool) -> dict[str, dict[str, int]]:
     return found
 
 
-def draw(options: Any, by_size: dict[str, Any], by_steps: dict[str, dict[str, int]]) -> None:
-    figure, axes = reporting.figure(1, 2)
-    for name in next(iter(by_size.values())):
-        seconds = [row[name]["seconds"] for row in by_size.values()]
-        style = "-" if name.startswith("flowsde") else "--"
-        axes[0, 0].semilogy(list(by_size), seconds, style, marker="o", markersize=3, label=name)
-    for name, curve in by_steps.items():
-        style = "-" if name.startswith("flowsde") else "--"
-        mebibytes = [b / 2**20 for b in curve.values()]
-        steps = [int(n) for n in curve]
-        axes[0, 1].loglog(steps, mebibytes, style, marker="o", markersize=3, label=name)
-    axes[0, 0].set(xlabel="batch, dimension, width", ylabel="seconds, forward and gradient")
-    axes[0, 1].set(xlabel="fixed steps", ylabel="peak MiB of live tensors")
-    for axis in axes.flat:
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
-    reporting.save("adjoints", options, figure)
+def draw(
+    name: str, options: Any, curves: dict[str, tuple[list[Any], list[float]]], **labels: str
+) -> None:
+    """The (x, y) of each adjoint."""
+    figure, axes = reporting.figure(1, 1)
+    axis = axes[0, 0]
+    for label, (x, y) in curves.items():
+        style = "-" if label.startswith("flowsde") else "--"
+        axis.plot(x, y, style, marker="o", markersize=3, label=label)
+    axis.set(yscale="log", **labels)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7)
+    reporting.save(name, options, figure)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    options = reporting.options(reporting.parser(__doc__, dtype="float32"), arguments)
-    asked = ["torchdiffeq"] if options.peers is None else options.peers
-    found, versions = peers([name for name in asked if name == "torchdiffeq"])
+def table_times(options: Any, with_peer: bool) -> dict[str, Any]:
     steppings = [fs.Adaptive(TOLERANCE, TOLERANCE), fs.Fixed(steps=50)]
     chosen, skipped = choices(Dopri5(), steppings)
     solves = {name: solving(*choice) for name, choice in chosen.items()}
     compiled = fs.Compiled()
     solves["flowsde Direct, Compiled"] = solving(fs.Direct(), Dopri5(), steppings[0], compiled)
     solves["by hand"] = by_hand
-    if found:
+    if with_peer:
         solves |= torchdiffeq_solves(method="dopri5", rtol=TOLERANCE, atol=TOLERANCE)
     for name, why in skipped.items():
         print(f"{name} left out: {why}")
-
-    by_size = times(options, solves)
-    over = [f"over torchdiffeq {name}" for name in ("odeint", "odeint_adjoint") if found]
+    found = times(options, solves)
+    over = [f"over torchdiffeq {name}" for name in ("odeint", "odeint_adjoint") if with_peer]
     print("Forward and gradient, milliseconds, over torchdiffeq's; gap to Direct's gradient\n")
     rows = (
         [size, name, 1e3 * row["seconds"], *(row[key] for key in over), row["gap"]]
-        for size, of in by_size.items()
+        for size, of in found.items()
         for name, row in of.items()
     )
     reporting.table(["batch, dimension, width", "adjoint", "ms", *over, "gap"], rows)
+    curves = {
+        name: (list(found), [row[name]["seconds"] for row in found.values()]) for name in solves
+    }
+    labels = {"xlabel": "batch, dimension, width", "ylabel": "seconds, forward and gradient"}
+    draw("adjoints-times", options, curves, **labels)
+    return {"skipped": skipped, "times": found}
 
-    by_steps = memory(options, bool(found))
+
+def table_memory(options: Any, with_peer: bool) -> dict[str, Any]:
+    found = memory(options, with_peer)
     print("Peak KiB of live tensors, by fixed steps\n")
-    head = ["adjoint", *next(iter(by_steps.values()))]
-    kibibytes = ([name, *(b / 2**10 for b in row.values())] for name, row in by_steps.items())
-    reporting.table(head, kibibytes)
-    record = {"peers": versions, "skipped": skipped, "times": by_size, "peak bytes": by_steps}
-    reporting.write("adjoints", options, record)
-    draw(options, by_size, by_steps)
+    head = ["adjoint", *next(iter(found.values()))]
+    reporting.table(
+        head, ([name, *(b / 2**10 for b in row.values())] for name, row in found.items())
+    )
+    curves = {
+        name: ([int(n) for n in row], [b / 2**20 for b in row.values()])
+        for name, row in found.items()
+    }
+    labels = {"xlabel": "fixed steps", "ylabel": "peak MiB of live tensors", "xscale": "log"}
+    draw("adjoints-memory", options, curves, **labels)
+    return {"peak bytes": found}
+
+
+TABLES = {"times": table_times, "memory": table_memory}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = reporting.parser(__doc__, dtype="float32")
+    parser.add_argument("--table", nargs="+", choices=TABLES, default=list(TABLES))
+    options = reporting.options(parser, arguments)
+    asked = ["torchdiffeq"] if options.peers is None else options.peers
+    found, versions = peers([name for name in asked if name == "torchdiffeq"])
+    for name in options.table:
+        record = TABLES[name](options, bool(found))
+        reporting.write(f"adjoints-{name}", options, {"peers": versions, **record})
 
 
 if __name__ == "__main__":

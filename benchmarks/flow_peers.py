@@ -78,10 +78,20 @@ class Net(nn.Sequential):
 
 
 def networks_alone(dim: int, spline: bool) -> Density:
-    """What no stack of such couplings can do without: its networks, next to each other."""
-    outputs = (3 * BINS - 1 if spline else 2) * (dim // 2)
-    nets = nn.ModuleList(Net(dim // 2, outputs) for _ in range(LAYERS))
-    return Density(nets, lambda x: sum(net(x[:, : dim // 2]).sum(1) for net in nets))
+    """What no stack of such couplings can do without: its networks, one after the other, so that
+    all but the first have gradients for what they see.
+    """
+    half = dim // 2
+    nets = nn.ModuleList(
+        Net(half, (3 * BINS - 1 if spline else 2) * half) for _ in range(LAYERS)
+    )  # fmt: skip
+
+    def through(x: Tensor) -> Tensor:
+        for net in nets:
+            x = net(x[:, :half])
+        return x.sum(1)
+
+    return Density(nets, through)
 
 
 class Library(ABC):
