@@ -205,6 +205,60 @@ def test_float32_and_its_ends_are_safe(bridge: float) -> None:
     assert bool(torch.isfinite(loss))
 
 
+def field_of(data: Tensor, interpolant: Interpolant) -> fs.ODE:
+    """E[dx_t/dt | x_t] where x0 is each of these rows as likely as any other, row by row."""
+
+    def velocity(t: Tensor, x: Tensor) -> Tensor:
+        logs, rates = [], []
+        s = t.reshape(t.shape + (1,) * (x.ndim - 1))
+        alpha, sigma = interpolant.schedule(s)
+        for row in data:
+            x1 = (x - alpha * row) / sigma
+            logs.append(-0.5 * x1.square().reshape(len(x), -1).sum(1))
+            rates.append(interpolant.velocity(t, row.expand_as(x), x1))
+        weights = torch.stack(logs).softmax(0)
+        return (weights.reshape(*weights.shape, *(1,) * (x.ndim - 1)) * torch.stack(rates)).sum(0)
+
+    return fs.ODE(velocity, batched_time=True)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 2, 1)], ids=str)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_stable_targets_are_those_of_the_whole_batch(schedule: Any, shape: Any) -> None:
+    """The batch's own field has no loss, where a row's own targets scatter about it."""
+    data = 100.0 + 0.3 * torch.randn(12, *shape, generator=generator(5))
+    interpolant = Interpolant(schedule)
+    times = UniformTime(0.02 * schedule.horizon, 0.98 * schedule.horizon)
+    ode = field_of(data, interpolant)
+    stable = FlowMatching(ode, interpolant, times=times, points=7)(data, generator=generator())
+    own = FlowMatching(ode, interpolant, times=times)(data, generator=generator())
+    assert float(stable) < 1e-16 * float(own)
+
+
+def test_stable_targets_are_safe_close_to_the_data() -> None:
+    """In float32, where noise is as small as it gets: a row's target is its own there."""
+    data = torch.randn(64, 2, generator=generator(2)).float()
+    times = UniformTime(1e-5, 1e-4)
+    one = FlowMatching(fs.ODE(lambda t, x: 0.0 * x, batched_time=True), times=times, points=64)
+    loss = float(one(data, generator=generator()))  # the mean of |x1 - x0|^2
+    assert loss == pytest.approx(1.0 + float(data.square().mean()), rel=0.5)
+
+
+def test_a_batch_of_stable_targets_says_what_it_needs() -> None:
+    for more in ({"source": fs.Normal(2)}, {"paired": True}, {"coupling": Sinkhorn(1.0)}):
+        with pytest.raises(ValueError, match="or points"):
+            FlowMatching(recorder(), points=4, **more)
+    with pytest.raises(ValueError, match="or points"):
+        FlowMatching(recorder(), Interpolant(bridge=1.0), points=4)
+    with pytest.raises(ValueError, match="got 0"):
+        FlowMatching(recorder(), points=0)
+    made = FlowMatching(recorder(), points=4)
+    with pytest.raises(TypeError, match="leave out points"):
+        made(torch.randn(8, 2), torch.randn(8, 1), generator=generator())
+    with pytest.raises(ValueError, match="one of 3"):
+        made(torch.randn(3, 2), generator=generator())
+
+
 class Recorder(nn.Module):
     """A field that keeps what it was given."""
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _random
+from .._scalar import Scalar, expand
 from .._state import check_like
 from ..bases import Base
 from ..dynamics.base import Dynamics
@@ -31,6 +32,7 @@ class FlowMatching(nn.Module):
 
         FlowMatching(ode)                                                         flow matching
         FlowMatching(ode, coupling=OptimalTransport())                            minibatch OT
+        FlowMatching(ode, points=n)                                               stable targets
         FlowMatching(ode, Interpolant(bridge=s), coupling=Sinkhorn(2 * s**2), denoiser=d)
                                                                    Schroedinger bridge matching
         FlowMatching(ode, paired=True), called with the pairs of ``reflow``       rectified flow
@@ -45,13 +47,22 @@ class FlowMatching(nn.Module):
         denoiser: trained beside the dynamics where there is a bridge: d(t, x, *args), E[z | x_t],
             by E |d - z|^2. See ``models.StochasticInterpolant``.
         paired: whether batches bring their own x1, ``objective(x0, x1, *args, generator=)``.
+        points: of how many of a batch's rows paths are drawn. The target there is dx_t/dt's mean
+            given x_t, over the whole batch as if it were all of the data: a little off, by less the
+            larger the batch, and of far less variance than one row's own where rows lie close to
+            each other, as in few dimensions. From standard normal noise, without conditions. None
+            for all rows, each with its own target.
 
     Raises:
-        TypeError: on dynamics that take no batched time, or a bare schedule.
-        ValueError: on a denoiser without a bridge, or a source beside pairs.
+        TypeError: on dynamics that take no batched time, or a bare schedule; from a call, on
+            conditions beside ``points``.
+        ValueError: on a denoiser without a bridge, a source beside pairs, ``points`` beside
+            anything that makes x1 other than independent and normal; from a call, on a batch of
+            fewer rows than ``points``.
 
     Source: Lipman et al. 2023, arXiv 2210.02747; Liu et al. 2023, arXiv 2209.03003; Albergo, Boffi
-    and Vanden-Eijnden 2023, arXiv 2303.08797; Tong et al. 2023, arXiv 2302.00482 and 2307.03672.
+    and Vanden-Eijnden 2023, arXiv 2303.08797; Tong et al. 2023, arXiv 2302.00482 and 2307.03672;
+    stable targets, Xu, Tong and Jaakkola 2023, arXiv 2302.00670.
     """
 
     samples: Tensor | None
@@ -66,6 +77,7 @@ class FlowMatching(nn.Module):
         times: TimeLaw | None = None,
         denoiser: Callable[..., Tensor] | None = None,
         paired: bool = False,
+        points: int | None = None,
     ) -> None:
         super().__init__()
         if not dynamics.batched_time:
@@ -78,6 +90,15 @@ class FlowMatching(nn.Module):
             raise ValueError("without a bridge there is no z to tell: Interpolant(bridge=s)")
         if paired and source is not None:
             raise ValueError("pairs bring their x1: leave out source, or paired=True")
+        if points is not None:
+            if points < 1:
+                raise ValueError(f"points are >= 1 of a batch's rows; got {points}")
+            if paired or source is not None or coupling is not None or interpolant.bridge:
+                raise ValueError(
+                    "the mean target of a batch is known for independent normal noise: leave out "
+                    "source, coupling, bridge and paired, or points"
+                )
+        self.points = points
         self.coupling, self.denoiser, self.paired = coupling or Independent(), denoiser, paired
         horizon = interpolant.horizon
         self.times = times or UniformTime(_MARGIN * horizon, (1.0 - _MARGIN) * horizon)
@@ -86,6 +107,8 @@ class FlowMatching(nn.Module):
         self.register_buffer("samples", samples, persistent=False)
 
     def forward(self, x0: Tensor, *args: Any, generator: torch.Generator) -> Tensor:
+        if self.points is not None:
+            return self._typical(x0, self.points, args, generator)
         if self.paired:
             x1, *rest = args
             args = tuple(rest)
@@ -98,6 +121,22 @@ class FlowMatching(nn.Module):
             return self._loss(t, x0, x1, None, args)
         z = _normal(x0, generator)
         return 0.5 * (self._loss(t, x0, x1, z, args) + self._loss(t, x0, x1, -z, args))
+
+    def _typical(
+        self, data: Tensor, points: int, args: tuple[Any, ...], generator: torch.Generator
+    ) -> Tensor:
+        """The loss on paths from the first rows, whose ends are moved, x_t held, to their means."""
+        if args:
+            raise TypeError("rows of other conditions have other targets: leave out points")
+        if len(data) < points:
+            raise ValueError(f"{points} points are rows of a batch; got one of {len(data)}")
+        x0 = data[:points]
+        x1, t = _normal(x0, generator), self.times.sample(points, x0, generator)
+        alpha, sigma = (expand(s, x1) for s in self.interpolant.schedule(t))
+        with torch.no_grad():
+            mean = _posterior_mean(alpha, sigma, alpha * x0 + sigma * x1, data)
+            x1 = x1 + alpha / sigma * (x0 - mean)
+        return self._loss(t, mean, x1, None, args)
 
     def _draw(self, x0: Tensor, generator: torch.Generator) -> Tensor:
         """As many x1 as there are x0."""
@@ -123,3 +162,16 @@ class FlowMatching(nn.Module):
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+
+
+def _posterior_mean(alpha: Scalar, sigma: Scalar, x: Tensor, data: Tensor) -> Tensor:
+    """E[x0 | alpha x0 + sigma x1 = x], where x0 is each of the data as likely as any other."""
+    rows, point = data.reshape(len(data), -1), x.reshape(len(x), -1)
+    centre = rows.mean(0)  # about it, few digits of the squares are lost
+    near = (rows - centre).to(_random.widest(x.device))
+    a, s = (torch.as_tensor(w).to(near).reshape(-1, 1).expand(len(x), 1) for w in (alpha, sigma))
+    left = torch.cat((a * (point - a * centre), -0.5 * a.square()), 1) / s.square()
+    logits = left @ torch.cat((near, near.square().sum(1, keepdim=True)), 1).mT
+    logits = logits - logits.amax(1, keepdim=True)
+    weights = logits.to(torch.promote_types(rows.dtype, torch.float32)).softmax(1)
+    return (weights.to(rows.dtype) @ rows).view_as(x)
