@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._once import once
 from ._scalar import Scalar
-from ._state import State, detach, leaves, tree_map, unflatten
+from ._state import State, detach, dual, leaves, tree_map, unflatten
 from .dynamics.field import Field
 from .solution import Solution
 
@@ -91,8 +91,13 @@ def graft(
     """The solution with y1 and ys differentiable by y0, args, parameters and times.
 
     ``pullback`` takes the cotangents of y1 and of ys and returns those of the leaves of y0, then
-    of args, of parameters and of times. Its own derivative is refused.
+    of args, of parameters and of times. Its own derivative is refused, and so are tangents.
     """
+    if dual((solution.y1, solution.ys)):
+        raise TypeError(
+            "Reversible and Backsolve have no forward mode beside their gradients: use "
+            "adjoint=Direct() or Checkpointed()"
+        )
     ends, saved = leaves(solution.y1), [] if solution.ys is None else leaves(solution.ys)
 
     def flat(cotangents: Sequence[Tensor]) -> list[Tensor | None]:

@@ -88,7 +88,7 @@ def outright(
     carry, span, sign = method.init(field, start, y), (end - start).abs(), torch.sign(end - start)
     outset = Outset(field, stepping, method.exponent(field.dynamics), start, y, sign, span)
     size: Any = outset.smooth(method.slope(carry)) if first is None else first
-    size = torch.minimum(size, span).clamp(max=stepping.dt_max)
+    size = stepping.first(size, start, span)
     one, none = torch.ones_like(start), torch.zeros_like(start)
     on = (span > 0).to(start.dtype)
     marks = torch.stack([start, size, one, one, none, none, on])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ._increment import Source
 from ._outset import Outset
-from ._scalar import Scalar, expand, minimum, moving, to_float
+from ._scalar import Scalar, expand, moving, to_float
 from ._scalar import where as choose
 from ._state import State, finite, leaves, mapped, put_rows, rows_of, tree_map
 from .dynamics.field import Field
@@ -108,6 +108,7 @@ class GivenPlan(Plan):
         self._times, self._n, self._batch = times, 0, batch
         self._over: Tensor | None = None  # rows that an event has ended, and where they stand
         self._stay: Any = None
+        self._taken: Any = 0  # the steps that each of them took
         self._cut = False  # whether an event has added a time
 
     @property
@@ -154,6 +155,7 @@ class GivenPlan(Plan):
             return
         before = torch.zeros_like(over) if self._over is None else self._over
         self._stay = torch.where(before, t if self._stay is None else self._stay, t)
+        self._taken = torch.where(over & ~before, self._n, self._taken)
         self._over = before | over
         if bool(self._over.all()):
             self.status = Status.EVENT
@@ -169,6 +171,7 @@ class GivenPlan(Plan):
         count: Any = self._n
         if self._batch is not None:
             count = torch.full((self._batch,), self._n, device=leaves(y)[0].device)
+            count = count if self._over is None else torch.where(self._over, self._taken, count)
         stats.accepted, stats.rejected = count, 0 * count
         ended = self.status is Status.EVENT
         if ended or self.status is Status.RUNNING:
@@ -177,7 +180,7 @@ class GivenPlan(Plan):
         if self._batch is not None and not isinstance(self.status, Tensor):
             self.status = torch.full_like(count, int(self.status))
         if self._over is not None:
-            well = self._over & (self.status == Status.SUCCESS)
+            well = self._over & (self.status != Status.NON_FINITE)
             self.status = torch.where(well, int(Status.EVENT), self.status)
         elif ended and self.status is Status.SUCCESS:
             self.status = Status.EVENT
@@ -331,8 +334,9 @@ class AdaptivePlan(Plan):
 
     @property
     def progress(self) -> float:
-        start, end = (_mean(t) for t in (_detach(self._start), self._host[1]))
-        return (_mean(self._now) - start) / (end - start) if end != start else 1.0
+        start, end = _detach(self._start), self._host[1]
+        whole = _mean(abs(end - start))
+        return _mean(abs(self._now - start)) / whole if whole else 1.0
 
     def meet(self, field: Field) -> None:
         """Sees the field."""
@@ -353,7 +357,7 @@ class AdaptivePlan(Plan):
                     first = outset.rough(signs)  # of one size: none is small by chance
                     first = coarse(first, self._dtype)
         self._rough = noise is not None
-        self._dt = minimum(minimum(first + 0.0 * span, span), stepping.dt_max + 0.0 * span)
+        self._dt = stepping.first(first + 0.0 * span, self._now, span)
 
     def interval(self) -> tuple[Scalar, Scalar]:
         self._lands = self._stepping.longest(self._dt) >= abs(self._aim - self._now)
@@ -634,7 +638,7 @@ def _worst(error: State, row: int | None) -> str:
     bad = [~torch.isfinite(size) for size in sizes]
     if any(bool(mask.any()) for mask in bad):
         return _where(bad)
-    peak = max(float(size.max()) for size in sizes if size.numel())
+    peak = max((float(size.max()) for size in sizes if size.numel()), default=math.nan)
     return _where([size == peak for size in sizes])
 
 

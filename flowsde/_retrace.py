@@ -74,11 +74,27 @@ class Way:
             y, carry = self._unstep(mark, y, carry)
             a, b = self._through(mark, y, carry, a, b, rows, last)
             last = mark.saved
+        if marks:
+            self._check_met(y)
         for i in range(last):
             a = tree_map(torch.add, a, _row(rows, i))
         if marks:
             a = self._start(a, b)
         return [*leaves(a), *self._totals]
+
+    def _check_met(self, y: State) -> None:
+        """Raises RuntimeError where the steps back have not come to where the solve started."""
+        ends = leaves(self.inputs.y0), leaves(self.solution.y1)
+        for found, first, last in zip(leaves(y), *ends, strict=True):
+            size = torch.maximum(first.detach().abs(), last.detach().abs())
+            gap = (found - first.detach()).abs()
+            if gap.numel() and not bool(gap.max() <= 1e-3 * size.max()):
+                raise RuntimeError(
+                    f"Reversible came back {float(gap.max()):.2g} away from y0: does the field "
+                    "repeat itself, without dropout or other draws of its own? If so, rounding "
+                    "grew on the way back: use adjoint=Checkpointed(), float64, fewer steps, or a "
+                    "coupling nearer to 1"
+                )
 
     def _unstep(self, mark: _Mark, y1: State, carry: Carry) -> tuple[State, Carry]:
         loop, integrator = self.loop, self.loop.integrator

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._plan import Accept
-from ._scalar import Scalar, moving, to_float
+from ._scalar import Scalar, moving, nonzero, to_float
 from ._scalar import where as choose
 from ._state import State, stack, tree_map, where
 from .integrators.base import Step
@@ -110,7 +110,7 @@ class SaveTimes(Saver):
 
     def value(self, i: int, t: Scalar, t0: Scalar, t1: Scalar, step: Step) -> State:
         ends = self._at[i] == self._sign * to_float(t1)
-        return step.y1 if ends and not self._moves(t1) else step.dense((t - t0) / (t1 - t0))
+        return step.y1 if ends and not self._moves(t1) else step.dense((t - t0) / nonzero(t1 - t0))
 
     def _moves(self, t1: Scalar) -> bool:
         """Whether a saved time and the end of a step may be equal, yet move apart."""
@@ -128,7 +128,7 @@ class SaveTimes(Saver):
         if accept is not False:
             inside = bisect_right if self._moves(t1) else bisect_left
             due = self._entries[len(self._ys) : inside(self._at, self._sign * to_float(t1))]
-            self._ys += step.between([(t - t0) / (t1 - t0) for t in due])
+            self._ys += step.between([(t - t0) / nonzero(t1 - t0) for t in due])
             self._rest(t1, step.y1)
 
     def finish(self, t: Scalar, y: State) -> tuple[Tensor | None, State | None]:

@@ -199,13 +199,13 @@ def check_like(k: State, y: State, what: str) -> State:
             f"{what} returned {describe(k)} for a state of {describe(y)}: return the state's "
             f"own shape and dtype (reshape the output, or give y0 as {str(k.dtype)[6:]})"
         )
-    if isinstance(y, Tensor) or isinstance(k, Tensor):
-        same = False
-    else:
-        same = pytree.tree_structure(k) == pytree.tree_structure(y)
-    if not same:
+    structure = pytree.tree_structure(y)
+    try:
+        parts = structure.flatten_up_to(k)  # a dict's by its keys, in any order
+    except ValueError as error:
         raise TypeError(
             f"{what} returned {type(k).__name__} for a state of {describe(y)}: "
-            "return the state's own structure"
-        )
-    return tree_map(lambda a, b: check_like(a, b, what), k, y)
+            f"return the state's own structure ({error})"
+        ) from None
+    pairs = zip(parts, leaves(y), strict=True)
+    return pytree.tree_unflatten([check_like(a, b, what) for a, b in pairs], structure)

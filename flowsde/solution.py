@@ -10,8 +10,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from ._scalar import Scalar, clamp, rounding, to_float
-from ._state import State, stack, where
+from ._scalar import Scalar, clamp, nonzero, rounding, to_float
+from ._state import State, stack, tree_map, where
 
 __all__ = ["Crossings", "Dense", "Solution", "Stats", "Status", "Steps"]
 
@@ -84,7 +84,7 @@ class Dense:
         if not start - slack <= at <= ends[-1] + slack:
             raise ValueError(f"t = {to_float(t)} lies outside what was solved")
         t0, t1, dense = self.pieces[min(bisect_left(ends, at), len(ends) - 1)]
-        return dense(clamp((t - t0) / (t1 - t0), 0.0, 1.0))
+        return dense(clamp((t - t0) / nonzero(t1 - t0), 0.0, 1.0))
 
     def _per_sample(self, t: Scalar) -> State:
         first, last = self.pieces[0], self.pieces[-1]
@@ -167,4 +167,5 @@ class Solution:
             raise ValueError(f"times are numbers, (n,) or one a sample; got {tuple(t.shape)}")
         if isinstance(t, (int, float)):
             return self.dense(float(t))
-        return stack([self.dense(time) for time in t])
+        found = [self.dense(time) for time in t]
+        return stack(found) if found else tree_map(lambda x: x.new_empty((0, *x.shape)), self.y1)

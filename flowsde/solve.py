@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -42,6 +43,7 @@ _KINDS = {
     "executor": "Eager(), Compiled() or Picard()",
     "path": "a Brownian(seed), a BrownianTree(seed, t0, t1), or torchsde's BrownianInterval",
 }
+_FINE = 1e-12  # relative rounding of times in double precision, and of those that are computed
 _ERRORS = {
     Status.MAX_STEPS: MaxStepsReached,
     Status.NON_FINITE: NonFiniteState,
@@ -145,7 +147,7 @@ def solve(
             f"torch.func does not see into {type(adjoint).__name__}: use adjoint=Direct(), or "
             "torch.autograd.grad"
         )
-    if isinstance(stepping, Adaptive) and mapped(y0):
+    if isinstance(stepping, Adaptive) and mapped((y0, args)):
         raise TypeError(
             "vmap cannot choose steps: give Fixed(...) or Grid(...), or leave vmap out and solve "
             "the batch with Adaptive(per_sample=True)"
@@ -369,7 +371,7 @@ class _Span:
             raise ValueError("save_at reaches outside [t0, t1]: save between the ends of the solve")
         if not bool((at.diff(dim=0) * self.sign >= 0).all()):
             raise ValueError("save_at runs from t0 towards t1: sort it in that direction")
-        self.saves = _snap(self.saves, *((t0, t1) if self.empty else ends), slack)
+        self.saves = _snap(self.saves, ((t0, t1) if self.empty else ends), self.sign, rounding)
 
     @property
     def empty(self) -> bool:
@@ -388,12 +390,16 @@ class _Span:
         return SaveSteps(save_at) if isinstance(save_at, Steps) else SaveEnd()
 
 
-def _snap(saves: Tensor, t0: Any, t1: Any, slack: Any) -> Tensor:
-    """Times within rounding of an end are that end; they move with it, or in their own way."""
-    own = moving(saves)
-    for end in (t0, t1):
-        at, still = saves.detach(), end.detach() if isinstance(end, Tensor) else end
-        near = abs(at - still) <= slack
+def _snap(saves: Tensor, ends: tuple[Any, Any], sign: Any, rounding: float) -> Tensor:
+    """Times within rounding of an end, or beyond it, are that end; they move with it, or in their
+    own way.
+    """
+    own, stills = moving(saves), [t.detach() if isinstance(t, Tensor) else t for t in ends]
+    both = abs(stills[0]) + abs(stills[1])
+    for end, still, way in zip(ends, stills, (-sign, sign), strict=True):
+        at = saves.detach()
+        reach = rounding * both if rounding == _FINE else 0.5 * rounding * abs(still)
+        near = (abs(at - still) <= reach) | ((at - still) * way > 0)
         target = still if own or not bool(near.any()) else end
         saves = saves + torch.where(near, target - at, 0.0)
     return saves
@@ -402,7 +408,7 @@ def _snap(saves: Tensor, t0: Any, t1: Any, slack: Any) -> Tensor:
 def _rounding(t: Any) -> float:
     """Relative rounding of times given in this form."""
     narrow = isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64
-    return 4.0 * torch.finfo(t.dtype).eps if narrow else 1e-12
+    return 4.0 * torch.finfo(t.dtype).eps if narrow else _FINE
 
 
 def _wide(t: Any) -> Tensor:
@@ -430,7 +436,7 @@ def _time(t: Scalar, name: str) -> Scalar:
         if t.ndim == 0:
             return _wide(t) if moving(t) else float(t)
         return t
-    if isinstance(t, bool) or not isinstance(t, (int, float)):
+    if isinstance(t, bool) or not isinstance(t, numbers.Real):
         raise TypeError(f"{name} is a number or a tensor; got {type(t).__name__}")
     if not math.isfinite(t):
         raise ValueError(f"{name} is not finite: {t}")
@@ -454,6 +460,8 @@ def _grid(
         if rows != span.batch:
             raise ValueError(f"the grid has {rows} columns for a batch of {span.batch}: one each")
         stepping = Grid(stepping.grid.to(dtype=span.t0.dtype, device=device))
+    elif span.batch is not None and isinstance(stepping, Grid):
+        stepping = Grid(stepping.grid.to(span.t0)[:, None].expand(-1, span.batch))
     return span.rest(dynamics) if span.empty else stepping.times(span.t0, span.t1)
 
 
@@ -576,8 +584,12 @@ class _bar:  # noqa: N801
             return None
         if callable(self._show):
             return self._show
-        from tqdm.auto import tqdm
-
+        try:
+            from tqdm.auto import tqdm
+        except ImportError as error:
+            raise ImportError(
+                "progress=True shows a bar of tqdm: pip install tqdm, or give progress a function"
+            ) from error
         self._bar = tqdm(total=1.0, bar_format="{l_bar}{bar}| {elapsed}<{remaining}", desc="solve")
         return lambda done, t, y: self._bar.update(done - self._bar.n)
 

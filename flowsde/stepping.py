@@ -174,7 +174,8 @@ class Adaptive(Stepping):
         safety, factor_min, factor_max: of one change of step.
         dt0: first step; None chooses it by Hairer's rule, for one more evaluation; for an SDE by
             drift and diffusion, for two.
-        dt_min, dt_max: bounds. Below ``dt_min`` the solve fails.
+        dt_min, dt_max: bounds of all steps but those that end where they have to. The solve fails
+            where a rejected step would have to be shorter than ``dt_min``.
         norm: ``rms_norm``, ``max_norm``, or a callable of (scaled error, per_sample).
         step_at: times, ``(n,)`` in any order, on which steps end; those outside the span of the
             solve are ignored.
@@ -239,6 +240,12 @@ class Adaptive(Stepping):
         mine = (f.name for f in fields(self) if f.name not in ("dt0", "step_at", "jump_at"))
         return tuple(getattr(self, name) for name in mine)
 
+    def first(self, dt: Scalar, t: Scalar, span: Scalar) -> Scalar:
+        """The first step from t within the bounds and the span; none that t would not feel."""
+        least = self.dt_min + 1e-15 * magnitude(t)
+        dt = where(dt < least, least + 0.0 * dt, dt)
+        return minimum(minimum(dt, span), self.dt_max + 0.0 * span)
+
     def longest(self, dt: Scalar) -> Scalar:
         """What a step may be in the place of dt, to end where steps have to and leave no sliver.
 
@@ -302,6 +309,8 @@ class Adaptive(Stepping):
         factor = clamp(factor, self.factor_min, self.factor_max)
         factor = where(accept, factor, minimum(factor, 1.0 * self.safety))
         dt = clamp(magnitude(dt) * factor, 0.0, self.dt_max)
+        if self.dt_min:
+            dt = where(accept & (dt < self.dt_min), self.dt_min + 0.0 * dt, dt)
         memory = where(accept, now, before), where(accept, before, older)
         return accept, dt, memory
 

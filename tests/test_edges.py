@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import pickle
+import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -894,3 +896,196 @@ def test_a_norm_is_one_number_a_sample(norm: Any, per_sample: bool, integrator: 
         fs.solve(dynamics, torch.ones(2, 3), 0.0, 1.0, stepping=stepping, integrator=integrator)
     with pytest.raises(TypeError, match="norm is a callable"):
         fs.Adaptive(norm=None)  # type: ignore[arg-type]
+
+
+# --- what a second reader of the core fell over ---------------------------------------------------
+
+
+class Dropped(nn.Module):
+    """A field with a draw of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(2, 2)
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.dropout(self.net(y), 0.5)
+
+
+def pendulum(t: Tensor, y: Tensor) -> Tensor:
+    return torch.stack((y[:, 1], -y[:, 0].sin()), 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "coupling", "dtype"),
+    [
+        (Dropped(), 0.999, torch.float64),
+        (pendulum, 0.8, torch.float32),
+        (lambda t, y: 1.0 - y**3, 0.8, torch.float32),
+    ],
+    ids=["dropout", "rounding", "overflow"],
+)
+def test_a_way_back_that_does_not_meet_the_start_is_told(
+    field: Any, coupling: float, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    dynamics = fs.ODE(field).to(dtype)
+    y0 = torch.tensor([[0.5, 0.3]], dtype=dtype, requires_grad=True)
+    end = fs.solve(
+        dynamics, y0, 0.0, 3.0, integrator=ReversibleRK(RK4(), coupling),
+        stepping=fs.Fixed(steps=300), adjoint=fs.Reversible(),
+    ).y1  # fmt: skip
+    with pytest.raises(RuntimeError, match=r"Reversible came back .* away from y0"):
+        end.sum().backward()
+
+
+@pytest.mark.parametrize("adjoint", [fs.Direct(), fs.Checkpointed(), fs.Backsolve()], ids=str)
+@pytest.mark.parametrize("stepping", [fs.Fixed(steps=3), fs.Adaptive()], ids=str)
+def test_states_saved_on_a_moving_moment_are_finite(stepping: Any, adjoint: Any) -> None:
+    t = torch.tensor(1.0, requires_grad=True)
+    sol = fs.solve(
+        fs.ODE(lambda t, y: -y), torch.ones(2), t, t, save_at=[1.0], stepping=stepping,
+        adjoint=adjoint,
+    )  # fmt: skip
+    assert torch.equal(sol.ys[0], torch.ones(2))
+
+
+@pytest.mark.parametrize("integrator", [Tsit5(), RK4(), Adams(), Heun()], ids=str)
+def test_a_field_that_writes_over_what_it_returned_is_told(integrator: Any) -> None:
+    buffer, still = torch.empty(2), torch.ones(2)
+    solved = {"integrator": integrator, "stepping": fs.Fixed(steps=4)}
+    with torch.no_grad(), pytest.raises(TypeError, match="its clone"):
+        fs.solve(fs.ODE(lambda t, y: torch.neg(y, out=buffer)), torch.ones(2), 0.0, 1.0, **solved)
+    end = fs.solve(fs.ODE(lambda t, y: still), torch.ones(2), 0.0, 1.0, **solved).y1
+    torch.testing.assert_close(end, torch.full((2,), 2.0))  # the same one, left alone, will do
+
+
+def test_save_times_in_float32_stay_where_they_are() -> None:
+    """A few spacings after the start of a late span."""
+    at, y0 = torch.tensor([2000.00146484375, 2000.5], dtype=torch.float32), torch.ones(1)
+    dynamics, tight = fs.ODE(lambda t, y: -100.0 * (y - 0.0 * t)), fs.Adaptive(1e-10, 1e-10)
+    sol = fs.solve(dynamics, y0, 2000.0, 2001.0, save_at=at, stepping=tight)
+    assert float(sol.ys[0]) == pytest.approx(math.exp(-100.0 * (float(at[0]) - 2000.0)), rel=1e-8)
+    early = torch.tensor([1e-7, 1.0], dtype=torch.float32)
+    sol = fs.solve(fs.ODE(lambda t, y: 1e6 + 0.0 * y), y0, 0.0, 1.0, save_at=early)
+    assert float(sol.ys[0]) == pytest.approx(1.1, rel=1e-6)
+
+
+class Scaled(nn.Module):
+    """-rate u y."""
+
+    def __init__(self, rate: nn.Parameter) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, t: Tensor, y: Tensor, u: Tensor) -> Tensor:
+        return -self.rate * u * y
+
+
+@pytest.mark.parametrize("adjoint", [fs.Reversible(), fs.Backsolve()], ids=str)
+@pytest.mark.parametrize("which", ["y0", "args", "t1"])
+def test_adjoints_without_forward_mode_say_so(adjoint: Any, which: str) -> None:
+    with forward_ad.dual_level():
+        y0, u, t1 = torch.ones(2), torch.tensor(1.0), torch.tensor(1.0)
+        made = {"y0": y0, "args": u, "t1": t1}
+        made[which] = forward_ad.make_dual(made[which], torch.ones_like(made[which]))
+        rate = nn.Parameter(torch.ones(()))
+        with pytest.raises(TypeError, match="no forward mode"):
+            fs.solve(
+                fs.ODE(Scaled(rate)), made["y0"], 0.0, made["t1"], args=(made["args"],),
+                integrator=ReversibleRK(RK4()), stepping=fs.Fixed(steps=5), adjoint=adjoint,
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("start", [1.7e12, -1.7e12, 0.0])
+def test_a_first_step_is_long_enough_to_be_felt(start: float, per_sample: bool) -> None:
+    dynamics = fs.ODE(lambda t, y: 1.0 - y, batched_time=True)
+    stepping = fs.Adaptive(per_sample=per_sample)
+    sol = fs.solve(dynamics, torch.zeros(1, 1), start, start + 10.0, stepping=stepping)
+    assert float(sol.y1) == pytest.approx(1.0 - math.exp(-10.0), abs=1e-4)
+    assert int(sol.stats.attempts) < 100
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_no_step_is_below_the_least_but_the_last(per_sample: bool) -> None:
+    dynamics = fs.ODE(lambda t, y: (3.0 * t * t).cos().reshape(-1, 1) + 0.0 * y, batched_time=True)
+    stepping = fs.Adaptive(1e-3, 1e-3, dt_min=0.05, per_sample=per_sample)
+    sol = fs.solve(dynamics, torch.ones(1, 1), 0.0, 1.0, stepping=stepping, save_at=fs.Steps())
+    widths = sol.ts.diff(dim=0)
+    assert float(widths[widths > 0][:-1].min()) >= 0.05 - 1e-12  # a rejected one stands still
+    with pytest.raises(fs.StepUnderflow):
+        fs.solve(dynamics, torch.ones(1, 1), 0.0, 3.0, stepping=fs.Adaptive(1e-9, 1e-9, dt_min=0.2))
+
+
+def test_a_dict_may_come_back_in_any_order() -> None:
+    y0 = {"q": torch.ones(2), "p": torch.zeros(2)}
+    end = fs.solve(fs.ODE(lambda t, s: {"p": -s["q"], "q": s["p"]}), y0, 0.0, 1.0).y1
+    assert list(end) == ["q", "p"]
+    torch.testing.assert_close(end["q"], torch.full((2,), math.cos(1.0)), rtol=1e-4, atol=0.0)
+    with pytest.raises(TypeError, match="own structure"):
+        fs.solve(fs.ODE(lambda t, s: {"q": s["p"]}), y0, 0.0, 1.0)
+
+
+def test_samples_that_an_event_ended_ran_no_further() -> None:
+    dynamics = fs.ODE(lambda t, y: torch.ones_like(y), batched_time=True)
+    level = torch.tensor([0.1, 5.0])
+    sol = fs.solve(
+        dynamics, torch.zeros(2, 1), 0.0, torch.ones(2), stepping=fs.Fixed(steps=100), max_steps=50,
+        throw=False, events=fs.Event(lambda t, y: y[:, 0] - level),
+    )  # fmt: skip
+    assert sol.status.tolist() == [int(fs.Status.EVENT), int(fs.Status.MAX_STEPS)]
+    assert 10 <= int(sol.stats.accepted[0]) <= 11
+    assert int(sol.stats.accepted[1]) >= 49
+
+
+def test_one_grid_for_all_serves_times_of_each_its_own() -> None:
+    dynamics = fs.ODE(lambda t, y: -y * (t[:, None] if t.ndim else t), batched_time=True)
+    y0, at = torch.ones(3, 2), torch.tensor([0.13, 0.57, 0.7, 0.99])
+    grid = fs.Grid(torch.linspace(0.0, 1.0, 11))
+    one = fs.solve(dynamics, y0, 0.0, 1.0, stepping=grid, save_at=at).ys
+    each = fs.solve(dynamics, y0, 0.0, 1.0, stepping=grid, save_at=at.expand(3, -1)).ys
+    torch.testing.assert_close(one, each, rtol=1e-13, atol=0.0)
+    steps = fs.solve(dynamics, y0, 0.0, torch.ones(3), stepping=grid, save_at=fs.Steps())
+    assert steps.ts.shape == (11, 3)
+
+
+def test_small_things_of_times() -> None:
+    """Numbers of NumPy, no times at all, a batch of nobody, and the way done in both directions."""
+    dynamics = fs.ODE(lambda t, y: -y, batched_time=True)
+    sol = fs.solve(dynamics, torch.ones(2, 1), np.int64(0), np.float32(1.0), dense=True)
+    assert float(sol.y1[0]) == pytest.approx(math.exp(-1.0), rel=1e-4)
+    assert sol([]).shape == (0, 2, 1)
+    none = fs.solve(
+        dynamics, torch.ones(0, 1), 0.0, 1.0, max_steps=0, throw=False, stepping=fs.Adaptive()
+    )
+    assert none.status is fs.Status.MAX_STEPS
+    told: list[float] = []
+    fs.solve(
+        dynamics, torch.ones(2, 1), torch.tensor([0.0, 1.0]), torch.tensor([2.0, 0.0]),
+        stepping=fs.Adaptive(dt_max=0.1), progress=lambda done, t, y: told.append(done),
+    )  # fmt: skip
+    assert told == sorted(told)
+    assert 0.0 <= told[0] <= told[-1] == 1.0
+
+
+def test_dense_output_on_a_moving_moment_is_finite() -> None:
+    t = torch.tensor(1.0, requires_grad=True)
+    sol = fs.solve(fs.ODE(lambda t, y: -y), torch.ones(2), t, t, dense=True)
+    assert torch.equal(sol(1.0), torch.ones(2))
+
+
+def test_a_bar_without_tqdm_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    with pytest.raises(ImportError, match="pip install tqdm"):
+        fs.solve(fs.ODE(lambda t, y: -y), torch.ones(2), 0.0, 1.0, progress=True)
+
+
+def test_vmap_over_arguments_cannot_choose_steps_either() -> None:
+    def run(u: Tensor) -> Tensor:
+        sol = fs.solve(fs.ODE(lambda t, y, u: -u * y), torch.ones(2), 0.0, 1.0, args=(u,))
+        assert isinstance(sol.y1, Tensor)
+        return sol.y1
+
+    with pytest.raises(TypeError, match="vmap cannot choose steps"):
+        torch.func.vmap(run)(torch.ones(3))

@@ -30,6 +30,8 @@ from .discrete import Chain
 
 __all__ = ["Field", "Product"]
 
+_WATCHED = 8  # evaluations, at which a field is looked at that returns the same tensor each time
+
 
 class Product:
     """A diffusion that is known by what it makes of dW: ``g(dw)``. Sums of such are such."""
@@ -58,8 +60,8 @@ class Field:
     """
 
     __slots__ = (
-        "_device", "_dtype", "_made", "_t", "_tensor", "args", "dynamics", "evaluations", "kinetic",
-        "mixes", "noise", "parts", "products", "split",
+        "_device", "_dtype", "_given", "_made", "_t", "_tensor", "args", "dynamics", "evaluations",
+        "kinetic", "mixes", "noise", "parts", "products", "split",
     )  # fmt: skip
 
     def __init__(self, dynamics: Dynamics, args: tuple[Any, ...], y0: State) -> None:
@@ -74,6 +76,7 @@ class Field:
         self._made: tuple[Scalar, weakref.ref[Tensor], Any] | None = None
         self._device = first.device
         self._dtype = widest(first.device) if dynamics.precise_time else first.dtype.to_real()
+        self._given: list[tuple[weakref.ref[Any], int]] = []  # what f returned last, with versions
         self._t, self._tensor = math.nan, torch.empty((), device="meta")
 
     def select(self, index: Tensor, y: State) -> Field | None:
@@ -109,10 +112,25 @@ class Field:
         """f(t, y), shaped as y."""
         self._count()
         k = self.dynamics(self.time(t), y, *self.args)
+        if self.evaluations < _WATCHED:
+            self._watch(k)
         tensors = isinstance(k, Tensor) and isinstance(y, Tensor)
         if tensors and k.shape == y.shape and k.dtype is y.dtype:  # check_like's fast path
             return k
         return check_like(k, y, "the vector field")
+
+    def _watch(self, k: State) -> None:
+        """Raises TypeError where the field wrote over what it had returned: methods keep that."""
+        if torch.compiler.is_compiling():
+            return
+        flat = [x for x in leaves(k) if isinstance(x, Tensor) and not x.is_inference()]
+        for x, (last, version) in zip(flat, self._given, strict=False):
+            if x is last() and x._version != version:
+                raise TypeError(
+                    "the field returned the same tensor twice, written over in between, and the "
+                    "solver needs both: return a new one, or its clone()"
+                )
+        self._given = [(weakref.ref(x), x._version) for x in flat]
 
     def explicit(self, t: Scalar, y: State) -> State:
         """The part of the drift that is not stiff, shaped as y."""
