@@ -187,8 +187,10 @@ class Mixture(Base):
         return [base for base in self.bases if isinstance(base, Base)]
 
     def log_prob(self, x: Tensor) -> Tensor:
-        parts = torch.stack([base.log_prob(x) for base in self._each()], dim=-1)
-        return (parts + self.log_weights).logsumexp(-1)
+        parts = torch.stack([base.log_prob(x) for base in self._each()], dim=-1) + self.log_weights
+        outside = (parts == -math.inf).all(-1)  # of every support: its slope is none, not NaN
+        parts = parts.masked_fill(outside[..., None], 0.0)
+        return parts.logsumexp(-1).masked_fill(outside, -math.inf)
 
     def sample(self, count: int, seed: int | Tensor) -> Tensor:
         device = self.log_weights.device

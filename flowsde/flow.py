@@ -100,7 +100,7 @@ class Flow(nn.Module):
 
     def rsample(
         self,
-        sample_shape: Sequence[int] = (),
+        sample_shape: int | Sequence[int] = (),
         *args: Any,
         generator: torch.Generator | None = None,
         seed: int | Tensor | None = None,
@@ -108,14 +108,16 @@ class Flow(nn.Module):
         """Samples ``(*sample_shape, *event_shape)`` that carry gradients to the parameters.
 
         Args:
-            sample_shape: how many, of each condition.
+            sample_shape: how many, of each condition: a shape, or a number.
             args: conditions; with some, samples are ``(*sample_shape, batch, *event_shape)``.
             generator: from which one seed is drawn; or
             seed: an int, or one a sample, ``(count,)``: sample i is then the same in any batch, to
                 the solver's tolerance where the batch shares its steps.
         """
         z, args, batch = self._noise(sample_shape, args, generator, seed)
-        probes = generator if self.dynamics.random else None
+        probes = None
+        if self.dynamics.random:  # for a determinant, which does not reach the samples
+            probes = generator or torch.Generator(z.device).manual_seed(0)
         x = self._solve(self.dynamics, z, args, probes, inverse=True)
         if self.transform is not None:
             x = _through(self._leaving(x, generator), x, inverse=True)
@@ -124,7 +126,7 @@ class Flow(nn.Module):
     @torch.no_grad()
     def sample(
         self,
-        sample_shape: Sequence[int] = (),
+        sample_shape: int | Sequence[int] = (),
         *args: Any,
         generator: torch.Generator | None = None,
         seed: int | Tensor | None = None,
@@ -134,7 +136,7 @@ class Flow(nn.Module):
 
     def rsample_and_log_prob(
         self,
-        sample_shape: Sequence[int] = (),
+        sample_shape: int | Sequence[int] = (),
         *args: Any,
         generator: torch.Generator | None = None,
         seed: int | Tensor | None = None,
@@ -153,7 +155,7 @@ class Flow(nn.Module):
     @torch.no_grad()
     def sample_and_log_prob(
         self,
-        sample_shape: Sequence[int] = (),
+        sample_shape: int | Sequence[int] = (),
         *args: Any,
         generator: torch.Generator | None = None,
         seed: int | Tensor | None = None,
@@ -196,11 +198,12 @@ class Flow(nn.Module):
         return self.solver.solve(dynamics, state, t0, t1, args=args, generator=generator).y1
 
     def _noise(
-        self, sample_shape: Sequence[int], args: tuple[Any, ...], generator: torch.Generator | None,
-        seed: int | Tensor | None,
+        self, sample_shape: int | Sequence[int], args: tuple[Any, ...],
+        generator: torch.Generator | None, seed: int | Tensor | None,
     ) -> tuple[Tensor, tuple[Any, ...], tuple[int, ...]]:  # fmt: skip
         """Draws of the base, the conditions of each, and the shape that both are to have."""
-        batch = (*sample_shape, *conditions(args))
+        lead = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
+        batch = (*lead, *conditions(args))
         count = math.prod(batch)
         if seed is None:
             seed = _random.draw_seed(_given(generator, "sampling draws"))

@@ -33,6 +33,7 @@ from .paths.brownian import Brownian
 from .paths.interval import Outside
 from .solution import Solution, Status, Steps
 from .stepping import Adaptive, Fixed, Given, Grid, Stepping
+from .transforms.calculus import Converted, check_diagonal
 
 __all__ = ["Solver", "solve"]
 
@@ -105,7 +106,8 @@ def solve(
         stepping: ``Fixed``, ``Grid`` or ``Adaptive``; by default ``Adaptive()`` for ODEs.
         adjoint: ``Direct()``, ``Checkpointed()``, ``Reversible()`` or ``Backsolve()``.
         save_at: times to keep, ordered from t0 towards t1, ``(n,)`` or per sample ``(batch, n)``;
-            or ``Steps(every)``.
+            or ``Steps(every)``. Between the given steps of an SDE lies a chord, which has not the
+            law of its path: let a step end there, or choose the steps (``Adaptive`` lands on them).
         dense: keep what ``sol(t)`` needs.
         events: an ``Event`` or several: crossings to find, to end at or to go on from changed.
         path: for stochastic dynamics a ``Brownian``, a ``BrownianTree``, or a function
@@ -173,7 +175,9 @@ def solve(
     plan = _plan(dynamics, integrator, stepping, span, grid, y0, landings)
     noise = None
     if draws is not None:
-        _check_correlation(driver, adjoint.equation(dynamics), integrator)
+        _check_noise(
+            driver, known, field, integrator, stepping, adjoint, draws, span.t0, y0
+        )  # fmt: skip
         noise = _noise(driver, seed, grid, draws, span)
     elif path is not None:
         raise TypeError("this solve takes no noise: leave out path")
@@ -515,10 +519,29 @@ def _driver(path: Any) -> Any:
     return Outside(path) if callable(path) and not isinstance(path, Path) else path
 
 
-def _check_correlation(path: Any, dynamics: Dynamics, integrator: Integrator) -> None:
+def _check_noise(
+    path: Any, known: Dynamics, field: Field, integrator: Integrator, stepping: Stepping,
+    adjoint: Adjoint, draws: Draws, t: Scalar, y: State,
+) -> None:  # fmt: skip
+    """Refuses noise that is not what the formulas of this solve take it for."""
+    equation = adjoint.equation(field.dynamics)
+    _check_correlation(path, equation, integrator, draws)
+    goes_back = equation is not field.dynamics and torch.is_grad_enabled()
+    chosen = isinstance(stepping, Adaptive) and not isinstance(integrator, Engine)
+    if chosen or goes_back or isinstance(field.dynamics, Converted):
+        check_diagonal(known, field, t, y)
+
+
+def _check_correlation(path: Any, dynamics: Dynamics, integrator: Integrator, draws: Draws) -> None:
     """Refuses correlated increments where formulas take them for independent ones."""
     if getattr(path, "correlation", None) is None or dynamics.noise is None:
         return
+    if draws.extra is not None:
+        raise TypeError(
+            f"{type(integrator).__name__} draws numbers beside W, which have no correlation: use "
+            "EulerMaruyama(), ExponentialEuler() or DPMSolverPP(), or give the factor L of the "
+            "correlation to the diffusion, noise='general'"
+        )
     own = getattr(integrator, "method", None)  # of what wraps another
     method = own if isinstance(own, Integrator) else integrator
     if dynamics.whitens:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 import flowsde as fs
-from flowsde.dynamics import Data, VPrediction
+from flowsde import objectives
+from flowsde.dynamics import Data, Langevin, VPrediction
 from flowsde.integrators import (
     DDIM,
     ETDRK4,
@@ -23,6 +24,7 @@ from flowsde.integrators import (
     Adams,
     Dopri5,
     Dopri8,
+    DPMSolver,
     DPMSolverPP,
     EDMHeun,
     EulerMaruyama,
@@ -30,13 +32,20 @@ from flowsde.integrators import (
     Heun,
     Kvaerno3,
     Kvaerno5,
+    Milstein,
+    NinomiyaNinomiya,
     PredictorCorrector,
     ReversibleRK,
+    StepDoubling,
+    StochasticHeun,
     TorchDiffEq,
     Tsit5,
     UniPC,
 )  # fmt: skip
-from flowsde.paths import VP, Cosine, FlowMatching, Linear
+from flowsde.interop import FlowDistribution
+from flowsde.models import InvertibleResidual, RouletteLogDet, Sylvester
+from flowsde.nn import LipschitzMLP
+from flowsde.paths import EDM, VP, BrownianTree, Cosine, FlowMatching, Interpolant, Linear
 from flowsde.stepping import max_norm, rms_norm
 
 from .systems import generator
@@ -1089,3 +1098,113 @@ def test_vmap_over_arguments_cannot_choose_steps_either() -> None:
 
     with pytest.raises(TypeError, match="vmap cannot choose steps"):
         torch.func.vmap(run)(torch.ones(3))
+
+
+# --- what a reader of the SDEs and flows fell over ------------------------------------------------
+
+
+def crossed(noise: str, **more: Any) -> fs.SDE:
+    """Noise of two components, each of which drives the other's."""
+    g = lambda t, y: 0.8 * y.flip(-1)
+    if noise == "diagonal":
+        return fs.SDE(lambda t, y: -y, g, noise="diagonal", **more)
+    whole = lambda t, y: torch.diag_embed(g(t, y))
+    return fs.SDE(lambda t, y: -y, whole, noise="general", noise_size=2, **more)
+
+
+def test_noise_that_is_not_diagonal_is_refused_where_that_counts() -> None:
+    y0 = torch.tensor([[1.0, 0.5]]).repeat(3, 1).requires_grad_()
+    given: dict[str, Any] = {"path": fs.Brownian(1), "stepping": fs.Fixed(steps=4)}
+    chosen = {"path": BrownianTree(1, 0.0, 1.0), "stepping": fs.Adaptive()}
+    sde = crossed("diagonal")
+    cases = [
+        (sde, Milstein(), chosen),
+        (sde, EulerMaruyama(), {**given, "adjoint": fs.Backsolve()}),
+        (fs.to_stratonovich(sde), StochasticHeun(), given),
+    ]
+    for dynamics, method, how in cases:
+        wrapped = StepDoubling(method) if isinstance(method, Milstein) else method
+        with pytest.raises(TypeError, match="depends on other components"):
+            fs.solve(dynamics, y0, integrator=wrapped, **how)
+    ends = [
+        fs.solve(crossed(kind), y0, integrator=EulerMaruyama(), **given).y1
+        for kind in ("diagonal", "general")
+    ]
+    torch.testing.assert_close(*ends)  # given steps need no more
+    own = fs.SDE(lambda t, y: -y, lambda t, y: 0.3 * y.sin(), noise="diagonal")
+    before = fs.solve(own, y0, integrator=StepDoubling(Milstein()), **chosen)
+    assert (
+        before.stats.evaluations
+        == fs.solve(own, y0, integrator=StepDoubling(Milstein()), **chosen).stats.evaluations
+    )  # the look does not count
+
+
+@pytest.mark.parametrize("method", [DPMSolver(2), NinomiyaNinomiya()], ids=str)
+def test_numbers_beside_a_correlated_path_are_refused(method: Any) -> None:
+    sde = fs.SDE(
+        lambda t, y: 0.0 * y, lambda t, y: torch.ones_like(y), noise="diagonal", additive=True,
+        linear=-1.0, stratonovich=isinstance(method, NinomiyaNinomiya),
+    )  # fmt: skip
+    path = fs.Brownian(1, correlation=torch.tensor([[1.0, 0.9], [0.9, 1.0]]))
+    with pytest.raises(TypeError, match="beside W"):
+        fs.solve(
+            sde, torch.zeros(4, 2), integrator=method, stepping=fs.Fixed(steps=2), path=path
+        )  # fmt: skip
+
+
+def test_matching_and_sampling_are_on_one_span() -> None:
+    ode = fs.ODE(lambda t, x: x, batched_time=True)
+    with pytest.raises(ValueError, match=r"set dynamics\.horizon"):
+        objectives.FlowMatching(ode, Interpolant(EDM(10.0)))
+    ode.horizon = 10.0
+    assert (
+        fs.Flow(fs.Normal(1), ode).dynamics.horizon
+        == objectives.FlowMatching(ode, Interpolant(EDM(10.0))).interpolant.horizon
+    )
+
+
+def test_a_mixture_has_a_slope_beside_a_row_of_no_part() -> None:
+    rate = nn.Parameter(torch.ones(2))
+    law = torch.distributions.Exponential
+    parts = [fs.Componentwise(law, rate=rate), fs.Componentwise(law, rate=torch.full((2,), 2.0))]
+    found = fs.Mixture(torch.ones(2), parts).log_prob(torch.tensor([[0.5, 0.5], [-1.0, 0.5]]))
+    assert float(found[1].detach()) == -math.inf
+    (slope,) = torch.autograd.grad(found[0], rate)
+    assert bool(torch.isfinite(slope).all())
+
+
+def test_residual_flows_are_sampled_by_a_seed() -> None:
+    torch.manual_seed(0)
+    net = LipschitzMLP([2, 8, 2])
+    flow = fs.Flow(fs.Normal(2), fs.Composed([InvertibleResidual(net, RouletteLogDet())]))
+    one = flow.sample(3, seed=0)
+    torch.testing.assert_close(one, flow.sample((3,), generator=generator(4), seed=0))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_what_lapack_does_is_done_in_float32(kind: torch.dtype) -> None:
+    torch.manual_seed(0)
+    flow = fs.Flow(fs.Normal(4), fs.Composed([Sylvester(4, 2)])).to(kind)
+    assert flow.log_prob(torch.randn(3, 4).to(kind)).dtype == kind
+    net = LipschitzMLP([4, 8, 4]).to(kind)
+    assert net(torch.randn(3, 4).to(kind)).dtype == kind
+    y = torch.randn(3, 4).to(kind)
+    drift, trace = fs.HutchPlusPlus(2).prepare(y, 0)(lambda x: x.sin(), y)
+    assert trace.dtype == drift.dtype == kind
+
+
+def test_a_law_does_not_expand_to_less() -> None:
+    law = FlowDistribution(fs.Flow(fs.Normal(2), fs.Composed([Sylvester(2, 1)])))
+    assert law.expand((5,)).expand((2, 5)).batch_shape == (2, 5)
+    with pytest.raises(ValueError, match="does not expand"):
+        law.expand((5,)).expand((3,))
+
+
+def test_a_number_s_precision_is_that_of_the_state() -> None:
+    force = lambda t, x: -x
+    sde = Langevin(force, temperature=torch.tensor(0.5, dtype=torch.float64))
+    end = fs.solve(
+        sde, torch.ones(2, 2, dtype=torch.float32), integrator=EulerMaruyama(),
+        stepping=fs.Fixed(steps=2), path=fs.Brownian(0),
+    ).y1  # fmt: skip
+    assert end.dtype == torch.float32

@@ -24,8 +24,10 @@ class Noise:
 
     Args:
         kind: ``"diagonal"``: g has the state's shape (or broadcasts to it), one Brownian motion a
-            component. ``"scalar"``: g has the state's shape, one Brownian motion a sample.
-            ``"general"``: g has shape ``(batch, d, m)``, m Brownian motions a sample.
+            component. Orders above 1/2, chosen steps and conversions take g_i for a function of t
+            and y_i alone; else give ``"general"`` and ``torch.diag_embed(g)``. ``"scalar"``: g has
+            the state's shape, one Brownian motion a sample. ``"general"``: g has shape
+            ``(batch, d, m)``, m Brownian motions a sample.
         ito: Ito integral, else Stratonovich.
         additive: g does not depend on y.
         commutative: the columns of general g commute; see ``commutes`` for any noise.

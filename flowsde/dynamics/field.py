@@ -282,6 +282,7 @@ def _diagonal(y: Tensor, g: Any) -> Tensor:
         )
     if not isinstance(g, Tensor):
         return torch.full_like(y, g)
+    g = g if g.ndim else g.to(torch.result_type(y, g))  # a number's precision is the state's
     return check_like(g.expand(y.shape), y, "the diffusion")
 
 

@@ -11,7 +11,7 @@ from torch.distributions import Distribution, Transform, constraints
 from torch.types import _size
 
 from .._batch import conditions, rows
-from .._state import tree_map
+from .._state import fits, tree_map
 from ..dynamics.base import Dynamics
 from ..flow import Flow
 from ..solve import Solver
@@ -56,6 +56,8 @@ class FlowDistribution(Distribution):
     def expand(self, batch_shape: _size, _instance: Distribution | None = None) -> FlowDistribution:
         """The same law in more dimensions of the batch; those in front are drawn as samples are."""
         given, batch = conditions(self.args), torch.Size(batch_shape)
+        if not fits(self.batch_shape, batch):
+            raise ValueError(f"{tuple(self.batch_shape)} does not expand to {tuple(batch)}")
         if given == (1,) and batch and batch[-1] != 1:
             given = batch[-1:]
         if batch[len(batch) - len(given) :] != given:

@@ -99,9 +99,10 @@ class Sylvester(Map):
 
     def _law(self) -> tuple[Tensor, Tensor, Tensor]:
         """Q, R, S."""
-        q, rest = torch.linalg.qr(self.basis)
+        wide = torch.promote_types(self.basis.dtype, torch.float32)  # LAPACK has no half precision
+        q, rest = torch.linalg.qr(self.basis.to(wide))
         q = q * rest.diagonal().sign()  # Gram and Schmidt's signs, which do not jump
-        return q, self._triangle(self.outer), self._triangle(self.inner)
+        return q.to(self.basis), self._triangle(self.outer), self._triangle(self.inner)
 
     @staticmethod
     def _triangle(raw: Tensor) -> Tensor:

@@ -51,6 +51,8 @@ class LipschitzMLP(nn.Module):
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, nn.Linear)
             x = self.activation(x) if i else x
-            norm = torch.linalg.matrix_norm(layer.weight, 2).clamp(min=self.limit)
-            x = functional.linear(x, layer.weight * (self.limit / norm), layer.bias)
+            wide = torch.promote_types(layer.weight.dtype, torch.float32)  # LAPACK has no half
+            norm = torch.linalg.matrix_norm(layer.weight.to(wide), 2).clamp(min=self.limit)
+            weight = layer.weight * (self.limit / norm).to(layer.weight)
+            x = functional.linear(x, weight, layer.bias)
         return x

@@ -98,6 +98,11 @@ class FlowMatching(nn.Module):
                     "the mean target of a batch is known for independent normal noise: leave out "
                     "source, coupling, bridge and paired, or points"
                 )
+        if float(dynamics.horizon) != float(interpolant.horizon):
+            raise ValueError(
+                f"the interpolant ends at {interpolant.horizon:g}, the dynamics, and with them a "
+                f"Flow of them, at {dynamics.horizon:g}: set dynamics.horizon to the former"
+            )
         self.points = points
         self.coupling, self.denoiser, self.paired = coupling or Independent(), denoiser, paired
         horizon = interpolant.horizon

@@ -45,8 +45,10 @@ _CHUNK = 1 << 17  # numbers drawn at once: about as many as stay in a cache
 class Brownian(RandomPath):
     """W(t) with independent increments of variance t1 - t0, the same in every replay.
 
-    An increment is a function of (seed, interval, position in the sample) only: not of the batch
-    the sample stands in, the order of the queries, or the device.
+    An increment is a function of (seed, number of the step in its solve, position in the sample)
+    only: not of the batch the sample stands in, the order of the queries, or the device. A second
+    solve that goes on where the first one ended has the same normals again: give it another seed,
+    or both a ``BrownianTree`` of the whole span, or their ``times``.
 
     Args:
         seed: an int, or an integer tensor of shape ``(batch,)`` that gives every sample its own

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, final
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
-from .._state import State, leaves, tree_map, unflatten
+from .. import _random
+from .._scalar import Scalar
+from .._state import State, leaves, transformed, tree_map, unflatten
 from ..dynamics.base import Dynamics, Noise
+from ..dynamics.field import Field
 from .augmented import fill, noise_of
 
-__all__ = ["to_ito", "to_stratonovich"]
+__all__ = ["Converted", "check_diagonal", "to_ito", "to_stratonovich"]
+
+_DIAGONAL: WeakSet[Dynamics] = WeakSet()  # whose diagonal noise was looked at
 
 
 def to_stratonovich(sde: Dynamics) -> Dynamics:
@@ -31,7 +37,7 @@ def to_stratonovich(sde: Dynamics) -> Dynamics:
     Source: Stratonovich 1966; Kloeden and Platen 1992, section 4.9.
     """
     noise = noise_of(sde)
-    return _Converted(sde, noise, -0.5) if noise.ito and not noise.additive else sde
+    return Converted(sde, noise, -0.5) if noise.ito and not noise.additive else sde
 
 
 def to_ito(sde: Dynamics) -> Dynamics:
@@ -43,11 +49,13 @@ def to_ito(sde: Dynamics) -> Dynamics:
         TypeError: on dynamics without noise.
     """
     noise = noise_of(sde)
-    return sde if noise.ito or noise.additive else _Converted(sde, noise, 0.5)
+    return sde if noise.ito or noise.additive else Converted(sde, noise, 0.5)
 
 
 @final
-class _Converted(Dynamics):
+class Converted(Dynamics):
+    """An SDE in its other reading."""
+
     whitens = True
 
     def __init__(self, sde: Dynamics, noise: Noise, half: float) -> None:
@@ -76,13 +84,13 @@ class _Converted(Dynamics):
         compiled = torch.compiler.is_compiling()  # which knows no backward pass within a step
         return (_forward if compiled else _backward)(g, y, self._noise.size)
 
-    def prepare(self, y0: State, seed: int | None) -> _Converted:
+    def prepare(self, y0: State, seed: int | None) -> Converted:
         sde = self.sde.prepare(y0, seed)
-        return _Converted(sde, noise_of(sde), self._half)
+        return Converted(sde, noise_of(sde), self._half)
 
     def select(self, index: Tensor) -> Dynamics | None:
         part = self.sde.select(index)
-        return None if part is None else _Converted(part, self._noise, self._half)
+        return None if part is None else Converted(part, self._noise, self._half)
 
     def check_span(self, t0: float, t1: float) -> None:
         self.sde.check_span(t0, t1)
@@ -137,3 +145,37 @@ def _backward(g: Callable[[State], State], y: State, size: int | None) -> State:
 
 def _leaf(v: Tensor) -> Tensor:
     return v.detach().requires_grad_()
+
+
+def check_diagonal(known: Dynamics, field: Field, t: Scalar, y: State) -> None:
+    """Refuses diagonal noise whose g_i depends on other components than y_i, where formulas take
+    dg/dy for diagonal: chosen steps, and conversions between Ito and Stratonovich. Once for each
+    dynamics, by two products: J v = v (J 1) of a diagonal J.
+    """
+    noise = field.noise
+    if noise is None or noise.kind != "diagonal" or noise.additive or noise.by_products:
+        return
+    if known in _DIAGONAL or torch.is_inference_mode_enabled() or transformed():
+        return
+
+    def probe(leaf: Tensor) -> Tensor:
+        key = _random.keys(0, 1, leaf.device, _random.PROBE)
+        first = torch.zeros(1, dtype=torch.int64, device=leaf.device)
+        v = _random.normal(key, first, leaf.shape[1:].numel(), leaf.dtype.to_real())
+        return v.reshape(1, *leaf.shape[1:]).to(leaf.dtype).expand(leaf.shape).contiguous()
+
+    if any(leaf.ndim < 2 or not leaf.numel() for leaf in leaves(y)):
+        return
+    with torch.no_grad(), field.aside():
+        v = tree_map(probe, y)
+        along = field.diffusion_along(t, y, v)
+        alone = tree_map(torch.mul, v, field.diffusion_along(t, y, tree_map(torch.ones_like, v)))
+    for a, b in zip(leaves(along), leaves(alone), strict=True):
+        if bool((a - b).abs().max() > 1e-3 * torch.maximum(a.abs(), b.abs()).max()):
+            raise TypeError(
+                "a component of this diagonal noise depends on other components than its own, so "
+                "that chosen steps and conversions between Ito and Stratonovich, as Backsolve "
+                "makes, would lead to another law: give noise='general', noise_size=d and "
+                "torch.diag_embed(g), or take Fixed(...) steps and Direct() or Checkpointed()"
+            )
+    _DIAGONAL.add(known)

@@ -190,7 +190,8 @@ class HutchPlusPlus(_Drawn):
         assert self.drawn is not None
         sketch = _pull(out, y, self.drawn[: self.samples], graph=False)
         columns = _flat(sketch).permute(1, 2, 0)
-        basis = torch.linalg.qr(columns).Q
+        wide = torch.promote_types(columns.dtype, torch.float32)  # LAPACK has no half precision
+        basis = torch.linalg.qr(columns.to(wide)).Q.to(columns.dtype)
         rest = _flat(self.drawn[self.samples :]).permute(1, 2, 0)
         rest = rest - basis @ (basis.mT @ rest)
         both = torch.cat((basis, rest), -1)
@@ -256,7 +257,9 @@ class _MapDensity(Map):
 
 
 class FlowDensity(Dynamics):
-    """The dynamics of (y, l) along an ODE, from ``log_density``."""
+    """The dynamics of (y, l) along an ODE, from ``log_density``. It has one part, and is split only
+    where the rate is a number.
+    """
 
     def __init__(self, dynamics: Dynamics, divergence: Divergence | None) -> None:
         super().__init__()
