@@ -44,7 +44,7 @@ from flowsde.integrators import (
 )  # fmt: skip
 from flowsde.interop import FlowDistribution
 from flowsde.models import InvertibleResidual, RouletteLogDet, Sylvester
-from flowsde.nn import LipschitzMLP
+from flowsde.nn import LipschitzMLP, UNet
 from flowsde.paths import EDM, VP, BrownianTree, Cosine, FlowMatching, Interpolant, Linear
 from flowsde.stepping import max_norm, rms_norm
 
@@ -1078,6 +1078,12 @@ def test_small_things_of_times() -> None:
     assert 0.0 <= told[0] <= told[-1] == 1.0
 
 
+def test_an_end_in_float32_leaves_no_sliver() -> None:
+    end = torch.tensor(0.3, dtype=torch.float32)
+    sol = fs.solve(ODE, torch.ones(1), 0.0, end, stepping=fs.Fixed(dt=0.1), integrator=RK4())
+    assert sol.stats.accepted == 3
+
+
 def test_dense_output_on_a_moving_moment_is_finite() -> None:
     t = torch.tensor(1.0, requires_grad=True)
     sol = fs.solve(fs.ODE(lambda t, y: -y), torch.ones(2), t, t, dense=True)
@@ -1208,3 +1214,9 @@ def test_a_number_s_precision_is_that_of_the_state() -> None:
         stepping=fs.Fixed(steps=2), path=fs.Brownian(0),
     ).y1  # fmt: skip
     assert end.dtype == torch.float32
+
+
+def test_an_image_that_does_not_halve_is_refused() -> None:
+    net = UNet(1, 8, 3)
+    with pytest.raises(ValueError, match="multiples of 4"):
+        net(torch.zeros(1), torch.zeros(1, 1, 30, 30))

@@ -40,6 +40,9 @@ class UNet(nn.Module):
             are multiples of 2^(levels - 1).
         dropout: in each block.
 
+    Raises:
+        ValueError: from a call, on sides that are not such multiples.
+
     Source: Ronneberger et al. 2015, arXiv 1505.04597; Ho et al. 2020, arXiv 2006.11239.
     """
 
@@ -65,6 +68,12 @@ class UNet(nn.Module):
         nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        halvings = 2 ** (len(self.down) - 1)
+        if x.shape[-2] % halvings or x.shape[-1] % halvings:
+            raise ValueError(
+                f"the sides of an image are multiples of {halvings}; got {tuple(x.shape[-2:])}: pad "
+                "it, or take fewer levels"
+            )
         time, h, kept = self.time(t), self.enter(x), []
         for i, block in enumerate(self.down):
             h = block(functional.avg_pool2d(h, 2) if i else h, time)
