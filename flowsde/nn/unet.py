@@ -71,8 +71,8 @@ class UNet(nn.Module):
         halvings = 2 ** (len(self.down) - 1)
         if x.shape[-2] % halvings or x.shape[-1] % halvings:
             raise ValueError(
-                f"the sides of an image are multiples of {halvings}; got {tuple(x.shape[-2:])}: pad "
-                "it, or take fewer levels"
+                f"the sides of an image are multiples of {halvings}; got {tuple(x.shape[-2:])}: "
+                "pad it, or take fewer levels"
             )
         time, h, kept = self.time(t), self.enter(x), []
         for i, block in enumerate(self.down):
