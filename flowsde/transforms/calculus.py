@@ -150,27 +150,36 @@ def _leaf(v: Tensor) -> Tensor:
 def check_diagonal(known: Dynamics, field: Field, t: Scalar, y: State) -> None:
     """Refuses diagonal noise whose g_i depends on other components than y_i, where formulas take
     dg/dy for diagonal: chosen steps, and conversions between Ito and Stratonovich. Once for each
-    dynamics, by two products: J v = v (J 1) of a diagonal J.
+    dynamics, by two products: J^T v = v (J^T 1) of a diagonal J.
     """
     noise = field.noise
     if noise is None or noise.kind != "diagonal" or noise.additive or noise.by_products:
         return
     if known in _DIAGONAL or torch.is_inference_mode_enabled() or transformed():
         return
+    if any(leaf.ndim < 2 or not leaf.numel() for leaf in leaves(y)):
+        return
 
-    def probe(leaf: Tensor) -> Tensor:
+    def probe(leaf: Tensor) -> Tensor:  # the same in every row
         key = _random.keys(0, 1, leaf.device, _random.PROBE)
         first = torch.zeros(1, dtype=torch.int64, device=leaf.device)
         v = _random.normal(key, first, leaf.shape[1:].numel(), leaf.dtype.to_real())
-        return v.reshape(1, *leaf.shape[1:]).to(leaf.dtype).expand(leaf.shape).contiguous()
+        return v.reshape(1, *leaf.shape[1:]).to(leaf.dtype).expand(leaf.shape)
 
-    if any(leaf.ndim < 2 or not leaf.numel() for leaf in leaves(y)):
-        return
-    with torch.no_grad(), field.aside():
-        v = tree_map(probe, y)
-        along = field.diffusion_along(t, y, v)
-        alone = tree_map(torch.mul, v, field.diffusion_along(t, y, tree_map(torch.ones_like, v)))
-    for a, b in zip(leaves(along), leaves(alone), strict=True):
+    with torch.enable_grad(), field.aside():
+        x = tree_map(_leaf, y)
+        pairs = zip(leaves(field.diffusion(t, x)), map(probe, leaves(y)), strict=True)
+        live = [(g, v) for g, v in pairs if g.requires_grad]
+
+        def pull(vs: list[Tensor]) -> Sequence[Tensor]:
+            return torch.autograd.grad(
+                [g for g, _ in live], leaves(x), vs, retain_graph=True, materialize_grads=True
+            )
+
+        along = pull([v for _, v in live]) if live else ()
+        alone = pull([torch.ones_like(v) for _, v in live]) if live else ()
+    for leaf, a, b in zip(leaves(y), along, alone, strict=False):
+        b = probe(leaf) * b
         if bool((a - b).abs().max() > 1e-3 * torch.maximum(a.abs(), b.abs()).max()):
             raise TypeError(
                 "a component of this diagonal noise depends on other components than its own, so "
