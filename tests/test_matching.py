@@ -139,8 +139,10 @@ def test_the_marginal_velocity_has_the_least_loss(interpolant: Interpolant) -> N
     law = Gaussians(interpolant, correlation=0.4)
     field, denoiser = Shifted(law.velocity), Shifted(law.denoiser)
     times = UniformTime(0.1 * interpolant.horizon, 0.9 * interpolant.horizon)
+    ode = fs.ODE(field, batched_time=True)
+    ode.horizon = interpolant.horizon
     made = FlowMatching(
-        fs.ODE(field, batched_time=True), interpolant, times=times, paired=True,
+        ode, interpolant, times=times, paired=True,
         denoiser=denoiser if interpolant.bridge else None,
     )  # fmt: skip
     draws, losses, slopes = generator(), [], []
@@ -219,7 +221,9 @@ def field_of(data: Tensor, interpolant: Interpolant) -> fs.ODE:
         weights = torch.stack(logs).softmax(0)
         return (weights.reshape(*weights.shape, *(1,) * (x.ndim - 1)) * torch.stack(rates)).sum(0)
 
-    return fs.ODE(velocity, batched_time=True)
+    ode = fs.ODE(velocity, batched_time=True)
+    ode.horizon = interpolant.horizon
+    return ode
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 2, 1)], ids=str)

@@ -180,5 +180,5 @@ def _posterior_mean(alpha: Scalar, sigma: Scalar, x: Tensor, data: Tensor) -> Te
     logits -= logits.amax(1, keepdim=True)
     weights = logits.to(torch.promote_types(rows.dtype, torch.float32))
     weights = weights.clamp_(min=-60.0).exp_()  # below, numbers without all their digits are slow
-    mean = (weights @ rows.to(weights.dtype)) / weights.sum(1, keepdim=True)
-    return mean.to(x.dtype).view_as(x)
+    mean = (weights @ near.to(weights.dtype)) / weights.sum(1, keepdim=True)
+    return (centre + mean.to(x.dtype)).view_as(x)
