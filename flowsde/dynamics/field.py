@@ -110,10 +110,11 @@ class Field:
 
     def drift(self, t: Scalar, y: State) -> State:
         """f(t, y), shaped as y."""
-        self._count()
         k = self.dynamics(self.time(t), y, *self.args)
-        if self.evaluations < _WATCHED:
-            self._watch(k)
+        if not torch.compiler.is_compiling():  # as in _count
+            self.evaluations += 1
+            if self.evaluations <= _WATCHED:
+                self._watch(k)
         tensors = isinstance(k, Tensor) and isinstance(y, Tensor)
         if tensors and k.shape == y.shape and k.dtype is y.dtype:  # check_like's fast path
             return k
@@ -121,8 +122,6 @@ class Field:
 
     def _watch(self, k: State) -> None:
         """Raises TypeError where the field wrote over what it had returned: methods keep that."""
-        if torch.compiler.is_compiling():
-            return
         flat = [x for x in leaves(k) if isinstance(x, Tensor) and not x.is_inference()]
         for x, (last, version) in zip(flat, self._given, strict=False):
             if x is last() and x._version != version:
