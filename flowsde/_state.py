@@ -153,7 +153,7 @@ def mapped(y: State) -> bool:
     """Whether ``torch.func.vmap`` maps over the state, so that the host cannot read its values."""
     functorch = torch._C._functorch
     for leaf in leaves(y):
-        while functorch.is_functorch_wrapped_tensor(leaf):
+        while isinstance(leaf, Tensor) and functorch.is_functorch_wrapped_tensor(leaf):
             if functorch.is_batchedtensor(leaf):
                 return True
             leaf = functorch.get_unwrapped(leaf)
@@ -201,11 +201,13 @@ def check_like(k: State, y: State, what: str) -> State:
         )
     structure = pytree.tree_structure(y)
     try:
-        parts = structure.flatten_up_to(k)  # a dict's by its keys, in any order
-    except ValueError as error:
+        parts = [] if isinstance(y, Tensor) else structure.flatten_up_to(k)  # dicts in any order
+    except ValueError:
+        parts = []
+    if not parts:
         raise TypeError(
             f"{what} returned {type(k).__name__} for a state of {describe(y)}: "
-            f"return the state's own structure ({error})"
-        ) from None
+            "return the state's own structure"
+        )
     pairs = zip(parts, leaves(y), strict=True)
     return pytree.tree_unflatten([check_like(a, b, what) for a, b in pairs], structure)
