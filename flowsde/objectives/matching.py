@@ -56,9 +56,10 @@ class FlowMatching(nn.Module):
     Raises:
         TypeError: on dynamics that take no batched time, or a bare schedule; from a call, on
             conditions beside ``points``.
-        ValueError: on a denoiser without a bridge, a source beside pairs, ``points`` beside
-            anything that makes x1 other than independent and normal; from a call, on a batch of
-            fewer rows than ``points``.
+        ValueError: on a denoiser without a bridge, a source beside pairs, dynamics that end at
+            another time than the interpolant (``ode.horizon = T``), ``points`` beside anything that
+            makes x1 other than independent and normal; from a call, on a batch of fewer rows than
+            ``points``.
 
     Source: Lipman et al. 2023, arXiv 2210.02747; Liu et al. 2023, arXiv 2209.03003; Albergo, Boffi
     and Vanden-Eijnden 2023, arXiv 2303.08797; Tong et al. 2023, arXiv 2302.00482 and 2307.03672;
