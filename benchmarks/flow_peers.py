@@ -82,9 +82,8 @@ def networks_alone(dim: int, spline: bool) -> Density:
     all but the first have gradients for what they see.
     """
     half = dim // 2
-    nets = nn.ModuleList(
-        Net(half, (3 * BINS - 1 if spline else 2) * half) for _ in range(LAYERS)
-    )  # fmt: skip
+    outputs = (3 * BINS - 1 if spline else 2) * half
+    nets = nn.ModuleList(Net(half, outputs) for _ in range(LAYERS))
 
     def through(x: Tensor) -> Tensor:
         for net in nets:

@@ -402,8 +402,9 @@ def _snap(saves: Tensor, ends: tuple[Any, Any], sign: Any, rounding: float) -> T
     both = abs(stills[0]) + abs(stills[1])
     for end, still, way in zip(ends, stills, (-sign, sign), strict=True):
         at = saves.detach()
-        reach = rounding * both if rounding == _FINE else 0.5 * rounding * abs(still)
-        near = (abs(at - still) <= reach) | ((at - still) * way > 0)
+        gap = abs(at - still)
+        near = (gap <= _FINE * both) | (gap <= 0.5 * rounding * abs(still))
+        near = near | ((at - still) * way > 0)
         target = still if own or not bool(near.any()) else end
         saves = saves + torch.where(near, target - at, 0.0)
     return saves

@@ -21,6 +21,7 @@ from .._state import (
     combine,
     contract,
     describe,
+    fits,
     leaves,
     rows_of,
     tree_map,
@@ -272,9 +273,8 @@ def _state(stepped: Any) -> State:
 
 
 def _diagonal(y: Tensor, g: Any) -> Tensor:
-    shape = g.shape if isinstance(g, Tensor) else ()
-    padded = (1,) * (y.ndim - len(shape)) + tuple(shape)
-    if len(padded) != y.ndim or any(a not in (1, b) for a, b in zip(padded, y.shape, strict=True)):
+    shape = g.shape if isinstance(g, Tensor) else torch.Size()
+    if not fits(shape, y.shape):
         raise TypeError(
             f"diagonal diffusion broadcasts to the state's shape {tuple(y.shape)}; got "
             f"{tuple(shape)}"

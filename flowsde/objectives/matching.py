@@ -138,10 +138,10 @@ class FlowMatching(nn.Module):
             raise ValueError(f"{points} points are rows of a batch; got one of {len(data)}")
         x0 = data[:points]
         x1, t = _normal(x0, generator), self.times.sample(points, x0, generator)
-        alpha, sigma = (expand(s, x1) for s in self.interpolant.schedule(t))
         with torch.no_grad():
-            mean = _posterior_mean(alpha, sigma, alpha * x0 + sigma * x1, data)
-            x1 = x1 + alpha / sigma * (x0 - mean)
+            alpha, sigma = self.interpolant.schedule(t)
+            mean = _posterior_mean(alpha, sigma, self.interpolant.point(t, x0, x1), data)
+            x1 = x1 + expand(alpha / sigma, x1) * (x0 - mean)
         return self._loss(t, mean, x1, None, args)
 
     def _draw(self, x0: Tensor, generator: torch.Generator) -> Tensor:
@@ -175,8 +175,8 @@ def _posterior_mean(alpha: Scalar, sigma: Scalar, x: Tensor, data: Tensor) -> Te
     rows, point = data.reshape(len(data), -1), x.reshape(len(x), -1)
     centre = rows.mean(0)  # about it, few digits of the squares are lost
     near = (rows - centre).to(_random.widest(x.device))
-    a, s = (torch.as_tensor(w).to(near).reshape(-1, 1).expand(len(x), 1) for w in (alpha, sigma))
-    left = torch.cat((a * (point - a * centre), -0.5 * a.square()), 1) / s.square()
+    a, s = (torch.as_tensor(w).to(near).reshape(-1, 1) for w in (alpha, sigma))
+    left = torch.cat((a / s**2 * (point - a * centre), -0.5 * (a / s) ** 2), 1)
     logits = left @ torch.cat((near, near.square().sum(1, keepdim=True)), 1).mT
     logits -= logits.amax(1, keepdim=True)
     weights = logits.to(torch.promote_types(rows.dtype, torch.float32))

@@ -166,20 +166,20 @@ def check_diagonal(known: Dynamics, field: Field, t: Scalar, y: State) -> None:
         v = _random.normal(key, first, leaf.shape[1:].numel(), leaf.dtype.to_real())
         return v.reshape(1, *leaf.shape[1:]).to(leaf.dtype).expand(leaf.shape)
 
+    probes = [probe(leaf) for leaf in leaves(y)]
     with torch.enable_grad(), field.aside():
         x = tree_map(_leaf, y)
-        pairs = zip(leaves(field.diffusion(t, x)), map(probe, leaves(y)), strict=True)
-        live = [(g, v) for g, v in pairs if g.requires_grad]
-
-        def pull(vs: list[Tensor]) -> Sequence[Tensor]:
-            return torch.autograd.grad(
-                [g for g, _ in live], leaves(x), vs, retain_graph=True, materialize_grads=True
-            )
-
-        along = pull([v for _, v in live]) if live else ()
-        alone = pull([torch.ones_like(v) for _, v in live]) if live else ()
-    for leaf, a, b in zip(leaves(y), along, alone, strict=False):
-        b = probe(leaf) * b
+        pairs = zip(leaves(field.diffusion(t, x)), probes, strict=True)
+        live = [(g, v, torch.ones_like(v)) for g, v in pairs if g.requires_grad]
+        if not live:
+            return
+        gs, *ends = zip(*live, strict=True)
+        along, alone = (
+            torch.autograd.grad(gs, leaves(x), vs, retain_graph=True, materialize_grads=True)
+            for vs in ends
+        )
+    for v, a, ones in zip(probes, along, alone, strict=True):
+        b = v * ones
         if bool((a - b).abs().max() > 1e-3 * torch.maximum(a.abs(), b.abs()).max()):
             raise TypeError(
                 "a component of this diagonal noise depends on other components than its own, so "
