@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
@@ -39,6 +41,8 @@ __all__ = [
     "Kvaerno3", "Kvaerno4", "Kvaerno5", "Stages", "Trapezoid",
 ]  # fmt: skip
 
+
+Chosen = NDArray[np.bool_]  # which rows
 
 _MIXED = (
     "this field mixes the samples of its batch, which can have no times of their own then: let "
@@ -294,8 +298,8 @@ class Stages:
         with torch.no_grad():
             self._inverse = method.linear.inverse(at, _detach(self._h))
             self._scale = self._tolerance(y)
-            self._rate = torch.ones(at.rows.count, **at.options)
-        self.lost = torch.zeros_like(self._rate, dtype=torch.bool)  # not solved, though finite
+        self._rate = np.ones(at.rows.count)
+        self.lost = np.zeros(at.rows.count, dtype=bool)  # not solved, though finite
         self._dual = False  # whether forward-mode differentiation follows the field
 
     def _column(self, h: Scalar) -> Scalar:
@@ -316,15 +320,15 @@ class Stages:
 
         return tree_map(scale, y)
 
-    def _size(self, correction: Tensor) -> Tensor:
-        """Norm of a correction of the state over what is tolerated, ``(n,)``."""
+    def _size(self, correction: Tensor) -> NDArray[Any]:
+        """Norm of a correction of the state over what is tolerated, ``(n,)`` or ``(1,)``."""
         stepping = self._method.stepping
         norm: Norm = rms_norm
         if stepping is not None:  # where the batch shares its steps, one number for all will do
             norm = stepping.length if stepping.per_sample else stepping.norm
         scaled = tree_map(torch.div, self._rows.state(correction), self._scale)
         whole = self._rows.count == 1 and not self._own
-        return torch.as_tensor(norm(scaled, not whole), device=correction.device).reshape(-1)
+        return torch.as_tensor(norm(scaled, not whole)).reshape(-1).numpy(force=True)
 
     def solve(self, t: Scalar, start: State, guess: State) -> State:
         """The k of one stage, from a guess."""
@@ -343,16 +347,19 @@ class Stages:
         return found
 
     def _iterate(self, t: Scalar, start: State, guess: State) -> tuple[Tensor, bool]:
-        """Simplified Newton; and whether the field itself asks for gradients."""
+        """Simplified Newton; and whether the field itself asks for gradients.
+
+        Which rows go on is the host's to decide, and a matter of a few numbers there.
+        """
         rows, t, h = self._rows, _detach(t), _detach(self._h)
         r, k = rows.flat(start).detach(), rows.flat(guess).detach()
-        active = torch.ones(rows.count, dtype=torch.bool, device=k.device)
+        active = np.ones(rows.count, dtype=bool)
         solved, before, recorded = ~active, None, False
         given, inverse = self._method.stepping is None, self._inverse
         for n in range(self._method.newton):
             if given and n == 3:  # the guess was bad: Newton's own iteration, from start
-                k = torch.where(active[:, None], 0.0, k)
-            state = rows.state(r + h * k)
+                k = _put(active, torch.zeros_like(k), k)
+            state = rows.state(_ahead(r, h, k))
             if given and n > 2:
                 at = self._method.linearize(self._field, t, state)
                 value, inverse = at.out.detach(), self._method.linear.inverse(at, h)
@@ -362,22 +369,31 @@ class Stages:
                 self._dual = self._dual or dual(value)
             with torch.no_grad():
                 delta = inverse(value - k)
+                k = _put(active, k + delta, k)
+                if k.is_meta:
+                    return k, recorded
                 size = self._size(h * delta)
-                diverges = ~torch.isfinite(size)
-                if before is not None:
-                    rate = size / before
-                    diverges = diverges | ((rate > 2.0) & (not given))
-                    rate = rate.clamp(1e-8, 0.99)  # never at its end before rounding is met
-                    self._rate = torch.where(active, rate / (1.0 - rate), self._rate)
-                k = torch.where(active[:, None], k + delta, k)
-                done = active & (self._rate * size <= 1.0)
-                solved, active, before = solved | done, active & ~done & ~diverges, size
-                if k.is_meta or not bool(active.any()):
-                    break
-        with torch.no_grad():
-            self._rate = (self._rate**0.8).clamp(min=0.01)  # expected of the next stage's first
-            self.lost = self.lost | (~solved & torch.isfinite(size))
-            return torch.where(solved[:, None], k, torch.nan), recorded
+            done, diverges = self._judge(size, before, active)
+            solved, active, before = solved | done, active & ~done & ~diverges, size
+            if not active.any():
+                break
+        self._rate = (self._rate**0.8).clip(0.01)  # expected of the next stage's first
+        self.lost = self.lost | (~solved & np.isfinite(size))
+        return _put(solved, k, torch.full_like(k, torch.nan)), recorded
+
+    @np.errstate(all="ignore")  # what is not finite is told by the step
+    def _judge(
+        self, size: NDArray[Any], before: NDArray[Any] | None, active: Chosen
+    ) -> tuple[Chosen, Chosen]:
+        """Which rows are done, and which diverge, by their corrections' sizes."""
+        diverges = ~np.isfinite(size)
+        if before is not None:
+            rate = size / before
+            if self._method.stepping is not None:
+                diverges |= rate > 2.0
+            rate = rate.clip(1e-8, 0.99)  # never at its end before rounding is met
+            self._rate = np.where(active, rate / (1.0 - rate), self._rate)
+        return active & (self._rate * size <= 1.0), diverges
 
     @cached_property
     def _layout(self) -> tuple[Rows, Solve]:
@@ -415,6 +431,18 @@ def _asks(x: Any) -> bool:
     return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves(x))
 
 
+def _put(chosen: Chosen, rows: Tensor, others: Tensor) -> Tensor:
+    """Of these rows the chosen ones, in the place of others."""
+    if chosen.all():
+        return rows
+    return torch.where(torch.from_numpy(chosen).to(rows.device)[:, None], rows, others)
+
+
+def _ahead(r: Tensor, h: Scalar, k: Tensor) -> Tensor:
+    """r + h k."""
+    return r + h * k if isinstance(h, Tensor) else torch.add(r, k, alpha=h)
+
+
 class _Correction(torch.autograd.Function):
     """(I - h J)^-1 residual: by the step's own factors forwards, where it is nearly nothing, and
     by the Jacobian at the solution backwards.
@@ -442,7 +470,7 @@ class _ImplicitStep(Step):
     formula = True
 
     def __init__(
-        self, method: ImplicitRK, t0: Scalar, t1: Scalar, y0: State, ks: list[State], lost: Tensor
+        self, method: ImplicitRK, t0: Scalar, t1: Scalar, y0: State, ks: list[State], lost: Chosen
     ) -> None:
         tableau = method.tableau
         y1 = combine(y0, t1 - t0, tableau.weights, ks)

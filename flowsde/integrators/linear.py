@@ -49,7 +49,7 @@ class Rows:
     def join(self, parts: Sequence[Tensor], lead: tuple[int, ...]) -> Tensor:
         """Leaves with further leading axes, as one ``(*lead, n, d)`` tensor."""
         rows = [
-            part.reshape(*lead, self.count, size)
+            _shaped(part, (*lead, self.count, size))
             for part, size in zip(parts, self._sizes, strict=True)
         ]
         return rows[0] if len(rows) == 1 else torch.cat(rows, -1)
@@ -57,7 +57,7 @@ class Rows:
     def state(self, flat: Tensor) -> State:
         """The state of a matrix."""
         if self._structure == 0:
-            return flat.reshape(self._shapes[0])
+            return _shaped(flat, self._shapes[0])
         parts = torch.split(flat, self._sizes, -1)
         return unflatten(
             [
@@ -66,6 +66,10 @@ class Rows:
             ],
             self._structure,
         )
+
+
+def _shaped(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return x if x.shape == shape else x.reshape(shape)
 
 
 class Linearization:
