@@ -178,8 +178,13 @@ class Flowsde(TorchLibrary):
     name = "flowsde"
     failures = (fs.SolveError,)
 
-    def __init__(self, per_sample: bool = False, executor: fs.Executor = fs.Eager()) -> None:
-        self._per_sample, self._executor = per_sample, executor
+    def __init__(
+        self, per_sample: bool = False, executor: fs.Executor = fs.Eager(),
+        only: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        self._per_sample, self._executor, self._only = per_sample, executor, only
+        if executor != fs.Eager():
+            self.name = f"flowsde {type(executor).__name__}"
         self._dynamics: dict[Field, fs.ODE] = {}  # what is compiled lives as long as its dynamics
         self._last: tuple[fs.Stats, int] | None = None
         self.skipped: dict[str, str] = {}
@@ -204,7 +209,7 @@ class Flowsde(TorchLibrary):
         return dict(sorted(found.items(), key=lambda item: item[1].order))
 
     def methods(self, stiff: bool) -> Sequence[str]:
-        return tuple(self.catalogue)  # which of them can, is for the problem to say
+        return self._only or tuple(self.catalogue)  # which of them can, is for the problem to say
 
     def run(
         self, f: Field, y0: Tensor, end: float, method: str, rtol: float, atol: float

@@ -40,6 +40,7 @@ DRAWN = {
 }
 SMALL = {"nonstiff": ("A3",), "stiff": ("HIRES",)}
 WANTED = {"nonstiff": 1e-6, "stiff": 1e-4}  # the error at which costs are compared
+COMPILED = {"nonstiff": "Dopri8", "stiff": "Kvaerno5"}
 CALLS = {"nonstiff": 6_000, "stiff": 20_000}
 
 
@@ -208,18 +209,22 @@ def draw(name: str, options: Any, panels: dict[str, dict[str, Curve]]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = reporting.parser(__doc__, turns=3)
     parser.add_argument("--set", choices=SETS, default="nonstiff")
+    parser.add_argument("--compiled", action="store_true", help="one method in a graph, too: slow")
     options = reporting.options(parser, arguments)
     kind, small = options.set, options.small
     place = Place(options.device, options.real, 600 if small else CALLS[kind])
     exponents = (2, 4) if small else range(2, 11)
     ours, (others, versions) = Flowsde(), peers(options.peers)
+    mine: list[Library] = [ours]
+    if options.compiled:
+        mine.append(Flowsde(executor=fs.Compiled(), only=(COMPILED[kind],)))
     found, complaints = {}, {}
     for problem in SETS[kind]:
         if small and problem.name not in SMALL[kind]:
             continue
         print(f"{problem.name} ...", flush=True)
         found[problem.name], complaints[problem.name] = curves(
-            problem, (ours, *others), [10.0**-n for n in exponents], place, options.turns
+            problem, (*mine, *others), [10.0**-n for n in exponents], place, options.turns
         )
     for name, why in ours.skipped.items():
         print(f"{name} left out: {why}")

@@ -115,7 +115,7 @@ def _needed(guards: Sequence[Any]) -> list[bool]:
 
 # a norm is the user's, and so is a module named as torch_this or flowsde_that
 _CONSTANT = re.compile(
-    r"_flowsde_method|_flowsde_stepping(?!.*\bnorm\b)|__import_(flowsde|torch)(_dot_|\b)"
+    r"_flowsde_(method|stepping)(?!.*\bnorm\b)|__import_(flowsde|torch)(_dot_|\b)"
 )
 
 

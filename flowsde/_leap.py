@@ -33,7 +33,7 @@ _NUMBERS, _MOST = 1 << 18, 1 << 12  # of increments, and of steps, that are put 
 def chosen(
     _flowsde_method: Integrator, _flowsde_stepping: Adaptive, field: Field, source: Source | None,
     ends: Tensor, limit: Tensor, marks: Tensor, y: State, carry: Carry,
-) -> tuple[Tensor, Tensor, State, Carry]:  # fmt: skip
+) -> tuple[Tensor, Tensor, State, Carry, Tensor | None]:  # fmt: skip
     """Attempts until all rows have arrived, one of them would fail, or there were ``limit``.
 
     Args:
@@ -42,18 +42,20 @@ def chosen(
         marks: as ``AdaptivePlan.marks`` gives them.
 
     Returns:
-        How many attempts there were; marks, y and carry after them.
+        How many attempts there were; marks, y and carry after them; what the steps ``spent``, where
+        that depends on their values.
     """
     method, stepping, (start, end) = _flowsde_method, _flowsde_stepping, ends.unbind()
     here = None if source is None else source.at(marks[0])
-    build, span = _builder((y, carry, here)), end - start
+    spent = None if method.static else torch.zeros(2, dtype=limit.dtype, device=limit.device)
+    build, span = _builder((y, carry, here, spent)), end - start
     exponent = method.exponent(field.dynamics)
 
     def on(n: Tensor, live: Tensor, marks: Tensor, *flat: Tensor) -> Tensor:
         return live & (n < limit)
 
     def attempt(n: Tensor, live: Tensor, marks: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
-        y, carry, here = build(flat)
+        y, carry, here, spent = build(flat)
         t, dt, before, older, accepted, rejected, going = marks.unbind()
         on = going > 0
         lands = stepping.longest(dt) >= (end - t).abs()
@@ -72,17 +74,21 @@ def chosen(
         rows: list[Any] = [torch.where(accept, reach, t), ahead, *memory, *counts, going]
         after = torch.where(fails, marks, torch.stack([x.to(t.dtype) for x in rows]))
         new = where(accept, (step.y1, step.carry, there), (y, carry, here))
-        return n + ~fails, ~fails & going.any(), after, *_tensors(new)
+        if spent is not None:
+            spent = spent + ~fails * step.spent
+        return n + ~fails, ~fails & going.any(), after, *_tensors((*new, spent))
 
     n = torch.zeros_like(limit)
-    n, _, marks, *flat = _loop(on, attempt, (n, n == 0, marks, *_tensors((y, carry, here))))
-    return n, marks, *build(flat)[:2]
+    start_of = n, n == 0, marks, *_tensors((y, carry, here, spent))
+    n, _, marks, *flat = _loop(on, attempt, start_of)
+    y, carry, _, spent = build(flat)
+    return n, marks, y, carry, spent
 
 
 def outright(
     _flowsde_method: Integrator, _flowsde_stepping: Adaptive, field: Field, source: None,
     ends: Tensor, limit: Tensor, first: Tensor | None, y: State,
-) -> tuple[Tensor, Tensor, State, Carry]:  # fmt: skip
+) -> tuple[Tensor, Tensor, State, Carry, Tensor | None]:  # fmt: skip
     """The same from the start on, which chooses the first step where none is given."""
     method, stepping, (start, end) = _flowsde_method, _flowsde_stepping, ends.unbind()
     carry, span, sign = method.init(field, start, y), (end - start).abs(), torch.sign(end - start)
@@ -187,11 +193,13 @@ class Leap:
         drawn = loop.noise is None or source is not None  # or an input, as of given steps alone
         if isinstance(loop.plan, AdaptivePlan) and not (loop.plan.whole and drawn):
             return False
+        if isinstance(loop.plan, GivenPlan) and not loop.integrator.static:
+            return False
         return not leaves(loop.y0)[0].is_meta and not mapped(loop.y0)
 
     def begin(self, y: State, stats: Stats) -> tuple[State, Carry]:
         loop, plan = self._loop, self._loop.plan
-        alone = isinstance(plan, AdaptivePlan) and loop.noise is None
+        alone = isinstance(plan, AdaptivePlan) and loop.noise is None and loop.integrator.static
         cost = self._cost_of_start(y) if alone else None
         if cost is None or loop.max_steps < 2:
             return loop.begin(y)
@@ -244,10 +252,14 @@ class Leap:
         return torch.full((), room, device=leaves(y)[0].device)
 
     def _resume(self, found: Any, stats: Stats) -> tuple[State, Carry]:
-        count, marks, y, carry = found
+        count, marks, y, carry, spent = found
         assert isinstance(self._loop.plan, AdaptivePlan)
         self._loop.plan.resume(marks)
-        self._told(int(count), self._cost(y, carry), stats)
+        if spent is None:
+            self._told(int(count), self._cost(y, carry), stats)
+        else:
+            self._told(int(count), 0, stats)
+            self._loop.field.spend(spent)
         return y, carry
 
     def _told(self, count: int, cost: int | None, stats: Stats) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import _random
 from ._graph import Calls, Graph, as_input
@@ -80,24 +80,24 @@ class Compiled(Executor):
             tanh as fast as the eager one, to float32's rounding but not near zero.
 
     Raises:
-        TypeError: on an integrator whose steps are not all of one kind (implicit, multistep, maps
-            and chains, engines from outside), and on dynamics that take derivatives of a field
+        TypeError: on an integrator whose steps are not all of one kind (multistep, maps and chains,
+            engines from outside), on an implicit one where gradients are recorded or with
+            ``GMRES()``, and on dynamics that take derivatives of a field
             (densities by ``Exact()`` or ``Hutchinson()``, Jacobian penalties, costates).
     """
 
     backend: Any = "inductor"
     options: Mapping[str, Any] | None = None
-    _made: weakref.WeakKeyDictionary[Dynamics, dict[Any, Graph]] = field(
+    _made: weakref.WeakKeyDictionary[nn.Module, dict[Any, Graph]] = field(
         default_factory=weakref.WeakKeyDictionary, init=False, repr=False
     )
     _drawn: dict[Any, Calls] = field(default_factory=dict, init=False, repr=False)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.backend, self.options)  # what was compiled stays where it is
+
     def prepare(self, loop: Loop, dynamics: Dynamics) -> None:
-        if not loop.integrator.static:
-            raise TypeError(
-                f"{type(loop.integrator).__name__} takes steps of more than one kind, which one "
-                "graph does not hold: use executor=Eager(), or an explicit method such as Tsit5()"
-            )
+        loop.integrator.check_graph()
         if dynamics.pulls:
             raise TypeError(
                 f"{type(dynamics).__name__} takes derivatives of its field, which torch.compile "
@@ -127,9 +127,9 @@ class Compiled(Executor):
         self, loop: Loop, dynamics: Dynamics, given: bool, function: Callable[..., Any]
     ) -> Graph:
         """That of a function, for a method, tolerances and increments that are given or drawn."""
-        graphs = self._made.setdefault(dynamics, {})
+        graphs = self._made.setdefault(dynamics.anchor, {})
         stepping = loop.stepping if isinstance(loop.stepping, Adaptive) else None
-        key = function, loop.integrator, stepping and stepping.terms, given
+        key = type(dynamics), function, loop.integrator, stepping and stepping.terms, given
         if key not in graphs:
             graphs[key] = Graph(function, self.backend, self.options)
         return graphs[key]
@@ -227,10 +227,15 @@ class _Steps:
     def __call__(self, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> Step:
         loop = self._loop
         dw = None if self._inputs is None else self._inputs(n, t0, t1)
-        after = loop.field.evaluations + self._cost(n, t0, t1, y, carry)
+        before = loop.field.evaluations
         found = self._calls(as_input(t0, y), as_input(t1, y), y, dw, carry)
-        loop.field.evaluations = after
-        return found if self._within else _End(loop, n, t0, t1, y, carry, found)
+        step = found if self._within else _End(loop, n, t0, t1, y, carry, found)
+        loop.field.evaluations = before
+        if step.spent is None:
+            loop.field.evaluations += self._cost(n, t0, t1, y, carry)
+        else:
+            loop.field.spend(step.spent)
+        return step
 
     def _cost(self, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> int:
         """Evaluations in a step from such a state: one is taken to count them."""
@@ -252,9 +257,9 @@ class _End(Step):
     def __init__(
         self, loop: Loop, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry, found: Any
     ) -> None:
-        y1, carry1, size = found
+        y1, carry1, size, spent = found
         super().__init__(y1, carry1)
-        self.size = size
+        self.size, self.spent = size, spent
         self._taken = loop, n, t0, t1, y, carry
 
     def _again(self) -> Step:
@@ -283,10 +288,10 @@ def _whole(
 def _end(
     _flowsde_method: Integrator, _flowsde_stepping: Adaptive | None, field: Field,
     source: Source | None, t0: Tensor, t1: Tensor, y: State, dw: Increment | None, carry: Carry,
-) -> tuple[State, Carry, Tensor | None]:  # fmt: skip
+) -> tuple[State, Carry, Tensor | None, Tensor | None]:  # fmt: skip
     """Of the same, what the next step needs."""
     step = _whole(_flowsde_method, None, field, source, t0, t1, y, dw, carry)
-    return step.y1, step.carry, _size(_flowsde_stepping, step, y)
+    return step.y1, step.carry, _size(_flowsde_stepping, step, y), step.spent
 
 
 def _size(stepping: Adaptive | None, step: Step, y: State) -> Tensor | None:

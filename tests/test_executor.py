@@ -7,7 +7,7 @@ import itertools
 import logging
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -32,7 +32,7 @@ from flowsde.integrators import (
     UniPC,
 )
 from flowsde.integrators.base import Engine
-from flowsde.paths import BrownianTree
+from flowsde.paths import BrownianTree, HermiteCubic, Linear
 from flowsde.stepping import rms_norm
 
 from .systems import catalogue, suited
@@ -162,6 +162,77 @@ def test_given_steps_are_one_graph_however_many(method: Integrator) -> None:
             executor,
         )  # fmt: skip
     assert counter.frame_count == 1 + 2 * draws  # of one step, another
+
+
+IMPLICIT = [
+    m for m in catalogue(integrators, Integrator)
+    if isinstance(m, (integrators.DriftImplicitEuler, integrators.ImplicitRK))
+]  # fmt: skip
+
+
+def implicit_solves() -> Iterator[Any]:
+    """Of one method after the other: how it takes its steps, and whether they are seen."""
+    ways = itertools.cycle(itertools.product(("given", "shared", "per sample"), (None, [0.3, 0.9])))
+    for method in IMPLICIT:
+        for way in itertools.islice(ways, 3 - 2 * (method.error_order is None)):
+            yield pytest.param(method, *way, id=f"{type(method).__name__}-{way[0]}-{way[1]}")
+
+
+@pytest.mark.parametrize(("method", "stepping", "save_at"), [*implicit_solves()])
+@torch.no_grad()
+def test_implicit_steps_are_graphs(
+    method: Integrator, stepping: str, save_at: list[float] | None
+) -> None:
+    """The same states by the same attempts; the Jacobian is made in each, not once a state."""
+    dynamics, start = suited(method, Turn(), 3.0 * torch.randn(4, 3))
+    chosen = fs.Adaptive(1e-4, 1e-4, per_sample=stepping == "per sample")
+    executor, counter = graphs()
+    for end in (1.2, -0.4):
+        y0 = start if dynamics.noise is not None else start + end
+        plain, sol = (
+            fs.solve(
+                dynamics, y0, 0.2, end, integrator=method, executor=run,
+                save_at=save_at and [0.2 + x * (end - 0.2) for x in save_at],
+                stepping=fs.Fixed(steps=6) if stepping == "given" else chosen,
+                path=fs.Brownian(0) if dynamics.noise is not None else None,
+            )
+            for run in (fs.Eager(), executor)
+        )  # fmt: skip
+        for mine, theirs in ((sol.y1, plain.y1), (sol.ys, plain.ys)):
+            assert mine is theirs is None or torch.allclose(mine, theirs, rtol=1e-9)
+        assert sol.stats.attempts == plain.stats.attempts
+        again, rest = divmod(sol.stats.products - plain.stats.products, 3)
+        assert rest == 0
+        began = sol.stats.evaluations - plain.stats.evaluations - again
+        assert began in (0, 1)  # where the first step is a graph's, too
+        if stepping == "shared":
+            assert again == plain.stats.rejected
+    draws = dynamics.noise is not None
+    assert counter.frame_count <= 2 + draws
+
+
+@torch.no_grad()
+def test_inductor_takes_newtons_iteration() -> None:
+    """A batch in which one sample needs short steps, one none, beside one that fails."""
+    ode = fs.ODE(lambda t, y: -(10.0 ** torch.arange(4)[:, None]) * (y**3 - 1.0), rowwise=False)
+    y0 = torch.tensor([[2.0, -1.0], [0.5, 1.0], [3.0, 0.1], [1.0, 1.0]])
+    stepping = fs.Adaptive(1e-5, 1e-5)
+    method = integrators.Kvaerno3()
+    plain, sol = (
+        fs.solve(ode, y0, integrator=method, stepping=stepping, executor=run)
+        for run in (fs.Eager(), fs.Compiled())
+    )
+    assert torch.allclose(sol.y1, plain.y1, rtol=1e-9)
+    assert sol.stats.attempts == plain.stats.attempts
+
+
+def test_implicit_gradients_and_products_have_no_graph() -> None:
+    ode, y0 = fs.ODE(lambda t, y: -y), torch.ones(2, 1)
+    with pytest.raises(TypeError, match="no_grad"):
+        fs.solve(ode, y0, integrator=integrators.Kvaerno3(), executor=fs.Compiled())
+    method = integrators.Kvaerno3(linear=integrators.GMRES())
+    with torch.no_grad(), pytest.raises(TypeError, match="linear=Dense"):
+        fs.solve(ode, y0, integrator=method, executor=fs.Compiled())
 
 
 def driven(law: str) -> fs.SDE:
@@ -558,6 +629,30 @@ def test_paths_of_every_kind_take_turns(recorded: bool) -> None:
                 ),
                 executor,
             )  # fmt: skip
+
+
+def test_models_that_make_dynamics_for_each_series_compile_once() -> None:
+    """Along paths of their own, each with gradients: what is compiled lives as long as the field,
+    and is another where the same field is asked as other dynamics.
+    """
+    grid, (executor, counter) = torch.arange(6.0), graphs()
+    solver = fs.Solver(integrators.Midpoint(), fs.Grid(grid), executor=executor)
+    model = models.NeuralCDE(3, 2, solver=solver)
+    plain = models.NeuralCDE(3, 2, solver=fs.Solver(integrators.Midpoint(), fs.Grid(grid)))
+    plain.load_state_dict(model.state_dict())
+    found: list[int] = []
+    for kind in (Linear, Linear, HermiteCubic, Linear, HermiteCubic):
+        path = kind(grid, torch.randn(4, 6, 3))
+        runs = []
+        for net in (model, plain):
+            out = net(path)
+            runs.append([out, *gradients(out.square().sum(), list(net.parameters()))])
+        assert_same(*runs, 1e-10)
+        found.append(counter.frame_count)
+    assert found[0] == found[1] < found[2] == found[3] == found[4]
+    del model, path, net
+    gc.collect()
+    assert not executor._made
 
 
 def test_modules_named_as_ours_are_watched() -> None:

@@ -196,11 +196,21 @@ class Dynamics(nn.Module, ABC):
     pulls: bool = False
     whitens: bool = False
     horizon: float = 1.0
+    _anchor: tuple[nn.Module, ...] = ()
 
     def follow(self, inner: Dynamics) -> None:
         """Is asked as the dynamics of which it is made: at which times, with which draws."""
         for name in ("batched_time", "precise_time", "random", "pulls", "horizon"):
             setattr(self, name, getattr(inner, name))
+        self._anchor = (inner.anchor,)  # in a tuple, as it is no part of this one
+
+    @property
+    def anchor(self) -> nn.Module:
+        """What graphs that are compiled for it live as long as: itself, or what it is made of anew
+        for each solve.
+        """
+        anchor: nn.Module = self._anchor[0] if self._anchor else self
+        return anchor
 
     def hold(self, name: str, value: Scalar | None) -> None:
         """Makes a number an attribute: a buffer where it is a tensor but no parameter."""

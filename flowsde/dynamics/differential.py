@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, Protocol, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._scalar import Scalar, magnitude, phi1, sqrt
 from .._state import State, batch_size, check_like, contract, describe, fits, leaves, tree_map
@@ -224,7 +224,8 @@ class CDE(Dynamics):
 
     Args:
         f: the matrix field, ``(batch, d)`` to ``(batch, d, channels)``.
-        path: the control X, with ``derivative(t)`` of shape ``(batch, channels)``.
+        path: the control X, with ``derivative(t)`` of shape ``(batch, channels)``. A ``Path`` ends
+            the solve at its last knot unless t1 is given; where its first is not 0, give t0.
         products: f is called f(t, y, dx, *args) and returns what its matrix makes of dx, shaped as
             y: for matrices of low rank, or of other structure, that are never written out.
         batched_time: whether f and the path accept t of shape ``(batch,)``.
@@ -232,6 +233,7 @@ class CDE(Dynamics):
 
     Raises:
         TypeError: on a path without a derivative, and, in a solve, on shapes that do not fit.
+        ValueError: from a solve beyond the ends of a ``Path``.
 
     Source: Kidger et al. 2020, arXiv 2005.08926.
     """
@@ -252,7 +254,31 @@ class CDE(Dynamics):
         if not callable(getattr(path, "derivative", None)):
             raise TypeError("a CDE's path answers derivative(t); give flowsde.paths.Linear(...)")
         self.f, self.path, self.products = f, path, products
+        if isinstance(f, nn.Module):  # one for all series
+            self._anchor = (f,)
         self.batched_time, self.rowwise = batched_time, rowwise
+
+    @property
+    def horizon(self) -> float:  # type: ignore[override]
+        """The path's end."""
+        return self._ends[1] if isinstance(self.path, Path) else 1.0
+
+    @property
+    def _ends(self) -> tuple[float, float]:
+        knots = self.path.knots.detach()  # type: ignore[attr-defined]
+        first, last = knots[[0, -1]].tolist()
+        return first, last
+
+    def check_span(self, t0: float, t1: float) -> None:
+        if not isinstance(self.path, Path):
+            return
+        first, last = self._ends
+        slack = 1e-6 * max(last - first, abs(first), abs(last))
+        if min(t0, t1) < first - slack or max(t0, t1) > last + slack:
+            raise ValueError(
+                f"{t0:g} to {t1:g} reaches beyond the path, which runs from {first:g} to "
+                f"{last:g}: give t0 and t1 within"
+            )
 
     def forward(self, t: Tensor, y: State, *args: Any) -> State:
         first = leaves(y)[0]

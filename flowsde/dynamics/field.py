@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
 
 from .._random import widest
 from .._scalar import Scalar
@@ -31,7 +32,13 @@ from .discrete import Chain
 
 __all__ = ["Field", "Product"]
 
-_WATCHED = 8  # evaluations, at which a field is looked at that returns the same tensor each time
+_WATCHED = 8  # evaluations, at which is looked whether a field writes over what methods need
+
+
+def _versions(tree: Any) -> list[tuple[Tensor, int]]:
+    """Of its tensors, as far as they have any."""
+    flat = (x for x in leaves(tree) if isinstance(x, Tensor))
+    return [(x, x._version) for x in flat if not x.is_inference()]
 
 
 class Product:
@@ -77,7 +84,7 @@ class Field:
         self._made: tuple[Scalar, weakref.ref[Tensor], Any] | None = None
         self._device = first.device
         self._dtype = widest(first.device) if dynamics.precise_time else first.dtype.to_real()
-        self._given: list[tuple[weakref.ref[Any], int]] = []  # what f returned last, with versions
+        self._given: dict[str, list[tuple[weakref.ref[Any], int]]] = {}  # what fs returned last
         self._t, self._tensor = math.nan, torch.empty((), device="meta")
 
     def select(self, index: Tensor, y: State) -> Field | None:
@@ -105,57 +112,80 @@ class Field:
             self._tensor = torch.full((), t, dtype=self._dtype, device=self._device)
         return self._tensor
 
-    def _count(self) -> None:
-        if not torch.compiler.is_compiling():  # a compiled step counts its calls from outside
-            self.evaluations += 1
-
     def drift(self, t: Scalar, y: State) -> State:
         """f(t, y), shaped as y."""
-        k = self.dynamics(self.time(t), y, *self.args)
-        if not torch.compiler.is_compiling():  # as in _count
+        return self._ask(self.dynamics, t, y, "the vector field")
+
+    def _ask(
+        self, f: Callable[..., State], t: Scalar, y: State, what: str, **more: Any
+    ) -> State:  # fmt: skip
+        """f(t, y, *args), shaped as y: one evaluation. The first ones are looked at."""
+        at = self.time(t)
+        if torch.compiler.is_compiling():  # a compiled step counts its calls from outside
+            k = f(at, y, *self.args, **more)
+        else:
             self.evaluations += 1
-            if self.evaluations <= _WATCHED:
-                self._watch(k)
+            watched = self.evaluations <= _WATCHED
+            before = _versions((at, y)) if watched else []
+            k = f(at, y, *self.args, **more)
+            if watched:
+                self._watch(what, k, before)
         tensors = isinstance(k, Tensor) and isinstance(y, Tensor)
         if tensors and k.shape == y.shape and k.dtype is y.dtype:  # check_like's fast path
             return k
-        return check_like(k, y, "the vector field")
+        return check_like(k, y, what)
 
-    def _watch(self, k: State) -> None:
-        """Raises TypeError where the field wrote over what it had returned: methods keep that."""
-        flat = [x for x in leaves(k) if isinstance(x, Tensor) and not x.is_inference()]
-        for x, (last, version) in zip(flat, self._given, strict=False):
-            if x is last() and x._version != version:
+    def _watch(self, what: str, k: State, before: list[tuple[Tensor, int]]) -> None:
+        """Raises TypeError where f wrote over its input, or over what it had returned: methods
+        need both.
+        """
+        if any(x._version != version for x, version in before):
+            raise TypeError(
+                f"{what} changed its time or its state in place: write y.clamp(...) for "
+                "y.clamp_(...), inplace=False for a module, or take y.clone() first"
+            )
+        found = _versions(k)
+        for (x, version), (last, then) in zip(found, self._given.get(what, ()), strict=False):
+            if x is last() and version != then:
                 raise TypeError(
-                    "the field returned the same tensor twice, written over in between, and the "
+                    f"{what} returned the same tensor twice, written over in between, and the "
                     "solver needs both: return a new one, or its clone()"
                 )
-        self._given = [(weakref.ref(x), x._version) for x in flat]
+        self._given[what] = [(weakref.ref(x), version) for x, version in found]
 
     def explicit(self, t: Scalar, y: State) -> State:
         """The part of the drift that is not stiff, shaped as y."""
-        return self._part(0, t, y)
+        assert self.parts is not None
+        return self._ask(self.parts[0], t, y, "the explicit part")
 
     def implicit(self, t: Scalar, y: State) -> State:
         """The stiff part of the drift, shaped as y."""
-        return self._part(1, t, y)
-
-    def _part(self, which: int, t: Scalar, y: State) -> State:
         assert self.parts is not None
-        self._count()
-        k = self.parts[which](self.time(t), y, *self.args)
-        return check_like(k, y, ("the explicit part", "the implicit part")[which])
+        return self._ask(self.parts[1], t, y, "the implicit part")
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Calls that leave running statistics as they were: their versions never tell."""
+        norms = (m for m in self.dynamics.modules() if isinstance(m, _NormBase) and m.training)
+        held = [(x, x.clone()) for norm in norms for x in norm.buffers(recurse=False)]
+        try:
+            yield
+        finally:
+            for x, value in held:
+                x.data.copy_(value)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Calls that do not count, and leave the modules' attributes and buffers as they were."""
         counts, modules = (self.evaluations, self.products), list(self.dynamics.modules())
+        made, self._made = self._made, None
         held = [(m, dict(vars(m)), dict(m._buffers)) for m in modules]
         buffers = [(x, x._version, x.clone()) for x in self.dynamics.buffers()]
         try:
-            yield
+            with self.still():
+                yield
         finally:
-            self.evaluations, self.products = counts
+            (self.evaluations, self.products), self._made = counts, made
             for module, own, named in held:
                 vars(module).update(own)
                 module._buffers.clear()
@@ -169,11 +199,20 @@ class Field:
         """Told of Jacobian-vector products, passes through the field that call it not."""
         self.products += products
 
+    def spend(self, spent: Tensor) -> None:
+        """Told of evaluations and products, ``(2,)``, in steps that a graph took."""
+        evaluations, products = spent.tolist()
+        self.evaluations += evaluations
+        self.products += products
+
     def once(self, t: Scalar, y: State, make: Callable[[], Any]) -> Any:
         """What make() returns; made once where a rejected step starts again from the same y."""
         first = leaves(y)[0]
-        if self._made is not None and self._made[0] is t and self._made[1]() is first:
-            return self._made[2]
+        if self._made is not None:
+            now, of, made = self._made
+            same = now == t if isinstance(now, float) and isinstance(t, float) else now is t
+            if same and of() is first:
+                return made
         made = make()
         self._made = t, weakref.ref(first), made
         return made
@@ -182,15 +221,12 @@ class Field:
         """The residual, shaped as x, of the split or of this form of it."""
         split = self.split if split is None else split
         assert split is not None
-        self._count()
-        return check_like(split.residual(self.time(t), x, *self.args, now=t), x, "the residual")
+        return self._ask(split.residual, t, x, "the residual", now=t)
 
     def acceleration(self, t: Scalar, x: State) -> State:
         """The part of dv/dt that depends on the position, shaped as x."""
         assert self.kinetic is not None
-        self._count()
-        a = self.kinetic.acceleration(self.time(t), x, *self.args)
-        return check_like(a, x, "the force")
+        return self._ask(self.kinetic.acceleration, t, x, "the force")
 
     def noise_term(self, t: Scalar, y: State, dw: State) -> State:
         """g(t, y) dW, shaped as y."""
@@ -256,13 +292,13 @@ class Field:
 
     def step(self, k: int, y: State) -> State:
         """The state after step k of a chain."""
-        self._count()
+        self.evaluations += 1
         assert isinstance(self.dynamics, Chain)
         return _state(self.dynamics.step(k, y, *self.args))
 
     def unstep(self, k: int, y: State) -> State:
         """The state before step k of a map."""
-        self._count()
+        self.evaluations += 1
         return _state(self.dynamics.unstep(k, y, *self.args))  # type: ignore[operator]
 
 

@@ -33,17 +33,20 @@ class Step(ABC):
 
     Attributes:
         size: the norm of the error over the tolerance, where an executor has worked it out.
+        spent: evaluations and products, ``(2,)``, where a graph took the step and their number
+            depends on its values.
         failure: why a step of given length could not be taken at all; the solve ends before it.
         formula: whether ``dense`` only weighs states in hand, so that it may be given many thetas.
     """
 
-    __slots__ = ("carry", "size", "y1")
+    __slots__ = ("carry", "size", "spent", "y1")
     failure: tuple[Status, str] | None = None
     formula: bool = False
 
     def __init__(self, y1: State, carry: Carry = None) -> None:
         self.y1, self.carry = y1, carry
         self.size: Tensor | None = None
+        self.spent: Tensor | None = None
 
     def error(self) -> State:
         """The embedded estimate of the local error, shaped as the state."""
@@ -78,7 +81,8 @@ class Integrator(ABC):
         order: of convergence; for a stochastic method see ``strong_order``.
         dense_order: of the states between steps.
         error_order: the exponent q of a step's error estimate, O(dt^q); None without one.
-        static: whether all steps are the same operations, whatever the values.
+        static: whether all steps are the same operations, whatever the values; those of implicit
+            methods, which iterate, are not, though a graph may hold them (``check_graph``).
         remembers: whether a step depends on those before it, by more than its start.
     """
 
@@ -100,6 +104,14 @@ class Integrator(ABC):
             raise TypeError(
                 f"{name} integrates ODEs; got an SDE. Use EulerMaruyama(), or StochasticHeun() "
                 "for additive or Stratonovich noise"
+            )
+
+    def check_graph(self) -> None:
+        """Raises TypeError, with the cure, where torch.compile does not take its steps."""
+        if not self.static:
+            raise TypeError(
+                f"{type(self).__name__} takes steps of more than one kind, which one graph does "
+                "not hold: use executor=Eager(), or a method such as Tsit5() or Kvaerno5()"
             )
 
     def bind(self, stepping: Stepping) -> Integrator:

@@ -11,7 +11,8 @@ from ..dynamics.base import Noise
 from ..dynamics.field import Field
 from ..stepping import Stepping
 from .base import Carry, Integrator, Step
-from .implicit import ImplicitEuler, Stages, Trapezoid
+from .implicit import ImplicitEuler, Trapezoid
+from .newton import stages
 from .stochastic import Stochastic, StraightStep
 
 __all__ = ["DriftImplicitEuler"]
@@ -52,6 +53,9 @@ class DriftImplicitEuler(Stochastic):
     def weak_order(self, noise: Noise) -> float:
         return 1.0
 
+    def check_graph(self) -> None:
+        self.drift.check_graph()
+
     def bind(self, stepping: Stepping) -> Integrator:
         drift = self.drift.bind(stepping)
         assert isinstance(drift, (ImplicitEuler, Trapezoid))
@@ -67,6 +71,9 @@ class DriftImplicitEuler(Stochastic):
         table, dt = self.drift.tableau, t1 - t0
         start = combine(y, dt, table.rows[0], carry)
         start = field.diffuse(start, field.diffusion(t0, y), dw.w)
-        k = Stages(self.drift, field, t0, dt, y).solve(t1, start, carry[0])
+        newton = stages(self.drift, field, t0, dt * table.gamma, y)
+        k, past = newton.solve(t1, start, carry[0], newton.past)
         y1 = combine(start, dt * table.gamma, ((0, 1.0),), [k])
-        return StraightStep(y, y1, (k,))
+        step = StraightStep(y, y1, (k,))
+        step.spent = past.spent
+        return step

@@ -58,8 +58,9 @@ def check_clock(integrator: Integrator, split: SemiLinear, t: Scalar) -> None:
     name = type(integrator).__name__
     if clock > 0:
         raise ValueError(
-            f"{name} starts at t = {t}, where there is no noise and the clock is infinite: start "
-            "at a small time such as 1e-3"
+            f"{name} starts at t = {t}, where there is no noise and the clock is infinite: to "
+            "sample, start where the noise is and end at a small time, t0=1.0, t1=1e-3; from data "
+            "to noise, start at a small time such as 1e-3"
         )
     if split.dual is split:
         raise ValueError(

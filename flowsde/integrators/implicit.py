@@ -5,49 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 
 from .._increment import Increment
-from .._once import once
 from .._scalar import Scalar
-from .._state import (
-    State,
-    Weights,
-    batch_size,
-    combine,
-    describe,
-    dual,
-    leaves,
-    transformed,
-    tree_map,
-    weigh,
-)
+from .._state import State, Weights, combine, describe, leaves, transformed, tree_map, weigh
 from ..dynamics.base import Dynamics
 from ..dynamics.field import Field
-from ..stepping import Adaptive, Norm, Stepping, rms_norm
+from ..stepping import Adaptive, Stepping
 from .base import Carry, Integrator, Step
-from .linear import Dense, Linearization, LinearSolver, Rows, Solve, unrecorded
+from .linear import Dense, Linearization, LinearSolver, Rows
+from .newton import MIXED, PerRow, count_rows, detach, stages
 from .runge_kutta import Row, demand, hermite, polynomial, sparse
 
 __all__ = [
     "ImplicitEuler", "ImplicitRK", "ImplicitTableau", "KenCarp3", "KenCarp4", "KenCarp5",
-    "Kvaerno3", "Kvaerno4", "Kvaerno5", "Stages", "Trapezoid",
+    "Kvaerno3", "Kvaerno4", "Kvaerno5", "Trapezoid",
 ]  # fmt: skip
-
-
-Chosen = NDArray[np.bool_]  # which rows
-
-_MIXED = (
-    "this field mixes the samples of its batch, which can have no times of their own then: let "
-    "them share t0, t1 and steps"
-)
 
 
 @dataclass(frozen=True)
@@ -156,7 +134,8 @@ class ImplicitRK(Integrator):
     Gradients are exact for the discrete solve, by the implicit function theorem: recording costs
     one more evaluation a stage, the backward pass one Jacobian at its solution and one transposed
     solve. They cannot be differentiated again: that raises. Under ``torch.no_grad()`` neither is
-    paid.
+    paid, and ``Compiled`` takes steps by ``Dense()``, iterations and all, as loops in its graph; it
+    makes the Jacobian anew after a rejected step.
 
     Args:
         newton: corrections allowed for each stage.
@@ -173,7 +152,7 @@ class ImplicitRK(Integrator):
 
     newton: int = 10
     linear: LinearSolver = Dense()
-    stepping: Adaptive | None = field(default=None, repr=False)
+    stepping: Adaptive | None = field(default=None, repr=False, compare=False)
     static = False
     tableau: ClassVar[ImplicitTableau]
 
@@ -200,6 +179,18 @@ class ImplicitRK(Integrator):
                 "Kvaerno5()"
             )
 
+    def check_graph(self) -> None:
+        if not isinstance(self.linear, Dense):
+            raise TypeError(
+                f"one graph does not hold {type(self.linear).__name__}'s products: give "
+                f"{type(self).__name__}(linear=Dense()), or use executor=Eager()"
+            )
+        if torch.is_grad_enabled():
+            raise TypeError(
+                f"gradients of {type(self).__name__} are not those of a graph: solve under "
+                "torch.no_grad(), or use executor=Eager()"
+            )
+
     def bind(self, stepping: Stepping) -> Integrator:
         return replace(self, stepping=stepping if isinstance(stepping, Adaptive) else None)
 
@@ -208,7 +199,7 @@ class ImplicitRK(Integrator):
         at = self.linearize(field, t, y)
         if at.mixes():
             if isinstance(t, Tensor) and t.ndim:
-                raise TypeError(_MIXED)
+                raise TypeError(MIXED)
             field.mixes = True
         else:
             field.once(t, y, lambda: at)
@@ -224,19 +215,25 @@ class ImplicitRK(Integrator):
         tableau, dt = self.tableau, t1 - t0
         first, *partner = self._start(field, t0, y) if carry is None else carry
         ks, ls = [first], partner  # slopes of the stages, and of the explicit partner
-        stages = Stages(self, field, t0, dt, y)
+        newton = stages(self, field, t0, dt * tableau.gamma, y)
+        past = newton.past
         for i, c in enumerate(tableau.c[1:]):
             t = t1 if c == 1.0 else t0 + c * dt
             start = combine(y, dt, tableau.rows[i], ks)
             if ls:
                 start = combine(start, dt, tableau.partner[i], ls)
-            ks.append(stages.solve(t, start, ks[tableau.near[i]]))
+            k, past = newton.solve(t, start, ks[tableau.near[i]], past)
+            ks.append(k)
             if ls:
                 stage = combine(start, dt * tableau.gamma, ((0, 1.0),), [ks[-1]])
                 ls.append(field.explicit(t, stage))
         if ls:
             ks = [tree_map(torch.add, k, l) for k, l in zip(ks, ls, strict=True)]
-        return _ImplicitStep(self, t0, t1, y, ks, stages.lost)
+        step = _ImplicitStep(self, t0, t1, y, ks, past.lost)
+        if past.spent is not None:
+            known = len(tableau.partner) + (1 + bool(ls) if carry is None else 0)
+            step.spent = past.spent + torch.tensor([known, 0], device=past.spent.device)
+        return step
 
     def _start(self, field: Field, t: Scalar, y: State) -> Carry:
         """The slopes of the first stage."""
@@ -250,8 +247,8 @@ class ImplicitRK(Integrator):
 
     def linearize(self, field: Field, t: Scalar, y: State) -> Linearization:
         """The Jacobian of what is solved for at y, off the record."""
-        rows = Rows(y, _count(field, t, y))
-        return Linearization.of(partial(self.stiff(field), _detach(t)), y, rows, field.count)
+        rows = Rows(y, count_rows(field, t, y))
+        return Linearization.of(partial(self.stiff(field), detach(t)), y, rows, field.count)
 
 
 def _check_state(name: str, y: State) -> None:
@@ -270,207 +267,12 @@ def _check_state(name: str, y: State) -> None:
         raise TypeError(f"{name} needs autograd: use torch.no_grad(), not inference_mode()")
 
 
-def _count(field: Field, t: Scalar, y: State) -> int:
-    """How many samples the state holds."""
-    size = batch_size(y)
-    if field.mixes or size is None:
-        return 1
-    own = isinstance(t, Tensor) and t.ndim > 0
-    return size if own or any(leaf.ndim > 1 for leaf in leaves(y)) else 1
-
-
-def _detach(x: Scalar) -> Scalar:
-    return x.detach() if isinstance(x, Tensor) else x
-
-
-class Stages:
-    """The implicit equations of one step's stages, k = g(t, start + dt gamma k)."""
-
-    def __init__(
-        self, method: ImplicitRK, field: Field, t0: Scalar, dt: Scalar, y: State
-    ) -> None:  # fmt: skip
-        self._method, self._field, self._y = method, field, y
-        self._stiff = method.stiff(field)
-        self._own = isinstance(dt, Tensor) and dt.ndim > 0
-        self._h = self._column(dt * method.tableau.gamma)
-        self._at = at = field.once(t0, y, lambda: method.linearize(field, t0, y))
-        self._rows = at.rows
-        with torch.no_grad():
-            self._inverse = method.linear.inverse(at, _detach(self._h))
-            self._scale = self._tolerance(y)
-        self._rate = np.ones(at.rows.count)
-        self.lost = np.zeros(at.rows.count, dtype=bool)  # not solved, though finite
-        self._dual = False  # whether forward-mode differentiation follows the field
-
-    def _column(self, h: Scalar) -> Scalar:
-        """h ready to multiply ``(n, d)`` rows."""
-        if not isinstance(h, Tensor):
-            return h
-        h = h.to(leaves(self._y)[0].dtype)
-        return h[:, None] if self._own else h
-
-    def _tolerance(self, y: State) -> State:
-        stepping = self._method.stepping
-
-        def scale(leaf: Tensor) -> Tensor:
-            eps = torch.finfo(leaf.dtype).eps
-            if stepping is None:
-                return (1.0 + leaf.abs()) * eps**0.8
-            return 0.01 * stepping.scale(leaf) + 8.0 * eps * leaf.abs()
-
-        return tree_map(scale, y)
-
-    def _size(self, correction: Tensor) -> NDArray[Any]:
-        """Norm of a correction of the state over what is tolerated, ``(n,)`` or ``(1,)``."""
-        stepping = self._method.stepping
-        norm: Norm = rms_norm
-        if stepping is not None:  # where the batch shares its steps, one number for all will do
-            norm = stepping.length if stepping.per_sample else stepping.norm
-        scaled = tree_map(torch.div, self._rows.state(correction), self._scale)
-        whole = self._rows.count == 1 and not self._own
-        return torch.as_tensor(norm(scaled, not whole)).reshape(-1).numpy(force=True)
-
-    def solve(self, t: Scalar, start: State, guess: State) -> State:
-        """The k of one stage, from a guess."""
-        with unrecorded():
-            k, recorded = self._iterate(t, start, guess)
-        if dual((t, start, self._h)) or self._dual:
-            raise TypeError(
-                "an implicit equation is not differentiated forwards: take gradients backwards "
-                "(torch.autograd.grad), or an explicit integrator"
-            )
-        found = self._rows.state(k)
-        if torch.is_grad_enabled() and (
-            recorded or _asks(start) or any(_asks(x) for x in (t, self._h))
-        ):
-            return self._attach(t, start, found)
-        return found
-
-    def _iterate(self, t: Scalar, start: State, guess: State) -> tuple[Tensor, bool]:
-        """Simplified Newton; and whether the field itself asks for gradients.
-
-        Which rows go on is the host's to decide, and a matter of a few numbers there.
-        """
-        rows, t, h = self._rows, _detach(t), _detach(self._h)
-        r, k = rows.flat(start).detach(), rows.flat(guess).detach()
-        active = np.ones(rows.count, dtype=bool)
-        solved, before, recorded = ~active, None, False
-        given, inverse = self._method.stepping is None, self._inverse
-        for n in range(self._method.newton):
-            if given and n == 3:  # the guess was bad: Newton's own iteration, from start
-                k = _put(active, torch.zeros_like(k), k)
-            state = rows.state(_ahead(r, h, k))
-            if given and n > 2:
-                at = self._method.linearize(self._field, t, state)
-                value, inverse = at.out.detach(), self._method.linear.inverse(at, h)
-            else:
-                value = rows.flat(self._stiff(t, state))
-                recorded = recorded or value.requires_grad
-                self._dual = self._dual or dual(value)
-            with torch.no_grad():
-                delta = inverse(value - k)
-                k = _put(active, k + delta, k)
-                if k.is_meta:
-                    return k, recorded
-                size = self._size(h * delta)
-            done, diverges = self._judge(size, before, active)
-            solved, active, before = solved | done, active & ~done & ~diverges, size
-            if not active.any():
-                break
-        self._rate = (self._rate**0.8).clip(0.01)  # expected of the next stage's first
-        self.lost = self.lost | (~solved & np.isfinite(size))
-        return _put(solved, k, torch.full_like(k, torch.nan)), recorded
-
-    @np.errstate(all="ignore")  # what is not finite is told by the step
-    def _judge(
-        self, size: NDArray[Any], before: NDArray[Any] | None, active: Chosen
-    ) -> tuple[Chosen, Chosen]:
-        """Which rows are done, and which diverge, by their corrections' sizes."""
-        diverges = ~np.isfinite(size)
-        if before is not None:
-            rate = size / before
-            if self._method.stepping is not None:
-                diverges |= rate > 2.0
-            rate = rate.clip(1e-8, 0.99)  # never at its end before rounding is met
-            self._rate = np.where(active, rate / (1.0 - rate), self._rate)
-        return active & (self._rate * size <= 1.0), diverges
-
-    @cached_property
-    def _layout(self) -> tuple[Rows, Solve]:
-        """Rows as gradients take them, and the inverse: all samples are one row where they depend
-        on each other by now, though they did not at the start of the solve.
-        """
-        own, inverse = self._rows, self._inverse
-        if not self._at.mixes():
-            return own, inverse
-        if self._own:
-            raise TypeError(_MIXED)
-        whole = Rows(self._y, 1)
-        return whole, lambda b: whole.flat(own.state(inverse(own.flat(whole.state(b)))))
-
-    def _attach(self, t: Scalar, start: State, k: State) -> State:
-        """One recorded correction, whose backward is the implicit function theorem.
-
-        dk = (I - h J)^-1 dg at the solution, J from the recorded graph itself.
-        """
-        rows, inverse = self._layout
-        flat = rows.flat(k)
-        state = rows.state(rows.flat(start) + self._h * flat)
-        state = tree_map(lambda x: x if x.requires_grad else x.requires_grad_(), state)
-        value = rows.flat(self._stiff(t, state))
-        if not value.requires_grad:
-            return k
-        h = torch.as_tensor(_detach(self._h), dtype=flat.dtype, device=flat.device)
-        ends = get_gradient_edge(value), [get_gradient_edge(leaf) for leaf in leaves(state)]
-        at = partial(Linearization, *ends, rows, count=self._field.count)
-        correct: Callable[..., Tensor] = _Correction.apply
-        return rows.state(flat + correct(value - flat, h, at, inverse, self._method.linear))
-
-
-def _asks(x: Any) -> bool:
-    return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves(x))
-
-
-def _put(chosen: Chosen, rows: Tensor, others: Tensor) -> Tensor:
-    """Of these rows the chosen ones, in the place of others."""
-    if chosen.all():
-        return rows
-    return torch.where(torch.from_numpy(chosen).to(rows.device)[:, None], rows, others)
-
-
-def _ahead(r: Tensor, h: Scalar, k: Tensor) -> Tensor:
-    """r + h k."""
-    return r + h * k if isinstance(h, Tensor) else torch.add(r, k, alpha=h)
-
-
-class _Correction(torch.autograd.Function):
-    """(I - h J)^-1 residual: by the step's own factors forwards, where it is nearly nothing, and
-    by the Jacobian at the solution backwards.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, residual: Tensor, h: Tensor, at: Callable[..., Linearization], inverse: Solve,
-        linear: LinearSolver,
-    ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(h, residual)  # unpacked first: checkpointed steps are taken again
-        ctx.at, ctx.linear = at, linear
-        return inverse(residual)
-
-    @staticmethod
-    @once("implicit integrators give first derivatives only, explicit ones all")
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None, None, None, None]:
-        h, _ = ctx.saved_tensors
-        solve = ctx.linear.inverse(ctx.at(like=cotangent), h, transpose=True)
-        return solve(cotangent), None, None, None, None
-
-
 class _ImplicitStep(Step):
     __slots__ = ("_ks", "_lost", "_method", "_t0", "_t1", "_y0")
     formula = True
 
     def __init__(
-        self, method: ImplicitRK, t0: Scalar, t1: Scalar, y0: State, ks: list[State], lost: Chosen
+        self, method: ImplicitRK, t0: Scalar, t1: Scalar, y0: State, ks: list[State], lost: PerRow
     ) -> None:
         tableau = method.tableau
         y1 = combine(y0, t1 - t0, tableau.weights, ks)

@@ -15,7 +15,16 @@ from torch.autograd.graph import saved_tensors_hooks
 from .._scalar import Scalar
 from .._state import State, leaves, tree_map, unflatten
 
-__all__ = ["GMRES", "Dense", "LinearSolver", "Linearization", "Rows", "Solve", "unrecorded"]
+__all__ = [
+    "GMRES",
+    "Dense",
+    "LinearSolver",
+    "Linearization",
+    "Rows",
+    "Solve",
+    "jacobian",
+    "unrecorded",
+]
 
 Solve = Callable[[Tensor], Tensor]
 
@@ -167,6 +176,17 @@ class Linearization:
         return bool(gap > 1e3 * torch.finfo(gap.dtype).eps * plain.abs().amax())
 
 
+def jacobian(f: Callable[[State], State], flat: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+    """f at a matrix of rows, and its Jacobian there, ``(n, d)`` and ``(n, d, d)``, by
+    transformations that torch.compile traces.
+    """
+    found: Any = torch.func.vjp(lambda x: rows.flat(f(rows.state(x))), flat)
+    value, pull = found
+    basis = torch.eye(rows.size, dtype=flat.dtype, device=flat.device)
+    probes = basis[:, None].expand(rows.size, *flat.shape)
+    return value, torch.func.vmap(lambda v: pull(v)[0])(probes).transpose(0, 1)
+
+
 class LinearSolver(ABC):
     """How an implicit method solves (I - h J) x = b for each sample."""
 
@@ -183,10 +203,13 @@ class Dense(LinearSolver):
     """
 
     def inverse(self, at: Linearization, h: Scalar, *, transpose: bool = False) -> Solve:
-        jacobian = at.matrix
+        return self.factored(at.matrix, h, transpose=transpose)
+
+    def factored(self, matrix: Tensor, h: Scalar, *, transpose: bool = False) -> Solve:
+        """The same from J itself, ``(n, d, d)``."""
         h = h[..., None] if isinstance(h, Tensor) and h.ndim else h
-        eye = torch.eye(jacobian.shape[-1], dtype=jacobian.dtype, device=jacobian.device)
-        lu, pivots, _ = torch.linalg.lu_factor_ex(eye - h * jacobian)
+        eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+        lu, pivots, _ = torch.linalg.lu_factor_ex(eye - h * matrix)
 
         def solve(b: Tensor) -> Tensor:
             return torch.linalg.lu_solve(lu, pivots, b[..., None], adjoint=transpose)[..., 0]

@@ -1,0 +1,346 @@
+"""Newton's iteration for the stages of implicit methods, a row a sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+
+from .._once import once
+from .._scalar import Scalar
+from .._state import State, batch_size, dual, leaves, tree_map
+from ..dynamics.field import Field
+from ..stepping import Adaptive, Norm, rms_norm
+from .linear import Dense, Linearization, LinearSolver, Rows, Solve, jacobian, unrecorded
+
+__all__ = ["MIXED", "Equations", "Stages", "count_rows", "detach", "stages"]
+
+MIXED = (
+    "this field mixes the samples of its batch, which can have no times of their own then: let "
+    "them share t0, t1 and steps"
+)
+PerRow = Any  # an array of one number a row: of numpy's on the host, of torch's in a graph
+
+
+def count_rows(field: Field, t: Scalar, y: State) -> int:
+    """How many samples the state holds."""
+    size = batch_size(y)
+    if field.mixes or size is None:
+        return 1
+    own = isinstance(t, Tensor) and t.ndim > 0
+    return size if own or any(leaf.ndim > 1 for leaf in leaves(y)) else 1
+
+
+def detach(x: Scalar) -> Scalar:
+    """The same, off the record."""
+    return x.detach() if isinstance(x, Tensor) else x
+
+
+class Equations(Protocol):
+    """What of an implicit method Newton's iteration needs to know."""
+
+    @property
+    def newton(self) -> int:
+        """Corrections allowed."""
+
+    @property
+    def linear(self) -> LinearSolver:
+        """What solves for them."""
+
+    @property
+    def stepping(self) -> Adaptive | None:
+        """The tolerances; None on given steps."""
+
+    def stiff(self, field: Field) -> Callable[[Scalar, State], State]:
+        """What is solved for."""
+
+    def linearize(self, field: Field, t: Scalar, y: State) -> Linearization:
+        """Its Jacobian at y, off the record."""
+
+
+class Past(NamedTuple):
+    """What the stages of a step leave to the next one, and to the step.
+
+    Attributes:
+        expected: the part of a correction that is expected to be left after it.
+        lost: which rows were not solved, though finite.
+        spent: evaluations and products, where the field does not count them: ``(2,)``.
+    """
+
+    expected: PerRow
+    lost: PerRow
+    spent: Tensor | None = None
+
+
+class _Newton:
+    """The implicit equations of one step's stages, k = g(t, start + h k), row by row."""
+
+    def __init__(self, method: Equations, field: Field, h: Scalar, y: State, rows: Rows) -> None:
+        self._method, self._field, self._y, self._rows = method, field, y, rows
+        self._stiff = method.stiff(field)
+        self._own = isinstance(h, Tensor) and h.ndim > 0
+        self._h = self._column(h)
+        with torch.no_grad():
+            self._scale = self._tolerance(y)
+
+    def _column(self, h: Scalar) -> Scalar:
+        """h ready to multiply ``(n, d)`` rows."""
+        if not isinstance(h, Tensor):
+            return h
+        h = h.to(leaves(self._y)[0].dtype)
+        return h[:, None] if self._own else h
+
+    def _tolerance(self, y: State) -> State:
+        stepping = self._method.stepping
+
+        def scale(leaf: Tensor) -> Tensor:
+            eps = torch.finfo(leaf.dtype).eps
+            if stepping is None:
+                return (1.0 + leaf.abs()) * eps**0.8
+            return 0.01 * stepping.scale(leaf) + 8.0 * eps * leaf.abs()
+
+        return tree_map(scale, y)
+
+    def _size(self, correction: Tensor) -> Tensor:
+        """Norm of a correction of the state over what is tolerated, ``(n,)`` or ``(1,)``."""
+        stepping = self._method.stepping
+        norm: Norm = rms_norm
+        if stepping is not None:  # where the batch shares its steps, one number for all will do
+            norm = stepping.length if stepping.per_sample else stepping.norm
+        scaled = tree_map(torch.div, self._rows.state(correction), self._scale)
+        whole = self._rows.count == 1 and not self._own
+        return torch.as_tensor(norm(scaled, not whole)).reshape(-1)
+
+    def _judge(
+        self, size: PerRow, before: PerRow, active: PerRow, expected: PerRow
+    ) -> tuple[PerRow, PerRow, PerRow]:
+        """Which rows are done and which diverge, by their corrections' sizes and those before;
+        and what part of a correction is expected to be left after it.
+        """
+        where = torch.where if isinstance(size, Tensor) else np.where
+        rate = size / before
+        diverges = ~(size < math.inf)
+        if self._method.stepping is not None:
+            diverges = diverges | (rate > 2.0)
+        rate = rate.clip(1e-8, 0.99)  # never at its end before rounding is met
+        expected = where(active & (before < math.inf), rate / (1.0 - rate), expected)
+        return active & (expected * size <= 1.0), diverges, expected
+
+
+class Stages(_Newton):
+    """The same, one operation after the other, with gradients."""
+
+    def __init__(self, method: Equations, field: Field, t0: Scalar, h: Scalar, y: State) -> None:
+        self._at = at = field.once(t0, y, lambda: method.linearize(field, t0, y))
+        super().__init__(method, field, h, y, at.rows)
+        with torch.no_grad():
+            self._inverse = method.linear.inverse(at, detach(self._h))
+        self.past = Past(np.ones(at.rows.count), np.zeros(at.rows.count, dtype=bool))
+        self._dual = False  # whether forward-mode differentiation follows the field
+
+    def solve(self, t: Scalar, start: State, guess: State, past: Past) -> tuple[State, Past]:
+        """The k of one stage, from a guess."""
+        with unrecorded():
+            k, past, recorded = self._iterate(t, start, guess, past)
+        if dual((t, start, self._h)) or self._dual:
+            raise TypeError(
+                "an implicit equation is not differentiated forwards: take gradients backwards "
+                "(torch.autograd.grad), or an explicit integrator"
+            )
+        found = self._rows.state(k)
+        if torch.is_grad_enabled() and (
+            recorded or _asks(start) or any(_asks(x) for x in (t, self._h))
+        ):
+            found = self._attach(t, start, found)
+        return found, past
+
+    def _iterate(
+        self, t: Scalar, start: State, guess: State, past: Past
+    ) -> tuple[Tensor, Past, bool]:
+        """Simplified Newton; and whether the field itself asks for gradients.
+
+        Which rows go on is the host's to decide, and a matter of a few numbers there.
+        """
+        rows, t, h = self._rows, detach(t), detach(self._h)
+        r, k = rows.flat(start).detach(), rows.flat(guess).detach()
+        active, (expected, lost, _) = np.ones(rows.count, dtype=bool), past
+        solved, before, recorded = ~active, np.full(1, math.inf), False
+        given, inverse = self._method.stepping is None, self._inverse
+        for n in range(self._method.newton):
+            if given and n == 3:  # the guess was bad: Newton's own iteration, from start
+                k = _put(active, torch.zeros_like(k), k)
+            state = rows.state(_ahead(r, h, k))
+            if given and n > 2:
+                at = self._method.linearize(self._field, t, state)
+                value, inverse = at.out.detach(), self._method.linear.inverse(at, h)
+            else:
+                value = rows.flat(self._stiff(t, state))
+                recorded = recorded or value.requires_grad
+                self._dual = self._dual or dual(value)
+            with torch.no_grad():
+                delta = inverse(value - k)
+                k = _put(active, k + delta, k)
+                if k.is_meta:
+                    return k, past, recorded
+                size = self._size(h * delta).numpy(force=True)
+            with np.errstate(all="ignore"):  # what is not finite is told by the step
+                done, diverges, expected = self._judge(size, before, active, expected)
+            solved, active, before = solved | done, active & ~done & ~diverges, size
+            if not active.any():
+                break
+        past = Past(_eased(expected), lost | (~solved & np.isfinite(size)))
+        return _put(solved, k, torch.full_like(k, torch.nan)), past, recorded
+
+    @cached_property
+    def _layout(self) -> tuple[Rows, Solve]:
+        """Rows as gradients take them, and the inverse: all samples are one row where they depend
+        on each other by now, though they did not at the start of the solve.
+        """
+        own, inverse = self._rows, self._inverse
+        if not self._at.mixes():
+            return own, inverse
+        if self._own:
+            raise TypeError(MIXED)
+        whole = Rows(self._y, 1)
+        return whole, lambda b: whole.flat(own.state(inverse(own.flat(whole.state(b)))))
+
+    def _attach(self, t: Scalar, start: State, k: State) -> State:
+        """One recorded correction, whose backward is the implicit function theorem.
+
+        dk = (I - h J)^-1 dg at the solution, J from the recorded graph itself.
+        """
+        rows, inverse = self._layout
+        flat = rows.flat(k)
+        state = rows.state(rows.flat(start) + self._h * flat)
+        state = tree_map(lambda x: x if x.requires_grad else x.requires_grad_(), state)
+        value = rows.flat(self._stiff(t, state))
+        if not value.requires_grad:
+            return k
+        h = torch.as_tensor(detach(self._h), dtype=flat.dtype, device=flat.device)
+        ends = get_gradient_edge(value), [get_gradient_edge(leaf) for leaf in leaves(state)]
+        at = partial(Linearization, *ends, rows, count=self._field.count)
+        correct: Callable[..., Tensor] = _Correction.apply
+        return rows.state(flat + correct(value - flat, h, at, inverse, self._method.linear))
+
+
+class _Traced(_Newton):
+    """The same within a graph of torch.compile, without gradients: iterations are loops there."""
+
+    def __init__(self, method: Equations, field: Field, t0: Scalar, h: Scalar, y: State) -> None:
+        rows = Rows(y, count_rows(field, t0, y))
+        super().__init__(method, field, h, y, rows)
+        _, self._inverse = self._linearized(t0, rows.flat(y))
+        form = {"device": leaves(y)[0].device}
+        self.past = Past(
+            torch.ones(rows.count, dtype=torch.float64, **form),
+            torch.zeros(rows.count, dtype=torch.bool, **form),
+            torch.tensor([1, rows.size], **form),
+        )
+
+    def _linearized(self, t: Scalar, flat: Tensor) -> tuple[Tensor, Solve]:
+        value, matrix = jacobian(partial(self._stiff, t), flat, self._rows)
+        linear = self._method.linear
+        assert isinstance(linear, Dense)
+        return value, linear.factored(matrix, self._h)
+
+    def solve(self, t: Scalar, start: State, guess: State, past: Past) -> tuple[State, Past]:
+        """The same. What it leaves is returned: the compiler loses what is set beside a loop."""
+        rows, h, method = self._rows, self._h, self._method
+        r, k = rows.flat(start), rows.flat(guess)
+
+        def on(n: Tensor, k: Tensor, solved: Tensor, active: Tensor, *_: Tensor) -> Tensor:
+            return active.any() & (n < (3 if method.stepping is None else method.newton))
+
+        def still(n: Tensor, k: Tensor, solved: Tensor, active: Tensor, *_: Tensor) -> Tensor:
+            return active.any() & (n < method.newton)
+
+        def correct(
+            value: Tensor, inverse: Solve, n: Tensor, k: Tensor, solved: Tensor, active: Tensor,
+            before: Tensor, expected: Tensor,
+        ) -> tuple[Tensor, ...]:  # fmt: skip
+            delta = inverse(value - k)
+            size = self._size(h * delta).to(before).expand_as(before).clone()
+            done, diverges, expected = self._judge(size, before, active, expected)
+            k = torch.where(active[:, None], k + delta, k)
+            return n + 1, k, solved | done, active & ~done & ~diverges, size, expected
+
+        def simple(n: Tensor, k: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+            value = rows.flat(self._stiff(t, rows.state(r + h * k)))
+            return correct(value, self._inverse, n, k, *rest)
+
+        def full(n: Tensor, k: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+            return correct(*self._linearized(t, r + h * k), n, k, *rest)
+
+        expected, lost, spent = past
+        assert spent is not None
+        active, n = torch.ones_like(lost), torch.zeros_like(spent[0])
+        before = torch.full_like(expected, math.inf)
+        loop: Callable[..., Any] = torch.while_loop
+        marks = loop(on, simple, (n, k.clone(), ~active, active, before, expected))
+        n, k, solved, active, size, expected = marks
+        products = torch.zeros_like(n)
+        if method.stepping is None:  # the guess was bad: Newton's own iteration, from start
+            k = torch.where(active[:, None], 0.0, k)
+            n, k, solved, _, size, expected = loop(still, full, (n, k, *marks[2:]))
+            products = (n - marks[0]) * rows.size
+        past = Past(
+            _eased(expected), lost | (~solved & (size < math.inf)),
+            spent + torch.stack((n, products)),
+        )  # fmt: skip
+        return rows.state(torch.where(solved[:, None], k, torch.nan)), past
+
+
+def stages(method: Equations, field: Field, t0: Scalar, h: Scalar, y: State) -> Stages | _Traced:
+    """The equations of a step from y at t0, with h = dt gamma."""
+    kind = _Traced if torch.compiler.is_compiling() else Stages
+    return kind(method, field, t0, h, y)
+
+
+def _eased(expected: PerRow) -> PerRow:
+    """What is expected of the next stage's first correction."""
+    return (expected**0.8).clip(0.01)
+
+
+def _asks(x: Any) -> bool:
+    return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves(x))
+
+
+def _put(chosen: NDArray[np.bool_], rows: Tensor, others: Tensor) -> Tensor:
+    """Of these rows the chosen ones, in the place of others."""
+    if chosen.all():
+        return rows
+    return torch.where(torch.from_numpy(chosen).to(rows.device)[:, None], rows, others)
+
+
+def _ahead(r: Tensor, h: Scalar, k: Tensor) -> Tensor:
+    """r + h k."""
+    return r + h * k if isinstance(h, Tensor) else torch.add(r, k, alpha=h)
+
+
+class _Correction(torch.autograd.Function):
+    """(I - h J)^-1 residual: by the step's own factors forwards, where it is nearly nothing, and
+    by the Jacobian at the solution backwards.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, residual: Tensor, h: Tensor, at: Callable[..., Linearization], inverse: Solve,
+        linear: LinearSolver,
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(h, residual)  # unpacked first: checkpointed steps are taken again
+        ctx.at, ctx.linear = at, linear
+        return inverse(residual)
+
+    @staticmethod
+    @once("implicit integrators give first derivatives only, explicit ones all")
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None, None, None, None]:
+        h, _ = ctx.saved_tensors
+        solve = ctx.linear.inverse(ctx.at(like=cotangent), h, transpose=True)
+        return solve(cotangent), None, None, None, None
