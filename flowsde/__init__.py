@@ -8,6 +8,9 @@ Catalogues stay in their modules: ``flowsde.integrators``, ``flowsde.paths``, ``
 ``flowsde.accuracy``, ``flowsde.series``, ``flowsde.interop``.
 """
 
+from importlib import import_module
+from types import ModuleType
+
 from .adjoint import Adjoint, Backsolve, Checkpointed, Direct, Reversible
 from .bases import Base, Componentwise, Mixture, Normal
 from .dynamics import CDE, ODE, SDE, Chain, Composed, Denoiser, Dynamics, LinearSDE, Map, Noise
@@ -39,6 +42,19 @@ from .transforms import (
 )  # fmt: skip
 
 __version__ = "0.1.0"
+
+_CATALOGUES = (
+    "accuracy", "fitting", "integrators", "interop", "models", "nn", "objectives", "paths",
+    "series", "training",
+)  # fmt: skip
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Catalogues are imported when they are asked for."""
+    if name in _CATALOGUES:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "CDE", "ODE", "SDE", "Adaptive", "Adjoint", "Backsolve", "Base", "Brownian", "BrownianTree",

@@ -44,8 +44,10 @@ class Inputs:
         parameters: list[Tensor] = [p for p in field.dynamics.parameters() if p.requires_grad]
         return cls(y0, args, parameters, Field(field.dynamics, cut, y0), [*mine, *parameters])
 
-    def check(self, name: str, t: Scalar, y: State) -> None:
-        """Raises TypeError if the field holds on to a tensor whose gradient would be lost."""
+    def check(self, name: str, t: Scalar, y: State) -> list[Tensor]:
+        """Raises TypeError if the field holds on to a tensor whose gradient would be lost. Returns
+        what it gave.
+        """
         with torch.enable_grad():
             y = tree_map(lambda x: x.detach().requires_grad_(), y)
             t = t.detach() if isinstance(t, Tensor) else t
@@ -67,6 +69,20 @@ class Inputs:
                     "of the field's module, or use adjoint=Checkpointed()"
                 )
             nodes += [n for n, _ in node.next_functions if n is not None]
+        return found
+
+    def repeats(self, name: str, t: Scalar, y: State, first: Sequence[Tensor]) -> None:
+        """Raises TypeError if the drift is something else when it is asked for again."""
+        t = t.detach() if isinstance(t, Tensor) else t
+        with torch.no_grad():
+            again = leaves(self.field.drift(t, detach(y)))
+        for a, b in zip(first, again, strict=False):
+            if b.numel() and bool((a - b).abs().max() > 1e-3 * a.abs().max()):
+                raise TypeError(
+                    f"{name} asks the field again on the way back, and this one does not repeat "
+                    "itself: is there dropout or another random draw in it? Fix the draw for the "
+                    "solve, or use Direct()"
+                )
 
     def any(self, times: Sequence[Tensor]) -> bool:
         return any(x.requires_grad for x in (*leaves(self.y0), *self.targets, *times))

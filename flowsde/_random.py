@@ -66,12 +66,15 @@ def draw_seed(generator: torch.Generator) -> int:
 def roots(seed: int | Tensor, rows: int, device: torch.device) -> Tensor:
     """``(rows,)`` words that tell rows apart: from one seed, or from one seed a row."""
     if isinstance(seed, Tensor):
-        if seed.shape != (rows,) or seed.is_floating_point():
+        if seed.shape not in ((), (rows,)) or seed.is_floating_point():
             raise ValueError(
-                f"per-sample seeds have shape ({rows},) and an integer dtype; got "
-                f"{tuple(seed.shape)} {seed.dtype}"
+                f"per-sample seeds have shape ({rows},) and an integer dtype, a seed for all is a "
+                f"number or 0-d; got {tuple(seed.shape)} {seed.dtype}"
             )
-        return seed.to(device=device, dtype=torch.int64)
+        seed = seed.to(device=device, dtype=torch.int64)
+        if seed.ndim:
+            return seed
+        return torch.arange(rows, dtype=torch.int64, device=device) + _mix(seed)
     seed = operator.index(seed)
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"a seed has 64 bits, -2^63 to 2^64 - 1; got {seed}")

@@ -6,7 +6,8 @@ import bisect
 import math
 import weakref
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +27,8 @@ __all__ = ["Tape"]
 STRETCH = 16
 OTHERS = (
     "the field's parameters are not those that the solve was made with, as after torch.func."
-    "functional_call, so that Checkpointed cannot take its steps again: use adjoint=Direct(), or "
-    "give them in args"
+    "functional_call or where FSDP shards its layers one by one, so that Checkpointed cannot take "
+    "its steps again: use adjoint=Direct(), give them in args, or shard the whole model at once"
 )
 NOT_REPEATED = (
     "the field did not repeat itself when Checkpointed took its steps again: is there dropout, "
@@ -113,7 +114,7 @@ class Tape(Recorder):
             self._keep(place, y, carry)
         self._release(self._block - 1)
         frame = _Frame(self, place)
-        with saved_tensors_hooks(frame.pack, frame.unpack):
+        with saved_tensors_hooks(frame.pack, frame.unpack), _followed():
             step = loop.advance(n, t0, t1, y, carry)
         record = _Record(n, detach(t0), detach(t1), weakref.ref(frame))
         self._last = record, frame, detach(y), detach(carry)
@@ -148,7 +149,7 @@ class Tape(Recorder):
         """Half of the budget for the steps held, if all save what this one does; then states."""
         assert self._loop is not None
         assert frame.held is not None
-        own = {x.untyped_storage().data_ptr() for x in self._loop.field.parameters()}
+        own = {_place(x) for x in self._loop.field.parameters()}
         saved = [x for x, _ in frame.held]
         step = max(1, _bytes([*saved, *leaves(start)], own))
         state = max(1, _bytes(leaves(next(iter(self._kept.values()))), set()))
@@ -189,12 +190,12 @@ class Tape(Recorder):
             if not x.is_inference() and x._version != version:
                 raise RuntimeError(CHANGED)
         self._release(0)
-        evaluations = self._loop.field.evaluations
-        kind, enabled, dtype = self._autocast
-        with torch.enable_grad(), torch.autocast(kind, enabled=enabled, dtype=dtype):
+        field, (kind, enabled, dtype) = self._loop.field, self._autocast
+        evaluations, cast = field.evaluations, torch.autocast(kind, enabled=enabled, dtype=dtype)
+        with field.still(), torch.enable_grad(), cast:
             self._hold(place)
         if self._stats is not None:
-            self._stats.backward_evaluations += self._loop.field.evaluations - evaluations
+            self._stats.backward_evaluations += field.evaluations - evaluations
 
     def _hold(self, place: int) -> None:
         ends = {**{k: y for k, (y, _) in self._kept.items()}, **self._ends}
@@ -234,6 +235,19 @@ class Tape(Recorder):
         return detach(where(accept, step.y1, y)), detach(where(accept, step.carry, carry))
 
 
+@contextmanager
+def _followed() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):
+            raise
+        raise TypeError(
+            "Checkpointed does not follow torch.func.grad, vjp or jacrev within a field: write "
+            "torch.autograd.grad(..., create_graph=True) there, or use adjoint=Direct()"
+        ) from error
+
+
 def _copied(x: Any) -> Any:
     return x.clone() if isinstance(x, Tensor) else x
 
@@ -246,9 +260,17 @@ def _bytes(tensors: Iterable[object], but: set[int]) -> int:
     for x in tensors:
         if isinstance(x, Tensor):
             storage = x.untyped_storage()
-            used = sizes.get(storage.data_ptr(), 0) + x.nbytes
-            sizes[storage.data_ptr()] = min(used, storage.nbytes())
+            place = _place(x)
+            sizes[place] = min(sizes.get(place, 0) + x.nbytes, storage.nbytes() or x.nbytes)
     return sum(size for place, size in sizes.items() if place not in but)
+
+
+def _place(x: Tensor) -> int:
+    """Where its numbers lie; those of a tensor that torch.func has wrapped are its own."""
+    try:
+        return x.untyped_storage().data_ptr()
+    except RuntimeError:
+        return -id(x)
 
 
 def _stops(start: int, end: int, slots: int) -> list[int]:

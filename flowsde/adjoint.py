@@ -136,8 +136,8 @@ class Backsolve(Adjoint):
     Raises:
         TypeError: on chains, dense output, times of each sample's own, grids that are learned, and
             on tensors that the field holds on to from outside of its parameters and args; these are
-            looked for at both ends of the span. With noise also on times that ask for a gradient
-            and on save times between the steps.
+            looked for at both ends of the span; on fields that do not repeat themselves. With noise
+            also on times that ask for a gradient and on save times between the steps.
         SolveError: in the backward pass, if the solve back fails.
 
     Source: Chen et al. 2018, arXiv 1806.07366; Kidger et al. 2021, arXiv 2009.09457; Li et al.
@@ -161,10 +161,11 @@ class Backsolve(Adjoint):
         with torch.no_grad():
             solution = loop.run(Recorder() if trail is None else trail)
         times = _times(start, solution.t1, loop.saver.times)
-        for t, y in ((start, loop.y0), (solution.t1, solution.y1)):
-            inputs.check("Backsolve", t, y)
+        first = inputs.check("Backsolve", start, loop.y0)
+        inputs.check("Backsolve", solution.t1, solution.y1)
         if not inputs.any(times):
             return solution
+        inputs.repeats("Backsolve", start, loop.y0, first)
         steps = None if trail is None else _steps(trail, times, solution.ts)
         back = Back(
             loop, dynamics, inputs, integrator, stepping, start, solution, steps, bool(times)

@@ -50,6 +50,9 @@ class Flow(nn.Module):
 
     ``torch.compile(flow.log_prob)`` is one graph where the dynamics is a map without randomness.
     Inside of it nothing is checked.
+
+    Raises:
+        TypeError: on a base, dynamics or solver of another kind.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Flow(nn.Module):
         divergence: Divergence | None = None,
     ) -> None:
         super().__init__()
+        _check_parts(base, dynamics, solver)
         self.base, self.dynamics, self.transform, self.t0 = base, dynamics, transform, t0
         self.solver, self.divergence = solver or Solver(), divergence
         # in a tuple, so that the parameters stand once in a state_dict; beside what it is made of
@@ -246,3 +250,14 @@ def bits_per_dim(log_prob: Tensor, dims: int, levels: int = 1) -> Tensor:
     Source: Theis et al. 2016, arXiv 1511.01844.
     """
     return -log_prob / (dims * math.log(2.0)) + math.log2(levels)
+
+
+def _check_parts(base: object, dynamics: object, solver: object) -> None:
+    laws = "a Base, Normal(dim), Mixture(...), or Componentwise(law, ...) of torch.distributions"
+    for name, given, kind, cure in (
+        ("base", base, Base, laws),
+        ("dynamics", dynamics, Dynamics, "a Map, ODE(f) or a probability flow"),
+        ("solver", solver, Solver | None, "Solver(Tsit5(), Adaptive())"),
+    ):
+        if not isinstance(given, kind):
+            raise TypeError(f"a Flow's {name} is {cure}; got {type(given).__name__}")

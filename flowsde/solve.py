@@ -269,7 +269,8 @@ def _check_errors(integrator: Integrator, stepping: Stepping, y0: State) -> None
     if any(torch.finfo(leaf.dtype).bits < 32 for leaf in leaves(y0)):
         raise TypeError(
             f"half precision rounds away the errors that steps are chosen by; got {describe(y0)}. "
-            "Give y0.float() (a network may still autocast), or Fixed(...) or Grid(...)"
+            "Give y0.float() (a network may still autocast), or a few tens of steps by Fixed(...) "
+            "or Grid(...): the increments of many are rounded away, too"
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._once import once
 from ._random import widest
-from ._state import State, batch_size, describe, leaves, tree_map
+from ._state import State, batch_size, describe, leaves, transformed, tree_map
 from .dynamics.base import Dynamics
 from .dynamics.field import Field
 from .errors import NotSettled
@@ -57,7 +57,8 @@ def steady_state(
 
     Raises:
         ValueError: on tol <= 0, or a state that is not batch first.
-        TypeError: on a field in which samples depend on each other at y*.
+        TypeError: on a field in which samples depend on each other at y*; in
+            ``torch.inference_mode()`` and within ``torch.func``'s transformations.
         NotSettled: where the drift was not small by t1, or was where no rest is isolated: J has no
             inverse, as in systems that conserve something. With ``throw=False``, a sample's status,
             and the state as it was integrated.
@@ -66,6 +67,13 @@ def steady_state(
     """
     if not tol > 0:
         raise ValueError(f"tol is > 0; got {tol}")
+    if torch.is_inference_mode_enabled():
+        raise TypeError("a steady state needs autograd: use torch.no_grad(), not inference_mode()")
+    if transformed():
+        raise TypeError(
+            "a steady state takes gradients of its own, which torch.func does not see: use "
+            "torch.autograd.grad"
+        )
     batch = batch_size(y0)
     dtypes = {leaf.dtype for leaf in leaves(y0)}
     if batch is None or len(dtypes) > 1 or any(dtype.is_complex for dtype in dtypes):

@@ -64,7 +64,9 @@ class Fixed(Given):
         if (self.steps is None) == (self.dt is None):
             raise ValueError("give Fixed(steps=50) or Fixed(dt=0.02), one of the two")
         if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 1):
-            raise ValueError(f"Fixed(steps) is a whole number >= 1; got {self.steps}")
+            raise ValueError(
+                f"Fixed(steps) is a whole number >= 1; got {self.steps}. A length is Fixed(dt=...)"
+            )
         if moving(self.dt):
             raise ValueError("no gradient comes back by dt: detach() it, or give Fixed(steps)")
         if self.dt is not None and not (self.dt > 0 and math.isfinite(self.dt)):

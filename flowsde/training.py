@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,8 @@ __all__ = ["EMA", "Fitted", "fit", "load_checkpoint", "save_checkpoint"]
 
 
 class EMA:
-    """Exponential moving average of a module's parameters and buffers; whole numbers are copied.
+    """Exponential moving average of a module's parameters and buffers; all but numbers with a
+    fraction is copied.
 
         average += (1 - decay_n) (value - average),    decay_n = min(decay, (1 + n) / (10 + n))
 
@@ -39,7 +40,8 @@ class EMA:
             raise ValueError(f"decay lies in [0, 1); got {decay}")
         self.decay, self.count = decay, 0
         self.average = {
-            k: v.detach().to(_wide(v), copy=True) for k, v in module.state_dict().items()
+            k: v.detach().to(_wide(v), copy=True) if isinstance(v, Tensor) else v
+            for k, v in module.state_dict().items()
         }
 
     @torch.no_grad()
@@ -47,7 +49,9 @@ class EMA:
         self.count += 1
         decay = min(self.decay, (1 + self.count) / (10 + self.count))
         for name, value in module.state_dict().items():
-            if value.is_floating_point() or value.is_complex():
+            if not isinstance(value, Tensor):  # a module's extra state
+                self.average[name] = value
+            elif value.is_floating_point() or value.is_complex():
                 self.average[name].lerp_(value.to(_wide(value)), 1.0 - decay)
             else:
                 self.average[name].copy_(value)
@@ -55,6 +59,26 @@ class EMA:
     def copy_to(self, module: nn.Module) -> None:
         """Puts the averages into the module."""
         module.load_state_dict(self.average)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averages and how many values they are of, for ``torch.save``."""
+        return {"average": dict(self.average), "count": self.count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What ``state_dict`` gave, of a module with the same names.
+
+        Raises:
+            ValueError: on other names.
+        """
+        if state["average"].keys() != self.average.keys():
+            odd = sorted(state["average"].keys() ^ self.average.keys())
+            raise ValueError(f"these averages are of another module: {odd[:4]} are not in both")
+        self.count = int(state["count"])
+        for name, value in state["average"].items():
+            if isinstance(value, Tensor):
+                self.average[name].copy_(value)
+            else:
+                self.average[name] = value
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -163,7 +187,7 @@ def fit(
             with _after(pending, fitted):
                 with torch.random.fork_rng(), accelerator.autocast():
                     torch.manual_seed(_apart(draws))  # for dropout, which takes no generator
-                    loss = model(*batch, generator=draws)
+                    loss = _number(model(*batch, generator=draws))
                 accelerator.backward(loss)
             norm = accelerator.clip_grad_norm_(plain.parameters(), clip)
             optimizer.step()
@@ -188,7 +212,10 @@ def _rows(parts: tuple[Tensor, ...], steps: int, batch_size: int) -> int:
     """Of the data, checked."""
     if not all(isinstance(part, Tensor) for part in parts):
         kinds = [type(part).__name__ for part in parts]
-        raise TypeError(f"data is a tensor, or a tuple of tensors; got {', '.join(kinds)}")
+        raise TypeError(
+            f"data is a tensor, or a tuple of tensors; got {', '.join(kinds)}: give "
+            "torch.as_tensor(array)"
+        )
     size = len(parts[0]) if len({len(part) for part in parts}) == 1 else 0
     if steps < 1 or batch_size < 1 or size < 1:
         raise ValueError(
@@ -274,6 +301,12 @@ def _note(read: Tensor, fitted: Fitted) -> None:
         fitted.losses.append(loss)
 
 
+def _number(loss: Tensor) -> Tensor:
+    if loss.ndim:
+        raise ValueError(f"a loss is one number; got {tuple(loss.shape)}: take its mean")
+    return loss
+
+
 def _state(
     run: dict[str, Any], plain: nn.Module, optimizer: Any, average: EMA, fitted: Fitted
 ) -> dict[str, Any]:
@@ -281,8 +314,7 @@ def _state(
         "run": run,
         "model": plain.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "average": average.average,
-        "count": average.count,
+        "average": average.state_dict(),
         "losses": fitted.losses,
     }
 
@@ -298,8 +330,6 @@ def _resume(
         )
     plain.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    for name, value in state["average"].items():
-        average.average[name].copy_(value)
-    average.count = state["count"]
+    average.load_state_dict(state["average"])
     fitted.losses[:] = state["losses"]
     fitted.resumed_at = len(fitted.losses)

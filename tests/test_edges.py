@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import subprocess
 import sys
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 import flowsde as fs
-from flowsde import objectives
-from flowsde.dynamics import Data, Langevin, VPrediction
+from flowsde import objectives, training
+from flowsde.dynamics import Data, Langevin, VPrediction, clip
 from flowsde.integrators import (
     DDIM,
     ETDRK4,
@@ -30,6 +31,7 @@ from flowsde.integrators import (
     EulerMaruyama,
     ExponentialEuler,
     Heun,
+    KenCarp3,
     Kvaerno3,
     Kvaerno5,
     Milstein,
@@ -1220,3 +1222,236 @@ def test_an_image_that_does_not_halve_is_refused() -> None:
     net = UNet(1, 8, 3)
     with pytest.raises(ValueError, match="multiples of 4"):
         net(torch.zeros(1), torch.zeros(1, 1, 30, 30))
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        lambda t, y: y.neg_(),
+        lambda t, y: nn.functional.leaky_relu(y, inplace=True),
+        lambda t, y: -y * t.mul_(2.0),
+    ],
+    ids=["state", "activation", "time"],
+)
+def test_a_field_that_writes_over_its_input_is_refused(field: Any) -> None:
+    parts = {"implicit": lambda t, y: 0.0 * y}
+    for ode, method in ((fs.ODE(field), RK4()), (fs.ODE(field, **parts), KenCarp3())):
+        with pytest.raises(TypeError, match="in place"):
+            fs.solve(ode, torch.ones(2, 2), integrator=method, stepping=fs.Fixed(steps=4))
+
+
+def test_a_part_that_returns_one_buffer_is_refused() -> None:
+    buffer = torch.zeros(2, 2)
+    ode = fs.ODE(lambda t, y: torch.mul(y, -1.0, out=buffer), implicit=lambda t, y: -y)
+    with torch.no_grad(), pytest.raises(TypeError, match="the explicit part returned the same"):
+        fs.solve(ode, torch.ones(2, 2), integrator=KenCarp3(), stepping=fs.Fixed(steps=4))
+
+
+def test_a_budget_holds_steps_that_torch_func_differentiates() -> None:
+    found = []
+    for adjoint in (fs.Direct(), fs.Checkpointed(2_000)):
+        w = nn.Parameter(torch.tensor(0.3))
+        sde = fs.SDE(lambda t, y, w: -y, lambda t, y, w: w * y, noise="diagonal")
+        y1 = fs.solve(
+            sde, torch.ones(3, 2), integrator=Milstein(), stepping=fs.Fixed(steps=50),
+            path=fs.Brownian(0), args=(w,), adjoint=adjoint,
+        ).y1  # fmt: skip
+        y1.sum().backward()
+        found.append([w.grad])
+    assert_same(found[1], found[0], 1e-12)
+
+
+class Running(nn.Module):
+    """A field with running statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.norm(y)
+
+
+@pytest.mark.parametrize("budget", [None, 1])
+def test_steps_taken_again_leave_buffers_alone(budget: int | None) -> None:
+    torch.manual_seed(0)
+    y0, found = torch.randn(5, 2), []
+    for adjoint in (fs.Direct(), fs.Checkpointed(budget)):
+        field = Running()
+        stepping = fs.Fixed(steps=40)
+        y1 = fs.solve(fs.ODE(field), y0, integrator=RK4(), stepping=stepping, adjoint=adjoint).y1
+        y1.square().sum().backward()
+        found.append([*field.buffers(), field.norm.weight.grad])
+    assert_same(found[1], found[0], 1e-12)
+
+
+def test_backsolve_refuses_a_field_that_does_not_repeat_itself() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 2))
+    ode, y0 = fs.ODE(lambda t, y, n=net: n(y)), torch.ones(3, 2, requires_grad=True)
+    ode.net = net
+    with pytest.raises(TypeError, match="does not repeat"):
+        fs.solve(ode, y0, integrator=RK4(), stepping=fs.Fixed(steps=4), adjoint=fs.Backsolve())
+
+
+def test_a_cde_runs_along_its_path_and_no_further() -> None:
+    times = torch.linspace(0.0, 10.0, 21)
+    path = Linear(times, torch.stack((times.sin(), times), -1)[None])
+    cde = fs.CDE(lambda t, z: torch.tensor([[[0.0, 1.0]]]), path)
+    assert torch.allclose(fs.solve(cde, torch.zeros(1, 1)).y1, torch.tensor([[10.0]]))
+    for t0, t1 in ((0.0, 20.0), (-1.0, 5.0), (10.0, -1.0)):
+        with pytest.raises(ValueError, match="beyond the path, which runs from 0 to 10"):
+            fs.solve(cde, torch.zeros(1, 1), t0, t1)
+
+
+def test_torchsdes_form_of_scalar_noise_is_taken() -> None:
+    sde = fs.SDE(lambda t, y: -y, lambda t, y: 0.3 * y, noise="scalar")
+    y0, ends = torch.ones(4, 3), []
+    w = torch.randn(4)
+    for shape in ((4,), (4, 1)):
+        motion = lambda a, b, s=shape: (w * (b - a)).reshape(s)
+        ends.append(
+            fs.solve(
+                sde, y0, integrator=EulerMaruyama(), stepping=fs.Fixed(steps=4), path=motion
+            ).y1
+        )
+    assert torch.equal(*ends)
+    with pytest.raises(TypeError, match=r"size=\(4,\)"):
+        fs.solve(
+            sde, y0, integrator=EulerMaruyama(), stepping=fs.Fixed(steps=4),
+            path=lambda a, b: torch.zeros(4, 3),
+        )  # fmt: skip
+
+
+def test_a_seed_may_be_a_tensor_of_one_number() -> None:
+    """Which ``torch.vmap`` maps over: as many paths as there are seeds."""
+    sde = fs.SDE(lambda t, y: -y, lambda t, y: 0.3 * y, noise="diagonal")
+
+    def end(y: Tensor, seed: Any) -> Tensor:
+        return fs.solve(
+            sde, y, integrator=EulerMaruyama(), stepping=fs.Fixed(steps=4), path=fs.Brownian(seed)
+        ).y1
+
+    y0 = torch.ones(3, 2, 2)
+    mapped = torch.vmap(end)(y0, torch.arange(3))
+    assert torch.allclose(mapped, torch.stack([end(y, i) for i, y in enumerate(y0)]))
+
+
+def test_complex_data_are_matched_by_their_moduli() -> None:
+    seen = []
+
+    def field(t: Tensor, x: Tensor) -> Tensor:
+        seen.append(t.dtype)
+        return torch.zeros_like(x)
+
+    torch.manual_seed(0)
+    x = torch.randn(64, 2, dtype=torch.complex128)
+    loss = objectives.FlowMatching(fs.ODE(field, batched_time=True))(x, generator=generator(1))
+    assert seen == [torch.float64]
+    assert loss.dtype == torch.float64
+    assert loss > 0.0
+    flow = objectives.FlowMatching(fs.ODE(field, batched_time=True), Interpolant(bridge=0.5))
+    with pytest.raises(TypeError, match=r"x\.float\(\)"):
+        flow(torch.randn(8, 2).bfloat16(), generator=generator())
+
+
+def test_pairs_without_their_noise_are_refused() -> None:
+    with pytest.raises(TypeError, match="bring their x1"):
+        objectives.FlowMatching(ODE, paired=True)(torch.ones(2, 2), generator=generator())
+
+
+class Extra(nn.Linear):
+    """A module with a state that is no tensor."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"k": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.k = state["k"]
+
+
+def test_averages_of_any_module_are_kept_and_found_again() -> None:
+    module = Extra(2, 2)
+    average = training.EMA(module, 0.9)
+    nn.init.ones_(module.weight)
+    average.update(module)
+    again = training.EMA(Extra(2, 2), 0.9)
+    again.load_state_dict(average.state_dict())
+    nn.init.zeros_(module.weight)
+    for one in (average, again):
+        one.update(module)
+    torch.testing.assert_close(again.average["weight"], average.average["weight"])
+    again.copy_to(module)
+    assert module.k == 1
+    with pytest.raises(ValueError, match="another module"):
+        again.load_state_dict(training.EMA(nn.Linear(2, 2, bias=False)).state_dict())
+
+
+def test_an_executor_is_pickled_without_its_graphs() -> None:
+    executor, y0 = fs.Compiled(backend="eager"), torch.ones(2, 1)
+    solver = fs.Solver(Heun(), fs.Fixed(steps=2), executor=executor)
+    end = solver.solve(ODE, y0).y1
+    again = pickle.loads(pickle.dumps(solver))
+    assert again.executor.backend == "eager"
+    assert torch.allclose(again.solve(ODE, y0).y1, end)
+
+
+def test_what_needs_autograd_says_so_in_inference_mode() -> None:
+    with torch.inference_mode():
+        with pytest.raises(TypeError, match="no_grad"):
+            fs.steady_state(fs.ODE(lambda t, y: 1.0 - y, batched_time=True), torch.zeros(2, 2))
+        with pytest.raises(TypeError, match="no_grad"):
+            objectives.EnergyScore(lambda x: x.square().sum(-1))(torch.ones(2, 2))
+
+
+def test_a_flow_of_other_parts_is_refused() -> None:
+    law = torch.distributions.Normal(torch.zeros(2), torch.ones(2))
+    for base, dynamics, solver in (
+        (law, ODE, None), (fs.Normal(2), lambda t, y: -y, None), (fs.Normal(2), ODE, Tsit5()),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match="a Flow's"):
+            fs.Flow(base, dynamics, solver)
+    with pytest.raises(TypeError, match="Denoiser"):
+        clip(lambda t, x: x)
+
+
+class Steps(nn.Module):
+    """A network that keeps the times it was shown."""
+
+    precise_time = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        self.seen.append(t)
+        return 0.5 * x
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_networks_may_be_shown_times_that_half_precision_cannot_tell_apart(kept: bool) -> None:
+    net, grid = Steps(), torch.linspace(1.0, 0.9, 101)
+    denoiser = fs.Denoiser(net, VP(), Data())
+    flow = fs.LinearSDE(VP()).probability_flow(clip(denoiser) if kept else denoiser)
+    with torch.no_grad():
+        end = fs.solve(
+            flow, torch.ones(2, 2).bfloat16(), 1.0, 0.9, integrator=DPMSolverPP(),
+            stepping=fs.Grid(grid),
+        ).y1  # fmt: skip
+    assert end.dtype == torch.bfloat16
+    assert torch.allclose(torch.stack(net.seen).double(), grid[:-1], atol=1e-6)
+
+
+def test_a_slope_by_torch_func_is_refused_where_it_is_not_followed() -> None:
+    slope = torch.func.grad(lambda v: v.cos().sum())
+    ode, y0 = fs.ODE(lambda t, y: slope(y)), torch.ones(2, 2, requires_grad=True)
+    with pytest.raises(TypeError, match=r"torch\.autograd\.grad"):
+        fs.solve(ode, y0, stepping=fs.Fixed(steps=2), adjoint=fs.Checkpointed())
+
+
+def test_catalogues_come_with_the_package() -> None:
+    code = "import flowsde as fs; fs.models.cnf, fs.training.fit, fs.objectives.FlowMatching"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="no attribute"):
+        _ = fs.nothing

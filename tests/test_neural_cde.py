@@ -112,7 +112,7 @@ def test_a_path_of_another_batch_is_refused() -> None:
     times, x = data()
     cde = fs.CDE(lambda t, y: y.new_ones(2, 1, 2), Linear(times[0], x[:1]))
     with pytest.raises(TypeError, match=r"\(2, channels\)"):
-        fs.solve(cde, torch.zeros(2, 1), 1.0, 2.0)
+        fs.solve(cde, torch.zeros(2, 1), 1.5, 2.0)
 
 
 def test_torchcde_solves_the_same_equation() -> None:

@@ -3,11 +3,15 @@
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 
 import flowsde
 
@@ -53,6 +57,20 @@ def test_functions_with_arguments_say_what_they_raise_or_return(name: str) -> No
             text = inspect.getdoc(thing) or ""
             assert "Args:" in text
             assert "Raises:" in text
+
+
+def test_the_readme_runs() -> None:
+    """Its code, as it stands: the samples are the data's, and so is their density."""
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    torch.set_default_dtype(torch.float32)  # as a reader's is
+    exec(block, names)
+    for solution in (names["ode"], names["sde"]):
+        assert 0.4 < float(solution.y1.std()) < 0.7
+    alpha, sigma = names["VP"]()(0.1)
+    law = torch.distributions.Normal(0.0, (0.25 * alpha**2 + sigma**2) ** 0.5)
+    assert torch.allclose(names["log_p"], law.log_prob(names["ode"].y1).sum(1), atol=0.02)
 
 
 def test_import_is_light() -> None:

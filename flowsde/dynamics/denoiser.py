@@ -225,6 +225,13 @@ class Denoiser(nn.Module):
             raise TypeError(f"prediction is an object such as NoisePrediction(); got {prediction}")
         self.network, self.schedule, self.prediction = network, schedule, prediction
 
+    @property
+    def precise(self) -> bool:
+        """Whether the network takes times in float32 beside states of half precision, whose own
+        numbers lie too far apart: it says so by an attribute ``precise_time``.
+        """
+        return bool(getattr(self.network, "precise_time", False))
+
     def output(
         self, t: Tensor, x: Tensor, *args: Any, at: Point | None = None
     ) -> tuple[Point, Tensor]:

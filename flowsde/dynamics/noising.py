@@ -35,6 +35,8 @@ class _NoisedSplit(SemiLinear):
     ) -> Tensor:
         """What the denoiser says, with the schedule worked out on the host if it can be."""
         at = Point.at(self._schedule, t if now is None else now, x)
+        if now is not None and self._denoiser.precise and t.dtype.itemsize < 4:
+            t = torch.as_tensor(now, dtype=torch.float32, device=x.device)
         return what(t, x, *args, at=at)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,12 +17,15 @@ __all__ = ["clip", "dynamic_threshold"]
 def clip(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
     """x0 cut off at the ends of the data's range.
 
+    The noise is that of the x0 that is left, so that both make up the state, as in diffusers' DDIM
+    with ``use_clipped_model_output=True`` (by default it keeps the network's own noise).
+
     Raises:
         ValueError: unless low < high.
     """
     if not low < high:
         raise ValueError(f"the data's range has low < high; got {low} and {high}")
-    return _kept(denoiser, _Clipped(denoiser, low, high))
+    return _kept(denoiser, _Clipped, low, high)
 
 
 def dynamic_threshold(denoiser: Denoiser, quantile: float = 0.995, bound: float = 1.0) -> Denoiser:
@@ -40,10 +44,16 @@ def dynamic_threshold(denoiser: Denoiser, quantile: float = 0.995, bound: float 
     """
     if not (0.0 <= quantile <= 1.0 and bound > 0.0):
         raise ValueError(f"quantile in [0, 1] and bound > 0; got {quantile} and {bound}")
-    return _kept(denoiser, _Thresholded(denoiser, quantile, bound))
+    return _kept(denoiser, _Thresholded, quantile, bound)
 
 
-def _kept(denoiser: Denoiser, altered: nn.Module) -> Denoiser:
+def _kept(denoiser: Denoiser, kind: Callable[..., nn.Module], *bounds: float) -> Denoiser:
+    if not isinstance(denoiser, Denoiser):
+        raise TypeError(
+            f"what is kept in range is a Denoiser; got {type(denoiser).__name__}: give "
+            "Denoiser(network, schedule, prediction)"
+        )
+    altered = kind(denoiser, *bounds)
     return Denoiser(altered, denoiser.schedule, Data(denoiser.prediction.needs_signal))
 
 
@@ -51,6 +61,7 @@ class _Clipped(nn.Module):
     def __init__(self, denoiser: Denoiser, low: float, high: float) -> None:
         super().__init__()
         self.denoiser, self.low, self.high = denoiser, low, high
+        self.precise_time = denoiser.precise
 
     def forward(self, t: Tensor, x: Tensor, *args: Any) -> Tensor:
         return self.denoiser(t, x, *args).clamp(self.low, self.high)
@@ -60,6 +71,7 @@ class _Thresholded(nn.Module):
     def __init__(self, denoiser: Denoiser, quantile: float, bound: float) -> None:
         super().__init__()
         self.denoiser, self.quantile, self.bound = denoiser, quantile, bound
+        self.precise_time = denoiser.precise
 
     def forward(self, t: Tensor, x: Tensor, *args: Any) -> Tensor:
         x0 = self.denoiser(t, x, *args)

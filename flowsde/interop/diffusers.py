@@ -68,7 +68,9 @@ def from_diffusers(model: Any, scheduler: Any) -> Denoiser:
     From ``alphas_cumprod`` (rescaled to zero terminal signal or not) with ``prediction_type``
     epsilon, sample or v_prediction: on ``Discrete``, whose step i stands at t = (i + 1) / T. From a
     flow-matching scheduler: on ``FlowMatching()``, whose t is its sigma. ``clip_sample`` is kept
-    to. Conditions go by the names they have in the model's ``forward``, as one dictionary:
+    to, and the noise is always that of the clipped x0 (a DDIMScheduler's step under
+    ``use_clipped_model_output=True``). Conditions go by the names they have in the model's
+    ``forward``, as one dictionary:
 
         solve(LinearSDE(d.schedule).probability_flow(d), x, ..., args=({"class_labels": labels},))
 
@@ -89,6 +91,7 @@ class _Network(nn.Module):
     """A model of diffusers as ``network(t, x, conditions)``."""
 
     model: Any
+    precise_time = True
 
     def __init__(self, model: Any, convention: _Convention) -> None:
         super().__init__()

@@ -97,6 +97,8 @@ class ODERNN(Encoder):
 
     def walk(self, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
         """h just before each row and after it, ``(batch, n, width)`` each."""
+        if not x.shape[1]:
+            raise ValueError("a series has one row at least")
         h, now = x.new_zeros(len(x), self.width), times[:, 0]
         before, after = list[Tensor](), list[Tensor]()
         for row, seen, t in zip(

@@ -102,7 +102,7 @@ class PathDiscriminator(nn.Module):
         y = y.to(torch.promote_types(y.dtype, self.readout.weight.dtype))  # autocast narrows it
         t = self.times.to(y.dtype)[:, None].expand(*y.shape[:2], 1)
         points = torch.cat((t, y), -1)
-        cde = CDE(self.field, Linear(self.times, points), batched_time=True)
+        cde = CDE(self.field, Linear(self.times, points), batched_time=True, rowwise=True)
         t0, t1 = float(self.times[0]), float(self.times[-1])
         end = self.solver.solve(cde, self.start(points[:, 0]).to(points.dtype), t0, t1).y1
         return self.readout(end)[:, 0]

@@ -48,6 +48,7 @@ def _beside(condition: Any, x: Tensor, dim: int) -> Tensor:
     if condition.ndim != 2 or dim != 1:
         raise ValueError(
             f"a condition is (batch, n) numbers; got {tuple(condition.shape)}: of labels give "
-            "one_hot(labels, classes).float(), of one number a sample c[:, None]"
+            "one_hot(labels, classes).float(), of one number a sample c[:, None], and c[None] of "
+            "numbers that all samples share"
         )
     return condition.reshape(*condition.shape, *(1,) * len(space)).expand(-1, -1, *space)

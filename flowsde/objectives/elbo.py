@@ -20,7 +20,10 @@ class Bounded(Protocol):
 
 
 class ELBO(nn.Module):
-    """-E elbo(x) / number of values seen: the loss, in nats a value.
+    """-E elbo(x) / number of values seen in x: the loss, in nats a value.
+
+    All of x counts, whatever the model makes of it: of a neural process's points the inputs, too,
+    and those that its split leaves out.
 
     The weight of the divergences rises from 0 to 1 over the first batches, so that the posterior
     finds the data before it is held to the prior. The count is a part of the state.

@@ -15,7 +15,7 @@ from ..bases import Base
 from ..dynamics.base import Dynamics
 from ..paths.couplings import Coupling, Independent
 from ..paths.interpolant import Interpolant
-from .score_matching import TimeLaw, UniformTime
+from .score_matching import TimeLaw, UniformTime, squares
 
 __all__ = ["FlowMatching"]
 
@@ -55,7 +55,7 @@ class FlowMatching(nn.Module):
 
     Raises:
         TypeError: on dynamics that take no batched time, or a bare schedule; from a call, on
-            conditions beside ``points``.
+            conditions beside ``points``, pairs without x1, data of half precision with a bridge.
         ValueError: on a denoiser without a bridge, a source beside pairs, dynamics that end at
             another time than the interpolant (``ode.horizon = T``), ``points`` beside anything that
             makes x1 other than independent and normal; from a call, on a batch of fewer rows than
@@ -115,7 +115,14 @@ class FlowMatching(nn.Module):
     def forward(self, x0: Tensor, *args: Any, generator: torch.Generator) -> Tensor:
         if self.points is not None:
             return self._typical(x0, self.points, args, generator)
+        if self.interpolant.bridge and x0.is_floating_point() and x0.dtype.itemsize < 4:
+            raise TypeError(
+                f"a bridge's rates at its ends are beyond {x0.dtype}: give x.float() (the network "
+                "may autocast)"
+            )
         if self.paired:
+            if not args:
+                raise TypeError("pairs bring their x1: objective(x0, x1, *args, generator=)")
             x1, *rest = args
             args = tuple(rest)
         else:
@@ -159,11 +166,11 @@ class FlowMatching(nn.Module):
     ) -> Tensor:
         x = self.interpolant.point(t, x0, x1, z)
         velocity = check_like(self.dynamics(t, x, *args), x, "the field")
-        loss = (velocity - self.interpolant.velocity(t, x0, x1, z)).square().mean()
+        loss = squares(velocity - self.interpolant.velocity(t, x0, x1, z)).mean()
         if self.denoiser is None or z is None:
             return loss
         noise = check_like(self.denoiser(t, x, *args), x, "the denoiser")
-        return loss + (noise - z).square().mean()
+        return loss + squares(noise - z).mean()
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:

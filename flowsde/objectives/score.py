@@ -28,6 +28,10 @@ class EnergyScore(nn.Module):
         self.energy = energy
 
     def forward(self, x: Tensor, *args: Any) -> Tensor:
+        if torch.is_inference_mode_enabled():
+            raise TypeError(
+                "a slope of an energy needs autograd: use no_grad(), not inference_mode()"
+            )
         graph = torch.is_grad_enabled()
         with torch.enable_grad():
             x = x if graph and x.requires_grad else x.detach().requires_grad_()

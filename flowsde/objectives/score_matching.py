@@ -18,8 +18,13 @@ from ..paths.schedule import Schedule
 __all__ = [
     "DenoisingScoreMatching", "EDMWeight", "Levels", "LogNormal", "LogitNormal", "LowDiscrepancy",
     "MinSNR", "TimeLaw", "UniformLambda", "UniformTime", "likelihood_weight", "noise_weight",
-    "v_weight",
+    "squares", "v_weight",
 ]  # fmt: skip
+
+
+def squares(x: Tensor) -> Tensor:
+    """|x|^2, number by number."""
+    return x.abs().square() if x.is_complex() else x.square()
 
 
 class TimeLaw(ABC):
@@ -34,10 +39,10 @@ class TimeLaw(ABC):
         return torch.rand(count, generator=generator, dtype=torch.float64, device=device)
 
     def sample(self, count: int, like: Tensor, generator: torch.Generator) -> Tensor:
-        """``(count,)`` times in ``like``'s dtype, in random order."""
+        """``(count,)`` times in ``like``'s real dtype, in random order."""
         u = self.places(count, like.device, generator)
         strata = torch.randperm(count, generator=generator, device=like.device)
-        return self.quantile((strata + u) / count).to(like.dtype)
+        return self.quantile((strata + u) / count).to(like.dtype.to_real())
 
 
 @dataclass(frozen=True)
@@ -213,6 +218,6 @@ class DenoisingScoreMatching(nn.Module):
         at, output = self.denoiser.output(t, noised, *args, at=at)
         prediction = self.denoiser.prediction
         if self.weight is None:
-            return (output - prediction.target(at, x, eps)).square().mean()
-        error = (prediction.data(at, noised, output) - x).square()
+            return squares(output - prediction.target(at, x, eps)).mean()
+        error = squares(prediction.data(at, noised, output) - x)
         return (self.weight(at) * error).mean()

@@ -83,7 +83,17 @@ class _Intervals(Source):
         return [w if a <= b else -w, area]
 
     def _like(self, x: Tensor) -> Tensor:
-        whole = check_like(x, self.draws.shapes, "the Brownian path")
+        like = self.draws.shapes
+        if isinstance(x, Tensor) and isinstance(like, Tensor):
+            if x.shape == (*like.shape, 1):  # torchsde's form of one number a sample
+                x = x[..., 0]
+            if x.shape != like.shape or x.dtype != like.dtype:
+                raise TypeError(
+                    f"the Brownian path gives increments {tuple(x.shape)} {x.dtype} where this "
+                    f"noise takes {tuple(like.shape)} {like.dtype}: give "
+                    f"BrownianInterval(size={tuple(like.shape)}, dtype={like.dtype})"
+                )
+        whole = check_like(x, like, "the Brownian path")
         return whole if self.rows is None else whole[self.rows]
 
     def select(self, rows: Tensor) -> Source:
