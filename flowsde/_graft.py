@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._once import once
 from ._scalar import Scalar
-from ._state import State, detach, dual, leaves, tree_map, unflatten
+from ._state import State, detach, dual, leaves, sources, tree_map, unflatten
 from .dynamics.field import Field
 from .solution import Solution
 
@@ -55,20 +55,13 @@ class Inputs:
             if self.field.noise is not None:
                 found += leaves(self.field.diffusion(t, y))
         known = {id(x) for x in (*leaves(y), *self.targets)}
-        nodes, seen = [x.grad_fn for x in found if x.grad_fn is not None], set()
-        while nodes:
-            node = nodes.pop()
-            if node in seen:
-                continue
-            seen.add(node)
-            leaf = getattr(node, "variable", None)
-            if leaf is not None and id(leaf) not in known:
+        for leaf in sources(found):
+            if id(leaf) not in known:
                 raise TypeError(
                     f"{name} cannot reach a tensor of shape {tuple(leaf.shape)} that the field "
                     "takes from outside: give it in args=(u,) with f(t, y, u), make it a parameter "
                     "of the field's module, or use adjoint=Checkpointed()"
                 )
-            nodes += [n for n, _ in node.next_functions if n is not None]
         return found
 
     def repeats(self, name: str, t: Scalar, y: State, first: Sequence[Tensor]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import cmath
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -147,6 +147,30 @@ def batch_size(y: State) -> int | None:
     """The leading size that all leaves share, or None."""
     sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves(y)}
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def sources(values: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The leaves from which the graphs of these values come."""
+    values = list(values)
+    yield from (x for x in values if x.requires_grad and x.grad_fn is None)
+    nodes: list[Any] = [x.grad_fn for x in values if x.grad_fn is not None]
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            yield leaf
+        new = {n for n, _ in node.next_functions if n is not None} - seen
+        seen |= new
+        nodes += new
+
+
+def asked(values: Iterable[Tensor], own: State) -> bool:
+    """Whether somebody asks for gradients of these values but by our own leaves: by the way to a
+    derivative nobody's graph need grow.
+    """
+    ours = {id(x) for x in leaves(own)}
+    return transformed() or any(id(x) not in ours for x in sources(values))
 
 
 def mapped(y: State) -> bool:

@@ -1455,3 +1455,37 @@ def test_catalogues_come_with_the_package() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute"):
         _ = fs.nothing
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["parameter", "closure"])
+def test_nobody_s_graph_is_none(held: bool) -> None:
+    """Of a density, a conversion or a costate: where nothing asks for gradients there is none,
+    however it is asked for, and where something does it comes.
+    """
+    net = nn.Linear(2, 2)
+    field = (lambda t, y: net(y).tanh()) if held else Layer(net)
+    sde = fs.SDE(field, lambda t, y: 0.3 + 0.1 * y, noise="diagonal", stratonovich=True)
+    y, keywords = torch.ones(3, 2), {"integrator": RK4(), "stepping": fs.Fixed(steps=3)}
+    for frozen in (True, False):
+        net.requires_grad_(not frozen)
+        flow = fs.Flow(fs.Normal(2), fs.ODE(field), fs.Solver(**keywords))
+        turned = fs.costate(fs.ODE(field))
+        noisy = fs.solve(
+            fs.to_ito(sde), y, integrator=EulerMaruyama(), stepping=fs.Fixed(steps=3),
+            path=fs.Brownian(0),
+        ).y1  # fmt: skip
+        found = flow.log_prob(y), noisy, *fs.solve(turned, (y, y, ()), **keywords).y1[:2]
+        assert [x.requires_grad for x in found] == [not frozen] * 4
+        weight = torch.ones(3, 2, requires_grad=True)
+        assert fs.solve(turned, (y, weight, ()), **keywords).y1[1].requires_grad
+
+
+class Layer(nn.Module):
+    """tanh of a layer, as a field."""
+
+    def __init__(self, net: nn.Linear) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.net(y).tanh()

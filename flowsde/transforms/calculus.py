@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import _random
 from .._scalar import Scalar
-from .._state import State, leaves, transformed, tree_map, unflatten
+from .._state import State, asked, leaves, transformed, tree_map, unflatten
 from ..dynamics.base import Dynamics, Noise
 from ..dynamics.field import Field
 from .augmented import fill, noise_of
@@ -120,6 +120,7 @@ def _backward(g: Callable[[State], State], y: State, size: int | None) -> State:
     with torch.enable_grad():
         x = tree_map(lambda v: v.view_as(v) if graph and v.requires_grad else _leaf(v), y)
         values = leaves(g(x))
+        graph = graph and (any(v.requires_grad for v in leaves(y)) or asked(values, x))
         live = [v for v in values if v.requires_grad]
         duals = [torch.zeros_like(v, requires_grad=True) for v in live]
         pulled: Sequence[Tensor] = ()

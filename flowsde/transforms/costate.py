@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from .._state import State, leaves, tree_map, unflatten
+from .._state import State, asked, leaves, tree_map, unflatten
 from ..dynamics.base import Dynamics, Noise
 from ..dynamics.field import Field
 
@@ -77,10 +77,12 @@ class _Costate(Dynamics):
 
         Where gradients are recorded so are those of all of it: implicit methods go by its Jacobian.
         """
-        (y, a, _), recorded = state, torch.is_grad_enabled()
+        (given, a, _), recorded = state, torch.is_grad_enabled()
         with torch.enable_grad():
-            y = tree_map(lambda x: x if recorded and x.requires_grad else _leaf(x), y)
+            y = tree_map(lambda x: x if recorded and x.requires_grad else _leaf(x), given)
             k = field(y)
+            if recorded and not any(x.requires_grad for x in leaves((given, a))):
+                recorded = asked(leaves(k), y)
             pairs = [(v, w) for v, w in zip(leaves(k), leaves(a), strict=True) if v.requires_grad]
             wanted = [*leaves(y), *self._targets]
             slopes: Sequence[Tensor] = [torch.zeros_like(x) for x in wanted]

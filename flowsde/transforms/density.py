@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import _random
 from .._scalar import Scalar, expand, isfinite, log, where
-from .._state import State, check_like
+from .._state import State, asked, check_like
 from ..dynamics.base import Dynamics, SemiLinear
 from ..dynamics.discrete import Chain, Map
 
@@ -77,9 +77,11 @@ class Divergence(ABC):
             )
         graph = torch.is_grad_enabled()
         with torch.enable_grad():
-            if not (graph and y.requires_grad):
+            kept = graph and y.requires_grad
+            if not kept:
                 y = y.detach().requires_grad_()
             out = f(y)
+            graph = kept or (graph and asked([out], y))
             if not out.requires_grad:
                 none = out.new_zeros((0, *out.shape))
                 return Products(out, none, none)
