@@ -37,8 +37,9 @@ class Series:
     label: int | float | None = None
 
     def __post_init__(self) -> None:
-        if self.times.ndim != 1 or not bool((self.times.diff() > 0).all()):
-            raise ValueError("times are (n,), increasing")
+        rising = self.times.ndim == 1 and bool((self.times.diff() > 0).all())
+        if not rising or not bool(self.times.isfinite().all()):
+            raise ValueError("times are (n,), finite and increasing")
         if self.values.ndim != 2 or len(self.values) != len(self.times) or not len(self.times):
             raise ValueError(
                 f"values are ({len(self.times)}, channels), at least one row; got "

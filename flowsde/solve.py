@@ -142,7 +142,7 @@ def solve(
             raise TypeError(f"{name} is {_KINDS[name]}; got {type(value).__name__}")
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 0:
         raise ValueError(f"max_steps is a whole number >= 0; got {max_steps}")
-    t1 = dynamics.horizon if t1 is None else t1
+    t1 = _horizon(dynamics, t0) if t1 is None else t1
     integrator, stepping = _choose(dynamics, integrator, stepping)
     if not isinstance(adjoint, Direct) and torch.is_grad_enabled() and transformed():
         raise TypeError(
@@ -251,6 +251,16 @@ def _choose(
     if isinstance(stepping, Adaptive) and not isinstance(integrator, Engine):
         integrator.exponent(dynamics)
     return integrator, stepping
+
+
+def _horizon(dynamics: Dynamics, t0: Scalar) -> float:
+    """Where a solve ends of which only the start was said."""
+    if isinstance(t0, Tensor) and t0.ndim == 1:
+        raise TypeError(
+            "t0 has a start for each sample: give t1, too. Of the times of an odeint call give "
+            "the ends, and all of them to be saved: solve(dynamics, y0, ts[0], ts[-1], save_at=ts)"
+        )
+    return dynamics.horizon
 
 
 def _check_errors(integrator: Integrator, stepping: Stepping, y0: State) -> None:

@@ -48,6 +48,7 @@ from flowsde.interop import FlowDistribution
 from flowsde.models import InvertibleResidual, RouletteLogDet, Sylvester
 from flowsde.nn import LipschitzMLP, UNet
 from flowsde.paths import EDM, VP, BrownianTree, Cosine, FlowMatching, Interpolant, Linear
+from flowsde.series import Series
 from flowsde.stepping import max_norm, rms_norm
 
 from .systems import generator
@@ -1489,3 +1490,14 @@ class Layer(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         return self.net(y).tanh()
+
+
+def test_the_times_of_odeint_are_not_taken_for_starts() -> None:
+    with pytest.raises(TypeError, match="save_at=ts"):
+        fs.solve(ODE, torch.ones(3, 1), torch.linspace(0.0, 1.0, 3))
+
+
+def test_times_of_a_series_are_finite() -> None:
+    for times in ([math.nan], [0.0, math.inf]):
+        with pytest.raises(ValueError, match="finite and increasing"):
+            Series(torch.tensor(times), torch.zeros(len(times), 1))
