@@ -33,7 +33,7 @@ from .paths.brownian import Brownian
 from .paths.interval import Outside
 from .solution import Solution, Status, Steps
 from .stepping import Adaptive, Fixed, Given, Grid, Stepping
-from .transforms.calculus import Converted, check_diagonal
+from .transforms.calculus import Converted, check_additive, check_diagonal
 
 __all__ = ["Solver", "solve"]
 
@@ -538,6 +538,7 @@ def _check_noise(
     """Refuses noise that is not what the formulas of this solve take it for."""
     equation = adjoint.equation(field.dynamics)
     _check_correlation(path, equation, integrator, draws)
+    check_additive(known, field, t, y)
     goes_back = equation is not field.dynamics and torch.is_grad_enabled()
     chosen = isinstance(stepping, Adaptive) and not isinstance(integrator, Engine)
     if chosen or goes_back or isinstance(field.dynamics, Converted):

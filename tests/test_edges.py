@@ -1501,3 +1501,20 @@ def test_times_of_a_series_are_finite() -> None:
     for times in ([math.nan], [0.0, math.inf]):
         with pytest.raises(ValueError, match="finite and increasing"):
             Series(torch.tensor(times), torch.zeros(len(times), 1))
+
+
+def test_noise_declared_additive_is_looked_at() -> None:
+    keywords: dict[str, Any] = {
+        "integrator": StochasticHeun(), "stepping": fs.Fixed(steps=4), "path": fs.Brownian(0),
+    }  # fmt: skip
+    y0 = torch.ones(3, 2)
+    for kind, g in (
+        ("diagonal", lambda t, y: 0.5 * y),
+        ("general", lambda t, y: torch.stack((y, 1.0 - y), -1)),
+    ):
+        size = {"noise_size": 2} if kind == "general" else {}
+        sde = fs.SDE(lambda t, y: -y, g, noise=kind, additive=True, **size)
+        with pytest.raises(TypeError, match="leave out additive=True"):
+            fs.solve(sde, y0, **keywords)
+    sde = fs.SDE(lambda t, y: -y, lambda t, y: 0.5 + 0.0 * y, noise="diagonal", additive=True)
+    assert fs.solve(sde, y0, **keywords).success

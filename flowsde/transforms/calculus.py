@@ -17,9 +17,9 @@ from ..dynamics.base import Dynamics, Noise
 from ..dynamics.field import Field
 from .augmented import fill, noise_of
 
-__all__ = ["Converted", "check_diagonal", "to_ito", "to_stratonovich"]
+__all__ = ["Converted", "check_additive", "check_diagonal", "to_ito", "to_stratonovich"]
 
-_DIAGONAL: WeakSet[Dynamics] = WeakSet()  # whose diagonal noise was looked at
+_SEEN: WeakSet[Dynamics] = WeakSet()  # whose noise was found to be as declared
 
 
 def to_stratonovich(sde: Dynamics) -> Dynamics:
@@ -154,20 +154,11 @@ def check_diagonal(known: Dynamics, field: Field, t: Scalar, y: State) -> None:
     dynamics, by two products: J^T v = v (J^T 1) of a diagonal J.
     """
     noise = field.noise
-    if noise is None or noise.kind != "diagonal" or noise.additive or noise.by_products:
-        return
-    if known in _DIAGONAL or torch.is_inference_mode_enabled() or transformed():
+    if noise is None or noise.kind != "diagonal" or noise.additive or _settled(known, field, y):
         return
     if any(leaf.ndim < 2 or not leaf.numel() for leaf in leaves(y)):
         return
-
-    def probe(leaf: Tensor) -> Tensor:  # the same in every row
-        key = _random.keys(0, 1, leaf.device, _random.PROBE)
-        first = torch.zeros(1, dtype=torch.int64, device=leaf.device)
-        v = _random.normal(key, first, leaf.shape[1:].numel(), leaf.dtype.to_real())
-        return v.reshape(1, *leaf.shape[1:]).to(leaf.dtype).expand(leaf.shape)
-
-    probes = [probe(leaf) for leaf in leaves(y)]
+    probes = [_probe(leaf) for leaf in leaves(y)]
     with torch.enable_grad(), field.aside():
         x = tree_map(_leaf, y)
         pairs = zip(leaves(field.diffusion(t, x)), probes, strict=True)
@@ -188,4 +179,38 @@ def check_diagonal(known: Dynamics, field: Field, t: Scalar, y: State) -> None:
                 "makes, would lead to another law: give noise='general', noise_size=d and "
                 "torch.diag_embed(g), or take Fixed(...) steps and Direct() or Checkpointed()"
             )
-    _DIAGONAL.add(known)
+    _SEEN.add(known)
+
+
+def check_additive(known: Dynamics, field: Field, t: Scalar, y: State) -> None:
+    """Refuses noise declared additive that depends on the state, once for each dynamics: formulas
+    leave out what dg/dy brings.
+    """
+    if field.noise is None or not field.noise.additive or _settled(known, field, y):
+        return
+    with torch.enable_grad(), field.aside():
+        x = tree_map(_leaf, y)
+        live = [g for g in leaves(field.diffusion(t, x)) if g.requires_grad]
+        slopes: Sequence[Tensor] = ()
+        if live:
+            probes = [_probe(g) for g in live]
+            slopes = torch.autograd.grad(live, leaves(x), probes, materialize_grads=True)
+    if any(bool(slope.count_nonzero()) for slope in slopes):
+        raise TypeError(
+            "this noise was declared additive and depends on the state: leave out additive=True"
+        )
+    _SEEN.add(known)
+
+
+def _settled(known: Dynamics, field: Field, y: State) -> bool:
+    """Whether a diffusion was looked at before, or derivatives cannot show what it depends on."""
+    blind = torch.is_inference_mode_enabled() or transformed() or leaves(y)[0].is_meta
+    return known in _SEEN or blind or (field.noise is not None and field.noise.by_products)
+
+
+def _probe(like: Tensor) -> Tensor:
+    """Normals, the same in every row."""
+    key = _random.keys(0, 1, like.device, _random.PROBE)
+    first = torch.zeros(1, dtype=torch.int64, device=like.device)
+    v = _random.normal(key, first, like.shape[1:].numel(), like.dtype.to_real())
+    return v.reshape(1, *like.shape[1:]).to(like.dtype).expand(like.shape)
