@@ -63,7 +63,7 @@ class NaturalCubic(Cubic):
 @final
 class HermiteCubic(Cubic):
     """Slopes from behind: d_i = m_{i-1}, and d_0 = m_0. Smoother than straight pieces, and causal
-    where they are.
+    where they are. Missing values are left out, where torchcde first puts them on straight lines.
 
     Source: Morrill et al. 2021, "Neural CDEs for online prediction tasks", arXiv 2106.11028.
     """
