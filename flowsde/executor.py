@@ -82,8 +82,8 @@ class Compiled(Executor):
     Raises:
         TypeError: on an integrator whose steps are not all of one kind (multistep, maps and chains,
             engines from outside), on an implicit one where gradients are recorded or with
-            ``GMRES()``, and on dynamics that take derivatives of a field
-            (densities by ``Exact()`` or ``Hutchinson()``, Jacobian penalties, costates).
+            ``GMRES()``, and on dynamics that take derivatives of a field otherwise than densities
+            by ``Exact()`` or ``Hutchinson()`` do (``HutchPlusPlus()``, costates, conversions).
     """
 
     backend: Any = "inductor"
@@ -100,9 +100,9 @@ class Compiled(Executor):
         loop.integrator.check_graph()
         if dynamics.pulls:
             raise TypeError(
-                f"{type(dynamics).__name__} takes derivatives of its field, which torch.compile "
-                "does not trace: use executor=Eager(), or for a density give the field's own "
-                "divergence, ODE(f, traced=...)"
+                f"{type(dynamics).__name__} takes derivatives of its field in a way that torch."
+                "compile does not trace: use executor=Eager(), or for a density Exact(), "
+                "Hutchinson(n) or the field's own divergence, ODE(f, traced=...)"
             )
         if forwarding():
             return  # a compiled graph would drop the tangents

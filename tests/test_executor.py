@@ -35,7 +35,7 @@ from flowsde.integrators.base import Engine
 from flowsde.paths import BrownianTree, HermiteCubic, Linear
 from flowsde.stepping import rms_norm
 
-from .systems import catalogue, suited
+from .systems import catalogue, generator, suited
 from .test_adjoint import Net, assert_same, gradients, measure
 
 ADJOINTS = [fs.Direct(), fs.Checkpointed(), fs.Reversible(), fs.Backsolve()]
@@ -556,22 +556,42 @@ def test_other_batches_and_late_branches_compile_again_and_agree() -> None:
         assert_same([y1], [torch.full((batch, 2), rate).exp()], 1e-6)
 
 
-@pytest.mark.parametrize("divergence", [None, fs.Exact(), fs.Hutchinson(), fs.HutchPlusPlus()])
-def test_fields_that_are_differentiated_are_not_compiled(divergence: fs.Divergence | None) -> None:
-    """But a density by the field's own divergence is."""
-    y0, generator = (torch.randn(3, 2), torch.zeros(3)), torch.Generator()
-    for traced in (None, lambda t, y: (-y, torch.full((3,), -2.0))):
-        density = fs.log_density(fs.ODE(lambda t, y: -y, traced=traced), divergence)
-        keywords: dict[str, Any] = {
-            "integrator": RK4(), "stepping": fs.Fixed(steps=2),
-            "generator": generator if density.random else None,
-        }  # fmt: skip
-        if divergence is None and traced is not None:
-            own = fs.solve(density, y0, executor=fs.Compiled("eager"), **keywords).y1
-            assert torch.allclose(own[1], fs.solve(density, y0, **keywords).y1[1])
-        else:
-            with pytest.raises(TypeError, match="derivatives of its field"):
-                fs.solve(density, y0, executor=fs.Compiled("eager"), **keywords)
+@pytest.mark.parametrize(
+    ("divergence", "penalised"),
+    [(None, False), (fs.Exact(), True), (fs.Hutchinson(), True), (fs.Hutchinson(2), False)],
+    ids=str,
+)
+def test_densities_are_one_graph(divergence: fs.Divergence | None, penalised: bool) -> None:
+    """By their field's derivatives, with gradients and without, and with a penalty on these."""
+    net, x = Turn(), torch.randn(4, 3)
+    density, start = fs.log_density(fs.ODE(net), divergence), (x, torch.zeros(4))
+    if penalised:
+        density = fs.regularize(density)
+        start = density.enter(start)
+    executor, counter = graphs()
+    for stepping, recorded in ((fs.Fixed(steps=3), True), (fs.Adaptive(1e-4, 1e-4), False)):
+        with torch.set_grad_enabled(recorded):
+            runs = []
+            for run in (executor, fs.Eager(), executor):
+                sol = fs.solve(
+                    density, start, integrator=integrators.Heun(), stepping=stepping,
+                    executor=run, generator=generator() if density.random else None,
+                )  # fmt: skip
+                ends = [*torch.utils._pytree.tree_leaves(sol.y1)]
+                loss = sum(end.square().sum() for end in ends)
+                runs.append(ends + (list(gradients(loss, [net.w])) if recorded else []))
+                if run is executor and len(runs) == 1:
+                    once = counter.frame_count
+            assert_same(runs[0], runs[1], 1e-10)
+            assert_same(runs[2], runs[1], 1e-10)
+            assert counter.frame_count == once
+
+
+def test_fields_that_are_differentiated_otherwise_are_not_compiled() -> None:
+    y0 = torch.randn(3, 2), torch.zeros(3)
+    density = fs.log_density(fs.ODE(lambda t, y: -y), fs.HutchPlusPlus())
+    with pytest.raises(TypeError, match="derivatives of its field"):
+        fs.solve(density, y0, executor=fs.Compiled("eager"), generator=generator())
 
 
 class Root(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, ClassVar, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -55,6 +55,7 @@ class Divergence(ABC):
     """How tr(df/dy) is had, together with f, in one pass: by the probes of ``Products``."""
 
     random: bool = False
+    static: ClassVar[bool] = True  # whether its probes do not go by the field
 
     def prepare(self, y0: Tensor, seed: int | None) -> Divergence:
         """Draws probes, once a solve: resampling would make the field random."""
@@ -71,6 +72,8 @@ class Divergence(ABC):
 
     def products(self, f: VectorField, y: Tensor) -> Products:
         """f(y) and what its divergence and its Jacobian's norm are made of."""
+        if torch.compiler.is_compiling():
+            return self._traced(f, y)
         if torch.is_inference_mode_enabled():
             raise TypeError(
                 "a divergence needs autograd: use torch.no_grad(), not inference_mode()"
@@ -88,6 +91,14 @@ class Divergence(ABC):
             probes = self.directions(out, y)
             rows = _pull(out, y, probes, graph)
         return Products(out if graph else out.detach(), probes, rows)
+
+    def _traced(self, f: VectorField, y: Tensor) -> Products:
+        """The same by transformations that torch.compile traces."""
+        found: Any = torch.func.vjp(f, y)
+        out, pull = found
+        probes = self.directions(out, y)
+        rows = torch.func.vmap(lambda w: pull(w)[0])(probes)
+        return Products(out, probes, rows)
 
     @abstractmethod
     def directions(self, out: Tensor, y: Tensor) -> Tensor:
@@ -186,7 +197,7 @@ class HutchPlusPlus(_Drawn):
     Source: Meyer et al. 2021, arXiv 2010.09649.
     """
 
-    draws = 2
+    draws, static = 2, False
 
     def directions(self, out: Tensor, y: Tensor) -> Tensor:
         assert self.drawn is not None
@@ -269,7 +280,7 @@ class FlowDensity(Dynamics):
         self._own = divergence is None and dynamics.traced() is not None
         self.follow(dynamics)
         self.random = dynamics.random or self.divergence.random
-        self.pulls = dynamics.pulls or not self._own
+        self.pulls = dynamics.pulls or not (self._own or self.divergence.static)
 
     def prepare(self, y0: State, seed: int | None) -> FlowDensity:
         x = _tensor(y0)

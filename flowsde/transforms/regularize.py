@@ -73,7 +73,7 @@ class Regularized(Dynamics):
         self.dynamics, self.divergence, self._asked = dynamics, divergence, asked
         self.follow(dynamics)
         self.random = dynamics.random or (asked[1] and divergence.random)
-        self.pulls = dynamics.pulls or asked[1]
+        self.pulls = dynamics.pulls or (asked[1] and not divergence.static)
 
     @property
     def _field(self) -> Dynamics:
