@@ -261,18 +261,12 @@ class CDE(Dynamics):
     @property
     def horizon(self) -> float:  # type: ignore[override]
         """The path's end."""
-        return self._ends[1] if isinstance(self.path, Path) else 1.0
-
-    @property
-    def _ends(self) -> tuple[float, float]:
-        knots = self.path.knots.detach()  # type: ignore[attr-defined]
-        first, last = knots[[0, -1]].tolist()
-        return first, last
+        return self.path.ends[1] if isinstance(self.path, Path) else 1.0
 
     def check_span(self, t0: float, t1: float) -> None:
         if not isinstance(self.path, Path):
             return
-        first, last = self._ends
+        first, last = self.path.ends
         slack = 1e-6 * max(last - first, abs(first), abs(last))
         if min(t0, t1) < first - slack or max(t0, t1) > last + slack:
             raise ValueError(

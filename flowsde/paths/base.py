@@ -36,6 +36,12 @@ class Path(ABC):
         """Times at which the path is not smooth, ``(m,)``, its ends among them."""
 
     @property
+    def ends(self) -> tuple[float, float]:
+        """The first and the last of them."""
+        first, last = self.knots.detach()[[0, -1]].tolist()
+        return first, last
+
+    @property
     def jumps(self) -> Tensor:
         """The times among them at which dX/dt jumps, for ``Adaptive(jump_at=path.jumps)``."""
         return self.knots

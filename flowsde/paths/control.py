@@ -93,6 +93,11 @@ class Piecewise(Path, nn.Module):
         return self.times if self.times.ndim == 1 else torch.unique(self.times)
 
     @property
+    def ends(self) -> tuple[float, float]:
+        first, last = torch.stack(self.times.detach().aminmax()).tolist()
+        return first, last
+
+    @property
     def arrivals(self) -> Tensor:
         return self.times
 
