@@ -226,6 +226,23 @@ def test_inductor_takes_newtons_iteration() -> None:
     assert sol.stats.attempts == plain.stats.attempts
 
 
+@pytest.mark.parametrize("newton", [1, 2, 4])
+@torch.no_grad()
+def test_newton_is_allowed_as_many_corrections_in_a_graph(newton: int) -> None:
+    """Where they do not do, on given steps, both fail."""
+    ode, y0, (executor, _) = fs.ODE(lambda t, y: -(y**3)), torch.ones(2, 1), graphs()
+    plain, sol = (
+        fs.solve(
+            ode, y0, integrator=integrators.Trapezoid(newton=newton), executor=run, throw=False,
+            stepping=fs.Fixed(steps=2),
+        )
+        for run in (fs.Eager(), executor)
+    )  # fmt: skip
+    assert sol.status == plain.status
+    assert sol.stats.evaluations == plain.stats.evaluations + 1
+    assert torch.allclose(sol.y1, plain.y1, rtol=1e-9, equal_nan=True)
+
+
 def test_implicit_gradients_and_products_have_no_graph() -> None:
     ode, y0 = fs.ODE(lambda t, y: -y), torch.ones(2, 1)
     with pytest.raises(TypeError, match="no_grad"):

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from .._once import once
+from .._random import widest
 from .._scalar import Scalar
 from .._state import State, batch_size, dual, leaves, tree_map
 from ..dynamics.field import Field
@@ -237,11 +238,11 @@ class _Traced(_Newton):
         rows = Rows(y, count_rows(field, t0, y))
         super().__init__(method, field, h, y, rows)
         _, self._inverse = self._linearized(t0, rows.flat(y))
-        form = {"device": leaves(y)[0].device}
+        device = leaves(y)[0].device
         self.past = Past(
-            torch.ones(rows.count, dtype=torch.float64, **form),
-            torch.zeros(rows.count, dtype=torch.bool, **form),
-            torch.tensor([1, rows.size], **form),
+            torch.ones(rows.count, dtype=widest(device), device=device),
+            torch.zeros(rows.count, dtype=torch.bool, device=device),
+            torch.tensor([1, rows.size], device=device),
         )
 
     def _linearized(self, t: Scalar, flat: Tensor) -> tuple[Tensor, Solve]:
@@ -255,11 +256,8 @@ class _Traced(_Newton):
         rows, h, method = self._rows, self._h, self._method
         r, k = rows.flat(start), rows.flat(guess)
 
-        def on(n: Tensor, k: Tensor, solved: Tensor, active: Tensor, *_: Tensor) -> Tensor:
-            return active.any() & (n < (3 if method.stepping is None else method.newton))
-
-        def still(n: Tensor, k: Tensor, solved: Tensor, active: Tensor, *_: Tensor) -> Tensor:
-            return active.any() & (n < method.newton)
+        def below(most: int) -> Callable[..., Tensor]:
+            return lambda n, k, solved, active, *_: active.any() & (n < most)
 
         def correct(
             value: Tensor, inverse: Solve, n: Tensor, k: Tensor, solved: Tensor, active: Tensor,
@@ -283,12 +281,14 @@ class _Traced(_Newton):
         active, n = torch.ones_like(lost), torch.zeros_like(spent[0])
         before = torch.full_like(expected, math.inf)
         loop: Callable[..., Any] = torch.while_loop
-        marks = loop(on, simple, (n, k.clone(), ~active, active, before, expected))
+        most, given = method.newton, method.stepping is None
+        first = below(min(3, most) if given else most)
+        marks = loop(first, simple, (n, k.clone(), ~active, active, before, expected))
         n, k, solved, active, size, expected = marks
         products = torch.zeros_like(n)
-        if method.stepping is None:  # the guess was bad: Newton's own iteration, from start
+        if given and most > 3:  # the guess was bad: Newton's own iteration, from start
             k = torch.where(active[:, None], 0.0, k)
-            n, k, solved, _, size, expected = loop(still, full, (n, k, *marks[2:]))
+            n, k, solved, _, size, expected = loop(below(most), full, (n, k, *marks[2:]))
             products = (n - marks[0]) * rows.size
         past = Past(
             _eased(expected), lost | (~solved & (size < math.inf)),
