@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._once import once
-from ._scalar import Scalar
+from ._scalar import Scalar, still
 from ._state import State, detach, dual, leaves, sources, tree_map, unflatten
 from .dynamics.field import Field
 from .solution import Solution
@@ -50,7 +50,7 @@ class Inputs:
         """
         with torch.enable_grad():
             y = tree_map(lambda x: x.detach().requires_grad_(), y)
-            t = t.detach() if isinstance(t, Tensor) else t
+            t = still(t)
             found = leaves(self.field.drift(t, y))
             if self.field.noise is not None:
                 found += leaves(self.field.diffusion(t, y))
@@ -66,9 +66,8 @@ class Inputs:
 
     def repeats(self, name: str, t: Scalar, y: State, first: Sequence[Tensor]) -> None:
         """Raises TypeError if the drift is something else when it is asked for again."""
-        t = t.detach() if isinstance(t, Tensor) else t
         with torch.no_grad():
-            again = leaves(self.field.drift(t, detach(y)))
+            again = leaves(self.field.drift(still(t), detach(y)))
         for a, b in zip(first, again, strict=False):
             if b.numel() and bool((a - b).abs().max() > 1e-3 * a.abs().max()):
                 raise TypeError(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ._increment import Source
 from ._outset import Outset
-from ._scalar import Scalar, expand, moving, to_float
+from ._scalar import Scalar, expand, moving, still, to_float
 from ._scalar import where as choose
 from ._state import State, finite, leaves, mapped, put_rows, rows_of, tree_map
 from .dynamics.field import Field
@@ -186,9 +186,9 @@ class GivenPlan(Plan):
             self.status = Status.EVENT
 
     def forget(self) -> None:
-        self._stay = _detach(self._stay)
+        self._stay = still(self._stay)
         if self._cut:
-            self._times = [_detach(t) for t in self._times]
+            self._times = [still(t) for t in self._times]
 
     def _check_finite(self, y: State) -> None:
         if leaves(y)[0].is_meta or mapped(y) or finite(y):
@@ -276,7 +276,7 @@ class _Stops:
     def beside(self, t: Scalar, side: float) -> Scalar:
         """t, or a time next to it where it is a jump: on the way to the end for side = 1."""
         for jump, gap in self._gaps.items():
-            t = choose(_detach(t) == jump, t + side * self._sign * gap, t)
+            t = choose(still(t) == jump, t + side * self._sign * gap, t)
         return t
 
 
@@ -334,7 +334,7 @@ class AdaptivePlan(Plan):
 
     @property
     def progress(self) -> float:
-        start, end = _detach(self._start), self._host[1]
+        start, end = still(self._start), self._host[1]
         whole = _mean(abs(end - start))
         return _mean(abs(self._now - start)) / whole if whole else 1.0
 
@@ -455,7 +455,7 @@ class AdaptivePlan(Plan):
             self._live = self.status is Status.RUNNING
             self._aim = self._stops.next(self._now)
             return
-        self._now, self._t = choose(hit, _detach(t), self._now), choose(hit, t, self._t)
+        self._now, self._t = choose(hit, still(t), self._now), choose(hit, t, self._t)
         going = torch.where(self._now == self._host[1], int(Status.SUCCESS), int(Status.RUNNING))
         landed: Any = choose(hit, torch.where(over, int(Status.EVENT), going), self.status)
         self.status, self._live = landed, bool((landed == Status.RUNNING).any())
@@ -580,7 +580,7 @@ class AdaptivePlan(Plan):
             )
 
     def forget(self) -> None:
-        self._step, self._t = None, _detach(self._t)
+        self._step, self._t = None, still(self._t)
 
     def _stiff(self, y: State) -> bool:
         """Whether stability, not accuracy, seems to have set the steps where they ran out."""
@@ -644,10 +644,6 @@ def _worst(error: State, row: int | None) -> str:
 
 def _some(mask: Any) -> bool:
     return bool(mask.any()) if isinstance(mask, Tensor) else mask
-
-
-def _detach(t: Scalar) -> Any:
-    return t.detach() if isinstance(t, Tensor) else t
 
 
 def _mean(t: Any) -> float:

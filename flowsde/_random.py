@@ -74,11 +74,12 @@ def roots(seed: int | Tensor, rows: int, device: torch.device) -> Tensor:
         seed = seed.to(device=device, dtype=torch.int64)
         if seed.ndim:
             return seed
-        return torch.arange(rows, dtype=torch.int64, device=device) + _mix(seed)
-    seed = operator.index(seed)
-    if not -(2**63) <= seed < 2**64:
-        raise ValueError(f"a seed has 64 bits, -2^63 to 2^64 - 1; got {seed}")
-    start = _mix(_wrap(seed))
+        start: int | Tensor = _mix(seed)
+    else:
+        seed = operator.index(seed)
+        if not -(2**63) <= seed < 2**64:
+            raise ValueError(f"a seed has 64 bits, -2^63 to 2^64 - 1; got {seed}")
+        start = _mix(_wrap(seed))
     return torch.arange(rows, dtype=torch.int64, device=device) + start
 
 

@@ -40,6 +40,7 @@ __all__ = [
     "sin",
     "sqrt",
     "sqrt_abs",
+    "still",
     "to_float",
     "where",
 ]
@@ -162,6 +163,11 @@ def maximum(a: Scalar, b: Scalar) -> Scalar:
 
 def clamp(x: Scalar, low: float, high: float) -> Scalar:
     return x.clamp(low, high) if isinstance(x, Tensor) else min(max(x, low), high)
+
+
+def still(x: Scalar) -> Scalar:
+    """The same, off the record."""
+    return x.detach() if isinstance(x, Tensor) else x
 
 
 def to_float(x: Scalar) -> float:

@@ -13,9 +13,10 @@ from torch.utils import _pytree as pytree
 from ._scalar import Scalar, expand, forwarding, forwards
 
 __all__ = [
-    "State", "batch_size", "builder", "by_row", "check_like", "combine", "contract", "describe",
-    "detach", "dual", "finite", "fits", "leaves", "mapped", "put_rows", "rows_of", "stack",
-    "transformed", "tree_map", "unflatten", "unstack", "weigh", "where",
+    "State", "asked", "batch_size", "builder", "by_row", "check_like", "combine", "contract",
+    "describe", "detach", "dual", "finite", "fits", "leaves", "mapped", "pullback", "put_rows",
+    "rows_of", "sources", "stack", "transformed", "tree_map", "unflatten", "unstack", "weigh",
+    "where",
 ]  # fmt: skip
 
 State = Any
@@ -147,6 +148,15 @@ def batch_size(y: State) -> int | None:
     """The leading size that all leaves share, or None."""
     sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves(y)}
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def pullback(f: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Callable[..., Tensor]]:
+    """f(x), and what takes many cotangents ``(n, *f(x).shape)`` back to x, by transformations that
+    torch.compile traces.
+    """
+    found: Any = torch.func.vjp(f, x)
+    value, pull = found
+    return value, torch.func.vmap(lambda v: pull(v)[0])
 
 
 def sources(values: Iterable[Tensor]) -> Iterator[Tensor]:

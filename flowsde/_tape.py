@@ -6,8 +6,7 @@ import bisect
 import math
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,7 +113,7 @@ class Tape(Recorder):
             self._keep(place, y, carry)
         self._release(self._block - 1)
         frame = _Frame(self, place)
-        with saved_tensors_hooks(frame.pack, frame.unpack), _followed():
+        with saved_tensors_hooks(frame.pack, frame.unpack):
             step = loop.advance(n, t0, t1, y, carry)
         record = _Record(n, detach(t0), detach(t1), weakref.ref(frame))
         self._last = record, frame, detach(y), detach(carry)
@@ -233,19 +232,6 @@ class Tape(Recorder):
             frame.held = again.held
         accept = record.accept
         return detach(where(accept, step.y1, y)), detach(where(accept, step.carry, carry))
-
-
-@contextmanager
-def _followed() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if "saved tensor hooks" not in str(error):
-            raise
-        raise TypeError(
-            "Checkpointed does not follow torch.func.grad, vjp or jacrev within a field: write "
-            "torch.autograd.grad(..., create_graph=True) there, or use adjoint=Direct()"
-        ) from error
 
 
 def _copied(x: Any) -> Any:

@@ -88,7 +88,15 @@ class Checkpointed(Adjoint):
             )
         if not torch.is_grad_enabled():
             return loop.run(Recorder())
-        return loop.run(Tape(self.budget))
+        try:
+            return loop.run(Tape(self.budget))
+        except RuntimeError as error:
+            if "saved tensor hooks" not in str(error):
+                raise
+            raise TypeError(
+                "Checkpointed does not follow torch.func.grad, vjp or jacrev within a field: write "
+                "torch.autograd.grad(..., create_graph=True) there, or use adjoint=Direct()"
+            ) from error
 
 
 def _refuse(adjoint: str, loop: Loop) -> None:

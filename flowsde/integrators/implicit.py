@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from .._increment import Increment
-from .._scalar import Scalar
+from .._scalar import Scalar, still
 from .._state import State, Weights, combine, describe, leaves, transformed, tree_map, weigh
 from ..dynamics.base import Dynamics
 from ..dynamics.field import Field
 from ..stepping import Adaptive, Stepping
 from .base import Carry, Integrator, Step
 from .linear import Dense, Linearization, LinearSolver, Rows
-from .newton import MIXED, PerRow, count_rows, detach, stages
+from .newton import MIXED, PerRow, count_rows, stages
 from .runge_kutta import Row, demand, hermite, polynomial, sparse
 
 __all__ = [
@@ -248,7 +248,7 @@ class ImplicitRK(Integrator):
     def linearize(self, field: Field, t: Scalar, y: State) -> Linearization:
         """The Jacobian of what is solved for at y, off the record."""
         rows = Rows(y, count_rows(field, t, y))
-        return Linearization.of(partial(self.stiff(field), detach(t)), y, rows, field.count)
+        return Linearization.of(partial(self.stiff(field), still(t)), y, rows, field.count)
 
 
 def _check_state(name: str, y: State) -> None:

@@ -13,18 +13,11 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from .._scalar import Scalar
-from .._state import State, leaves, tree_map, unflatten
+from .._state import State, leaves, pullback, tree_map, unflatten
 
 __all__ = [
-    "GMRES",
-    "Dense",
-    "LinearSolver",
-    "Linearization",
-    "Rows",
-    "Solve",
-    "jacobian",
-    "unrecorded",
-]
+    "GMRES", "Dense", "LinearSolver", "Linearization", "Rows", "Solve", "jacobian", "unrecorded",
+]  # fmt: skip
 
 Solve = Callable[[Tensor], Tensor]
 
@@ -177,14 +170,11 @@ class Linearization:
 
 
 def jacobian(f: Callable[[State], State], flat: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-    """f at a matrix of rows, and its Jacobian there, ``(n, d)`` and ``(n, d, d)``, by
-    transformations that torch.compile traces.
-    """
-    found: Any = torch.func.vjp(lambda x: rows.flat(f(rows.state(x))), flat)
-    value, pull = found
+    """f at a matrix of rows, and its Jacobian there, ``(n, d)`` and ``(n, d, d)``, in a graph."""
+    value, pull = pullback(lambda x: rows.flat(f(rows.state(x))), flat)
     basis = torch.eye(rows.size, dtype=flat.dtype, device=flat.device)
     probes = basis[:, None].expand(rows.size, *flat.shape)
-    return value, torch.func.vmap(lambda v: pull(v)[0])(probes).transpose(0, 1)
+    return value, pull(probes).transpose(0, 1)
 
 
 class LinearSolver(ABC):

@@ -15,13 +15,13 @@ from torch.autograd.graph import get_gradient_edge
 
 from .._once import once
 from .._random import widest
-from .._scalar import Scalar
+from .._scalar import Scalar, still
 from .._state import State, batch_size, dual, leaves, tree_map
 from ..dynamics.field import Field
 from ..stepping import Adaptive, Norm, rms_norm
 from .linear import Dense, Linearization, LinearSolver, Rows, Solve, jacobian, unrecorded
 
-__all__ = ["MIXED", "Equations", "Stages", "count_rows", "detach", "stages"]
+__all__ = ["MIXED", "PerRow", "count_rows", "stages"]
 
 MIXED = (
     "this field mixes the samples of its batch, which can have no times of their own then: let "
@@ -37,11 +37,6 @@ def count_rows(field: Field, t: Scalar, y: State) -> int:
         return 1
     own = isinstance(t, Tensor) and t.ndim > 0
     return size if own or any(leaf.ndim > 1 for leaf in leaves(y)) else 1
-
-
-def detach(x: Scalar) -> Scalar:
-    """The same, off the record."""
-    return x.detach() if isinstance(x, Tensor) else x
 
 
 class Equations(Protocol):
@@ -142,7 +137,7 @@ class Stages(_Newton):
         self._at = at = field.once(t0, y, lambda: method.linearize(field, t0, y))
         super().__init__(method, field, h, y, at.rows)
         with torch.no_grad():
-            self._inverse = method.linear.inverse(at, detach(self._h))
+            self._inverse = method.linear.inverse(at, still(self._h))
         self.past = Past(np.ones(at.rows.count), np.zeros(at.rows.count, dtype=bool))
         self._dual = False  # whether forward-mode differentiation follows the field
 
@@ -169,7 +164,7 @@ class Stages(_Newton):
 
         Which rows go on is the host's to decide, and a matter of a few numbers there.
         """
-        rows, t, h = self._rows, detach(t), detach(self._h)
+        rows, t, h = self._rows, still(t), still(self._h)
         r, k = rows.flat(start).detach(), rows.flat(guess).detach()
         active, (expected, lost, _) = np.ones(rows.count, dtype=bool), past
         solved, before, recorded = ~active, np.full(1, math.inf), False
@@ -224,7 +219,7 @@ class Stages(_Newton):
         value = rows.flat(self._stiff(t, state))
         if not value.requires_grad:
             return k
-        h = torch.as_tensor(detach(self._h), dtype=flat.dtype, device=flat.device)
+        h = torch.as_tensor(still(self._h), dtype=flat.dtype, device=flat.device)
         ends = get_gradient_edge(value), [get_gradient_edge(leaf) for leaf in leaves(state)]
         at = partial(Linearization, *ends, rows, count=self._field.count)
         correct: Callable[..., Tensor] = _Correction.apply

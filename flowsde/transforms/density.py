@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import _random
 from .._scalar import Scalar, expand, isfinite, log, where
-from .._state import State, asked, check_like
+from .._state import State, asked, check_like, pullback
 from ..dynamics.base import Dynamics, SemiLinear
 from ..dynamics.discrete import Chain, Map
 
@@ -94,11 +94,9 @@ class Divergence(ABC):
 
     def _traced(self, f: VectorField, y: Tensor) -> Products:
         """The same by transformations that torch.compile traces."""
-        found: Any = torch.func.vjp(f, y)
-        out, pull = found
+        out, pull = pullback(f, y)
         probes = self.directions(out, y)
-        rows = torch.func.vmap(lambda w: pull(w)[0])(probes)
-        return Products(out, probes, rows)
+        return Products(out, probes, pull(probes))
 
     @abstractmethod
     def directions(self, out: Tensor, y: Tensor) -> Tensor:
