@@ -14,9 +14,9 @@ from ._scalar import Scalar, expand, forwarding, forwards
 
 __all__ = [
     "State", "asked", "batch_size", "builder", "by_row", "check_like", "combine", "contract",
-    "describe", "detach", "dual", "finite", "fits", "leaves", "mapped", "pullback", "put_rows",
-    "rows_of", "sources", "stack", "transformed", "tree_map", "unflatten", "unstack", "weigh",
-    "where",
+    "describe", "detach", "dual", "entangled", "finite", "fits", "leaves", "mapped", "pullback",
+    "put_rows", "rows_of", "sources", "stack", "transformed", "tree_map", "unflatten", "unstack",
+    "weigh", "where",
 ]  # fmt: skip
 
 State = Any
@@ -181,6 +181,21 @@ def asked(values: Iterable[Tensor], own: State) -> bool:
     """
     ours = {id(x) for x in leaves(own)}
     return transformed() or any(id(x) not in ours for x in sources(values))
+
+
+def entangled(values: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool:
+    """Whether the values of the first sample depend on other samples' inputs: by one backward
+    pass, which leaves exact zeros in their rows where they do not.
+    """
+    live = [x for x in values if x.requires_grad]
+    if not live or len(inputs[0]) < 2 or inputs[0].is_meta or transformed():
+        return False
+    probes = [torch.zeros_like(x) for x in live]
+    for probe in probes:  # numbers that no symmetry of a field makes cancel
+        first = torch.arange(1.0, probe[0].numel() + 1.0, device=probe.device).cos()
+        probe[0] = first.reshape(probe[0].shape)
+    found = torch.autograd.grad(live, inputs, probes, retain_graph=True, materialize_grads=True)
+    return any(bool(x[1:].abs().nan_to_num(0.0).any()) for x in found)
 
 
 def mapped(y: State) -> bool:

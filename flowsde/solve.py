@@ -21,7 +21,7 @@ from ._state import State, batch_size, describe, finite, fits, leaves, mapped, t
 from .adjoint import Adjoint, Checkpointed, Direct
 from .dynamics.base import Dynamics
 from .dynamics.discrete import Chain
-from .dynamics.field import Field
+from .dynamics.field import Field, check_apart
 from .errors import MaxStepsReached, NonFiniteState, SolveError, StepUnderflow
 from .events import Event, Watch
 from .executor import Eager, Executor
@@ -144,16 +144,7 @@ def solve(
         raise ValueError(f"max_steps is a whole number >= 0; got {max_steps}")
     t1 = _horizon(dynamics, t0) if t1 is None else t1
     integrator, stepping = _choose(dynamics, integrator, stepping)
-    if not isinstance(adjoint, Direct) and torch.is_grad_enabled() and transformed():
-        raise TypeError(
-            f"torch.func does not see into {type(adjoint).__name__}: use adjoint=Direct(), or "
-            "torch.autograd.grad"
-        )
-    if isinstance(stepping, Adaptive) and mapped((y0, args)):
-        raise TypeError(
-            "vmap cannot choose steps: give Fixed(...) or Grid(...), or leave vmap out and solve "
-            "the batch with Adaptive(per_sample=True)"
-        )
+    _check_transformed(adjoint, stepping, y0, args)
     _check_errors(integrator, stepping, y0)
     span = _Span.of(dynamics, y0, t0, t1, stepping, save_at)
     seed = _seed(dynamics, generator)
@@ -173,6 +164,8 @@ def solve(
         _check_rough(stepping, span, draws, dense)
         landings = span.saves
     plan = _plan(dynamics, integrator, stepping, span, grid, y0, landings)
+    if span.batch is not None:
+        check_apart(known, field, span.t0, y0)
     noise = None
     if draws is not None:
         _check_noise(
@@ -217,6 +210,22 @@ def _check_state(y0: State) -> None:
         return
     if not finite(y0):
         raise ValueError("y0 holds values that are not finite: clean it with torch.nan_to_num")
+
+
+def _check_transformed(
+    adjoint: Adjoint, stepping: Stepping, y0: State, args: tuple[Any, ...]
+) -> None:
+    """Refuses what torch.func's transformations cannot do to a solve."""
+    if not isinstance(adjoint, Direct) and torch.is_grad_enabled() and transformed():
+        raise TypeError(
+            f"torch.func does not see into {type(adjoint).__name__}: use adjoint=Direct(), or "
+            "torch.autograd.grad"
+        )
+    if isinstance(stepping, Adaptive) and mapped((y0, args)):
+        raise TypeError(
+            "vmap cannot choose steps: give Fixed(...) or Grid(...), or leave vmap out and solve "
+            "the batch with Adaptive(per_sample=True)"
+        )
 
 
 def _choose(

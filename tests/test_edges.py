@@ -1518,3 +1518,47 @@ def test_noise_declared_additive_is_looked_at() -> None:
             fs.solve(sde, y0, **keywords)
     sde = fs.SDE(lambda t, y: -y, lambda t, y: 0.5 + 0.0 * y, noise="diagonal", additive=True)
     assert fs.solve(sde, y0, **keywords).success
+
+
+@pytest.mark.parametrize("way", ["normalises", "centres", "attends", "misaligned times"])
+def test_a_field_that_mixes_samples_has_no_density_of_each_and_no_times_of_each(way: str) -> None:
+    """Each gave numbers: a divergence that left out what samples do to each other, steps that
+    depended on who else was still on the way, times that went along the components.
+    """
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 4))
+    fields = {
+        "normalises": Timeless(net),
+        "centres": lambda t, y: y.mean(0) - y,
+        "attends": lambda t, y: (y @ y.mT).softmax(-1) @ y - y,
+        "misaligned times": lambda t, y: t - y,  # (4,) against (4, 4)
+    }
+    ode, y = fs.ODE(fields[way], batched_time=True), torch.randn(4, 4)
+    own, state = {"stepping": fs.Adaptive(per_sample=True)}, (y, torch.zeros(4))
+    density, given = fs.log_density(ode), fs.Fixed(steps=2)
+    with pytest.raises(TypeError, match="mixes the samples of its batch"):
+        fs.solve(ode, y, **own)
+    if way != "misaligned times":
+        split = fs.log_density(fs.LinearSDE(VP()).probability_flow(fields[way]))
+        for dynamics, integrator in ((density, RK4()), (split, DDIM())):
+            with pytest.raises(TypeError, match="a density is that of each"):
+                fs.solve(dynamics, state, 0.9, 0.1, integrator=integrator, stepping=given)
+    assert fs.solve(ode, y, stepping=given).success
+    net.eval()
+    if way == "normalises":
+        assert fs.solve(ode, y, **own).success
+        assert fs.solve(density, state, stepping=given).success
+        net.train()
+        with pytest.raises(TypeError, match="mixes"):  # it is looked at anew
+            fs.solve(ode, y, **own)
+
+
+class Timeless(nn.Module):
+    """A network as a field."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.net(y)

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from .._random import widest
@@ -22,6 +22,7 @@ from .._state import (
     combine,
     contract,
     describe,
+    entangled,
     fits,
     leaves,
     rows_of,
@@ -30,8 +31,13 @@ from .._state import (
 from .base import Dynamics, Kinetic, Noise, SemiLinear
 from .discrete import Chain
 
-__all__ = ["Field", "Product"]
+__all__ = ["MIXED", "Field", "Product", "check_apart"]
 
+MIXED = (
+    "this field mixes the samples of its batch, or their times, so that none can have times of its "
+    "own: write t[:, None] where a time meets (batch, d), call eval() on what normalises batches, "
+    "or let the samples share t0, t1 and steps"
+)
 _WATCHED = 8  # evaluations, at which is looked whether a field writes over what methods need
 
 
@@ -300,6 +306,28 @@ class Field:
         """The state before step k of a map."""
         self.evaluations += 1
         return _state(self.dynamics.unstep(k, y, *self.args))  # type: ignore[operator]
+
+
+_APART: weakref.WeakKeyDictionary[nn.Module, set[Any]] = weakref.WeakKeyDictionary()
+
+
+def check_apart(known: Dynamics, field: Field, t: Tensor, y: State) -> None:
+    """Refuses a field that mixes samples, where each has times of its own: once for each dynamics,
+    batch, and mode of its modules.
+    """
+    kind = len(t), *(module.training for module in known.modules())
+    seen = _APART.setdefault(known.anchor, set())
+    if kind in seen or torch.is_inference_mode_enabled():
+        return
+    with torch.enable_grad(), field.aside():
+        at, x = tree_map(lambda leaf: leaf.detach().requires_grad_(), (t, y))
+        try:
+            values = leaves(field.drift(at, x))
+        except RuntimeError:  # of what autograd does not follow, as numpy's
+            return
+        if entangled(values, [at, *leaves(x)]):
+            raise TypeError(MIXED)
+    seen.add(kind)
 
 
 def _state(stepped: Any) -> State:

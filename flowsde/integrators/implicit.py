@@ -15,11 +15,11 @@ from .._increment import Increment
 from .._scalar import Scalar, still
 from .._state import State, Weights, combine, describe, leaves, transformed, tree_map, weigh
 from ..dynamics.base import Dynamics
-from ..dynamics.field import Field
+from ..dynamics.field import MIXED, Field
 from ..stepping import Adaptive, Stepping
 from .base import Carry, Integrator, Step
 from .linear import Dense, Linearization, LinearSolver, Rows
-from .newton import MIXED, PerRow, count_rows, stages
+from .newton import PerRow, count_rows, stages
 from .runge_kutta import Row, demand, hermite, polynomial, sparse
 
 __all__ = [

@@ -17,16 +17,12 @@ from .._once import once
 from .._random import widest
 from .._scalar import Scalar, still
 from .._state import State, batch_size, dual, leaves, tree_map
-from ..dynamics.field import Field
+from ..dynamics.field import MIXED, Field
 from ..stepping import Adaptive, Norm, rms_norm
 from .linear import Dense, Linearization, LinearSolver, Rows, Solve, jacobian, unrecorded
 
-__all__ = ["MIXED", "PerRow", "count_rows", "stages"]
+__all__ = ["PerRow", "count_rows", "stages"]
 
-MIXED = (
-    "this field mixes the samples of its batch, which can have no times of their own then: let "
-    "them share t0, t1 and steps"
-)
 PerRow = Any  # an array of one number a row: of numpy's on the host, of torch's in a graph
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import _random
 from .._scalar import Scalar, expand, isfinite, log, where
-from .._state import State, asked, check_like, pullback
+from .._state import State, asked, check_like, entangled, pullback
 from ..dynamics.base import Dynamics, SemiLinear
 from ..dynamics.discrete import Chain, Map
 
@@ -229,7 +229,8 @@ def log_density(dynamics: Dynamics, divergence: Divergence | None = None) -> Dyn
             determinant.
 
     Raises:
-        TypeError: on stochastic dynamics, and on chains that do not invert.
+        TypeError: on stochastic dynamics, on chains that do not invert, and in the solve on fields
+            that mix samples, as BatchNorm in training does.
 
     Source: Chen et al. 2018, "Neural ordinary differential equations", arXiv 1806.07366.
     """
@@ -279,6 +280,7 @@ class FlowDensity(Dynamics):
         self.follow(dynamics)
         self.random = dynamics.random or self.divergence.random
         self.pulls = dynamics.pulls or not (self._own or self.divergence.static)
+        self._looked = False
 
     def prepare(self, y0: State, seed: int | None) -> FlowDensity:
         x = _tensor(y0)
@@ -299,14 +301,31 @@ class FlowDensity(Dynamics):
         if traced is not None:
             drift, trace = traced(t, y[0], *args)
         else:
-            drift, trace = self.divergence(lambda x: self.dynamics(t, x, *args), y[0])
+            drift, trace = self.divergence(self.apart(lambda x: self.dynamics(t, x, *args)), y[0])
         return drift, -trace
+
+    def apart(self, f: VectorField) -> VectorField:
+        """f, looked at once a solve: where it mixes samples, none has a divergence of its own."""
+
+        def looked(x: Tensor) -> Tensor:
+            out = f(x)
+            if not torch.compiler.is_compiling() and not self._looked:
+                self._looked = True
+                if entangled([out], [x]):
+                    raise TypeError(
+                        "this field mixes the samples of its batch, and a density is that of each "
+                        "alone: call eval() on what normalises batches, or take GroupNorm, and put "
+                        "what belongs together in one sample"
+                    )
+            return out
+
+        return looked
 
     def split(self) -> SemiLinear | None:
         inner = self.dynamics.split()
         if inner is None or isinstance(inner.rate, Tensor):
             return None
-        return _DensitySplit(inner, self.divergence)
+        return _DensitySplit(inner, lambda f, y: self.divergence(self.apart(f), y))
 
 
 def _tensor(y0: State) -> Tensor:
@@ -326,8 +345,10 @@ class _DensitySplit(SemiLinear):
     l1 = l0 - d log A + h r,    r = -scale tr(d residual / dx),    A the linear weight of x
     """
 
-    def __init__(self, inner: SemiLinear, divergence: Divergence) -> None:
-        self._inner, self._divergence, self.rate = inner, divergence, inner.rate
+    def __init__(
+        self, inner: SemiLinear, trace: Callable[[VectorField, Tensor], tuple[Tensor, Tensor]]
+    ) -> None:
+        self._inner, self._trace, self.rate = inner, trace, inner.rate
 
     def scale(self, t: Scalar) -> Scalar:
         return self._inner.scale(t)
@@ -341,10 +362,10 @@ class _DensitySplit(SemiLinear):
     @property
     def dual(self) -> SemiLinear:
         inner = self._inner.dual
-        return self if inner is self._inner else _DensitySplit(inner, self._divergence)
+        return self if inner is self._inner else _DensitySplit(inner, self._trace)
 
     def residual(self, t: Tensor, x: State, *args: Any, now: Scalar | None = None) -> State:
-        value, trace = self._divergence(lambda v: self._inner.residual(t, v, *args, now=now), x[0])
+        value, trace = self._trace(lambda v: self._inner.residual(t, v, *args, now=now), x[0])
         return value, -expand(self.scale(t), trace) * trace
 
     def advance(self, t0: Scalar, t1: Scalar, x: State, residual: State) -> State:

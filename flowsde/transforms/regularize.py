@@ -120,9 +120,15 @@ class Regularized(Dynamics):
 
     def _drift(self, t: Tensor, x: State, args: tuple[Any, ...]) -> tuple[State, Tensor]:
         """That of x, and |df/dy|_F^2, from one evaluation."""
-        found = self.divergence.products(lambda v: self._field(t, v, *args), self._moved(x))
-        dense = isinstance(self.dynamics, FlowDensity)
-        return (found.value, -found.trace()) if dense else found.value, found.norm()
+
+        def f(v: Tensor) -> Tensor:
+            return self._field(t, v, *args)
+
+        if not isinstance(self.dynamics, FlowDensity):
+            found = self.divergence.products(f, self._moved(x))
+            return found.value, found.norm()
+        found = self.divergence.products(self.dynamics.apart(f), self._moved(x))
+        return (found.value, -found.trace()), found.norm()
 
     def _derivative(self, order: int, t: Tensor, y: Tensor, args: tuple[Any, ...]) -> Tensor:
         """d^order y / dt^order along the solution."""
