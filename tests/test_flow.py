@@ -784,6 +784,9 @@ CONDITIONAL = {
     "coupling": lambda n: models.realnvp(2, condition=n, generator=generator(0)),
     "autoregressive": lambda n: models.maf(2, condition=n),
     "continuous": lambda n: models.cnf(2, condition=n),
+    "planar": lambda n: Composed([models.Planar(2, condition=n)]),
+    "Sylvester": lambda n: Composed([models.Sylvester(2, 2, condition=n)]),
+    "planes": lambda n: models.planar_cnf(2, 6, 8, condition=n),
     "score": lambda n: fs.ODE(TimeMLP(2, 16, condition=n), batched_time=True),
 }
 

@@ -56,6 +56,20 @@ def conv(inputs: int, outputs: int) -> nn.Module:
     return ConvNet(inputs, 8, outputs)
 
 
+class Told(fs.Map):
+    """A map under one condition."""
+
+    def __init__(self, made: fs.Map) -> None:
+        super().__init__()
+        self.made = made
+
+    def step(self, k: int, y: Tensor, *args: Any) -> tuple[Any, Tensor]:
+        return self.made.step(k, y, 0.4, -0.7)
+
+    def unstep(self, k: int, y: Tensor, *args: Any) -> tuple[Any, Tensor]:
+        return self.made.unstep(k, y, 0.4, -0.7)
+
+
 IMAGE = (2, 4, 4)
 MAPS: dict[str, tuple[Callable[[], fs.Map], tuple[int, ...]]] = {
     "ActNorm": (lambda: models.ActNorm(3), (3,)),
@@ -77,8 +91,10 @@ MAPS: dict[str, tuple[Callable[[], fs.Map], tuple[int, ...]]] = {
     "Mixing of channels": (lambda: models.Mixing(2, generator=draws()), IMAGE),
     "Permutation": (lambda: models.Permutation(torch.tensor([2, 0, 1])), (3,)),
     "Planar": (lambda: models.Planar(3), (3,)),
+    "Planar of a condition": (lambda: Told(models.Planar(3, condition=2)), (3,)),
     "Squeeze": (models.Squeeze, IMAGE),
     "Sylvester": (lambda: models.Sylvester(4, 3), (4,)),
+    "Sylvester of a condition": (lambda: Told(models.Sylvester(4, 3, condition=2)), (4,)),
     "glow": (lambda: models.glow((1, 4, 4), 1, 2, 8, generator=draws()), (1, 4, 4)),
     "maf": (lambda: models.maf(4, 2, 8), (4,)),
     "nice": (lambda: models.nice(5, 3, 8, generator=draws()), (5,)),
@@ -436,6 +452,7 @@ def test_masked_networks_see_what_came_before(dim: int, condition: int) -> None:
 def test_autoregressive_maps_and_residuals_take_conditions() -> None:
     x, u = torch.randn(3, 4), torch.randn(3, 2)
     for made in (models.Autoregressive(4, Affine(), 16, condition=2),
+                 models.Planar(4, condition=2), models.Sylvester(4, 3, condition=2),
                  models.InvertibleResidual(LipschitzMLP([6, 8, 4]))):  # fmt: skip
         for p in made.parameters():
             nn.init.normal_(p, std=0.3)
@@ -444,6 +461,10 @@ def test_autoregressive_maps_and_residuals_take_conditions() -> None:
         back, inverse = through(made, y, u, back=True)
         assert torch.allclose(back, x)
         assert torch.allclose(inverse, -ladj)
+        for i in range(3):  # each sample by its own condition
+            alone, own = through(made, x[i : i + 1], u[i : i + 1])
+            assert torch.allclose(alone[0], y[i])
+            assert torch.allclose(own[0], ladj[i])
 
 
 @pytest.mark.parametrize("size", [1.0, 30.0])

@@ -41,7 +41,7 @@ def _beside(condition: Any, x: Tensor, dim: int) -> Tensor:
     """The condition, spread over the space of x."""
     if not isinstance(condition, Tensor) or condition.ndim == 0:
         shared = torch.as_tensor(condition, dtype=x.dtype, device=x.device)
-        return shared.expand_as(x.narrow(dim, 0, 1))
+        return shared.expand(*(1 if i == dim % x.ndim else n for i, n in enumerate(x.shape)))
     if condition.ndim == x.ndim:
         return condition
     space = x.shape[2:]
