@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._once import refused
 from ._random import widest
-from ._state import State, builder, leaves
+from ._state import State, builder, leaves, tree_map
 from .integrators.base import Step
 
-__all__ = ["Calls", "Graph", "as_input"]
+__all__ = ["Calls", "Graph", "as_input", "of_sizes"]
 
 # torch 2.13 writes into a buffer that a fused reduction still reads, and gradients come out wrong
 SAFE: dict[str, Any] = {"inplace_buffers": False}
@@ -63,9 +64,15 @@ class Graph:
             compiler = functools.partial(compiler, config_patches=dict(options))
         graph = compiler(module, examples)
 
-        def overheard(*inputs: Any) -> Any:
+        def called(*inputs: Any) -> Any:
             outputs = graph(*inputs)
-            self._heard.append((graph, inputs, outputs))
+            if torch.is_grad_enabled():
+                _once_only(inputs, outputs)
+            return outputs
+
+        def overheard(*inputs: Any) -> Any:
+            outputs = called(*inputs)
+            self._heard.append((called, inputs, outputs))
             return outputs
 
         return overheard
@@ -77,6 +84,37 @@ class Graph:
             result = self._compiled(*args)
         heard, self._heard = self._heard, []
         return result, heard
+
+
+def _once_only(inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+    """Has further derivatives of these outputs' gradients raise.
+
+    The compiler's own refusal is met only where autograd finds a way through what the graph saved;
+    beside another way to the same tensor its part would be left out without a word.
+    """
+    ends: dict[Any, dict[int, tuple[int, ...]]] = {}  # how each node's cotangents are laid out
+    known = {id(x) for x in inputs}
+    for x in outputs:
+        if isinstance(x, Tensor) and x.grad_fn is not None and id(x) not in known:
+            ends.setdefault(x.grad_fn, {})[x.output_nr] = x.stride()
+    for node, strides in ends.items():
+        node.register_prehook(functools.partial(_refused, inputs, strides))
+
+
+def _refused(
+    inputs: Sequence[Any], strides: Mapping[int, tuple[int, ...]], cotangents: Sequence[Any]
+) -> tuple[Tensor | None, ...] | None:
+    if not torch.is_grad_enabled():
+        return None
+    causes = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
+
+    def laid(i: int, x: Tensor | None) -> Tensor | None:
+        if x is None or i not in strides:
+            return x
+        x = x.new_empty_strided(x.shape, strides[i]).copy_(x)
+        return refused("Compiled gives first derivatives, Eager all", x, *causes)
+
+    return tuple(laid(i, x) for i, x in enumerate(cotangents))
 
 
 @contextmanager
@@ -218,6 +256,21 @@ def _opened(step: Step) -> tuple[State, Callable[[list[Any]], Step]]:
         return new
 
     return held, rebuild
+
+
+def of_sizes(tree: Any) -> Any:
+    """Its tensors as inputs whose sizes, but for the batch's, the compiler does not leave open:
+    loops of a graph take no expressions of such. Off the record.
+    """
+
+    def settled(x: Any) -> Any:
+        if not isinstance(x, Tensor) or x.ndim < 2:
+            return x
+        x = x.detach()
+        torch._dynamo.mark_static(x, list(range(1, x.ndim)))
+        return x
+
+    return tree_map(settled, tree)
 
 
 def as_input(t: Any, y: State) -> Tensor:

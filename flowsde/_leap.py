@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._graph import Calls, Graph, as_input
+from ._graph import Calls, Graph, as_input, of_sizes
 from ._increment import Increment, Source
 from ._loop import Loop
 from ._outset import Outset
@@ -222,6 +222,8 @@ class Leap:
             return self._given(plan, room, y, carry, stats)
         assert isinstance(plan, AdaptivePlan)
         marks, limit = as_input(plan.marks(), y), self._limit(y, room)
+        if not loop.integrator.static:
+            y, carry = of_sizes((y, carry))
         found = self._call(chosen, self._ends(y), limit, marks, y, carry)
         return (y, carry) if found is None else self._resume(found, stats)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["once"]
+__all__ = ["once", "refused"]
 
 Backward = Callable[..., tuple[Tensor | None, ...]]
 
@@ -35,12 +35,17 @@ def once(cure: str) -> Callable[[Backward], Backward]:
                 found = backward(ctx, *cotangents)
             if not torch.is_grad_enabled():
                 return found
-            refuse: Callable[..., Tensor] = _Refusal.apply
-            return tuple(None if x is None else refuse(cure, x, *causes) for x in found)
+            return tuple(None if x is None else refused(cure, x, *causes) for x in found)
 
         return marked
 
     return mark
+
+
+def refused(cure: str, gradient: Tensor, *causes: Tensor) -> Tensor:
+    """The gradient, of which any further one raises: by these, from which it comes, too."""
+    refuse: Callable[..., Tensor] = _Refusal.apply
+    return refuse(cure, gradient, *causes)
 
 
 class _Refusal(torch.autograd.Function):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _random
-from ._graph import Calls, Graph, as_input
+from ._graph import Calls, Graph, as_input, of_sizes
 from ._increment import Increment, Source
 from ._leap import Leap
 from ._loop import Loop
@@ -69,7 +69,10 @@ class Compiled(Executor):
     The first solve compiles: seconds to minutes, once for each field, integrator and tolerances,
     with gradients and without. Keep the object (or the ``Solver`` that holds it) and the dynamics:
     what was compiled lives as long as both. Within one solve a field whose first two steps found
-    nothing changed but tensors is taken not to change otherwise.
+    nothing changed but tensors is taken not to change otherwise. What a field does beside its value
+    (it counts its calls, it prints) it does while it is compiled alone, and hooks that are put on
+    it later are not seen, as under ``torch.compile``. Gradients are first derivatives: to
+    differentiate them again raises a RuntimeError.
 
     Args:
         backend: as ``torch.compile`` takes it.
@@ -98,6 +101,7 @@ class Compiled(Executor):
 
     def prepare(self, loop: Loop, dynamics: Dynamics) -> None:
         loop.integrator.check_graph()
+        loop.field.graphs = True
         if dynamics.pulls:
             raise TypeError(
                 f"{type(dynamics).__name__} takes derivatives of its field in a way that torch."
@@ -228,7 +232,19 @@ class _Steps:
         loop = self._loop
         dw = None if self._inputs is None else self._inputs(n, t0, t1)
         before = loop.field.evaluations
-        found = self._calls(as_input(t0, y), as_input(t1, y), y, dw, carry)
+        if not loop.integrator.static:
+            y, carry = of_sizes((y, carry))
+        try:
+            found = self._calls(as_input(t0, y), as_input(t1, y), y, dw, carry)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            if loop.integrator.static:
+                raise
+            raise TypeError(
+                f"this field does not go into one graph, as the iterations of "
+                f"{type(loop.integrator).__name__} need: use executor=Eager(), or leave out what "
+                "the compiler does not take (branches on values, print, item(), BatchNorm in "
+                "training)"
+            ) from error
         step = found if self._within else _End(loop, n, t0, t1, y, carry, found)
         loop.field.evaluations = before
         if step.spent is None:

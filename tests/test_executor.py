@@ -7,6 +7,7 @@ import itertools
 import logging
 import sys
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 import torch._dynamo.testing
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.overrides import _pop_mode_temporarily
 
 import flowsde as fs
 from flowsde import _random, integrators, models
@@ -740,3 +742,69 @@ def test_steps_along_a_path_are_chosen_alike(dtype: torch.dtype) -> None:
         ),
         executor, 1e3 * torch.finfo(dtype).eps,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("keywords", [
+    {"integrator": RK4(), "stepping": fs.Fixed(steps=3)},
+    {"integrator": RK4(), "stepping": fs.Fixed(steps=3), "adjoint": fs.Checkpointed()},
+    {"stepping": fs.Adaptive()},
+], ids=["given", "checkpointed", "chosen"])  # fmt: skip
+@pytest.mark.parametrize("by", ["state", "weight"])
+@pytest.mark.parametrize("of", ["state", "weight"])
+def test_gradients_of_graphs_are_not_differentiated_again(
+    keywords: dict[str, Any], of: str, by: str
+) -> None:
+    """Autograd left out the graphs where another way led to the same tensor: -.051 for -.123."""
+    net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    y0 = torch.randn(3, 2, requires_grad=True)
+    leaf = {"state": y0, "weight": net[0].weight}
+    run = fs.Compiled(backend="aot_eager")
+    found = fs.solve(fs.ODE(lambda t, y: net(y)), y0, executor=run, **keywords).y1.sum()
+    first = torch.autograd.grad(found, leaf[of], create_graph=True)[0]
+    with pytest.raises(RuntimeError, match=r"double backward|first derivatives"):
+        torch.autograd.grad(first.square().sum(), leaf[by])
+
+
+def test_implicit_graphs_serve_states_of_any_shape() -> None:
+    """The third kind of row was an expression of sizes, which loops do not take."""
+    ode, run = fs.ODE(lambda t, y: -y * y), fs.Compiled(backend="eager")
+    keywords: dict[str, Any] = {"integrator": integrators.Kvaerno3()}
+    with torch.no_grad():
+        for shape in ((3, 2, 2), (3, 2, 3), (3, 2, 4), (5, 2, 4)):
+            y0 = torch.rand(shape) + 0.5
+            found = fs.solve(ode, y0, executor=run, **keywords).y1
+            assert torch.allclose(found, fs.solve(ode, y0, **keywords).y1, rtol=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("keywords", [{}, {"save_at": torch.tensor([0.2, 1.0])}], ids=str)
+def test_fields_that_loops_do_not_hold_are_refused_with_a_cure(keywords: dict[str, Any]) -> None:
+    def branches(t: Tensor, y: Tensor) -> Tensor:
+        return -y if t > 0.5 else 3.0 * y
+
+    run = fs.Compiled(backend="eager")
+    with pytest.raises(TypeError, match=r"use executor=Eager\(\)"):
+        fs.solve(
+            fs.ODE(branches), torch.ones(2, 2), integrator=integrators.Kvaerno3(), executor=run,
+            **keywords,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_an_implicit_solve_stands_in_anothers_graph(recorded: bool) -> None:
+    """``torch.compile`` around a solve is not its executor."""
+    ode, y0 = fs.ODE(lambda t, y: -y * y), torch.rand(3, 2).requires_grad_(recorded)
+
+    def end(y0: Tensor) -> Tensor:
+        found = fs.solve(
+            ode, y0, integrator=integrators.ImplicitEuler(), stepping=fs.Fixed(steps=2)
+        ).y1
+        assert isinstance(found, Tensor)
+        return found
+
+    # the tests' default device is a mode of torch's functions, in which the compiler's numpy fails
+    with _pop_mode_temporarily(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own, of what it leaves to Python
+        found = torch.compile(end, backend="eager")(y0)
+    assert found.requires_grad == recorded
+    assert torch.allclose(found, end(y0))

@@ -554,3 +554,49 @@ def test_a_field_may_leave_out_part_of_the_state(method: Any, linear: Any) -> No
     end = fs.solve(dynamics if parts else fs.ODE(forced), torch.zeros(3, 2), 0.0, 1.0, **steps).y1
     (found,) = torch.autograd.grad(end.sum(), push)
     torch.testing.assert_close(found, torch.full((2,), 3.0 * math.sin(1.0)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "executor", [fs.Eager(), fs.Compiled(backend="eager")], ids=["eager", "graph"]
+)
+def test_given_steps_solve_their_equations(dtype: torch.dtype, executor: fs.Executor) -> None:
+    """y + l y^3 = 1 of many l: what Newton's iteration takes for solved is, from far starts too.
+
+    Its last correction by the first Jacobian said how far the first by its own would be off.
+    """
+    rates = torch.logspace(-1, 4, 300, dtype=dtype)[:, None]
+    sol = fs.solve(
+        fs.ODE(lambda t, y, l: -l * y**3), torch.ones(300, 1, dtype=dtype), args=(rates,),
+        integrator=ImplicitEuler(newton=30), stepping=fs.Fixed(steps=1), executor=executor,
+    )  # fmt: skip
+    y = sol.y1.double()
+    slope = 1.0 + 3.0 * rates * y.square()
+    error = (y + rates * y**3 - 1.0) / slope
+    assert float(error.abs().max()) < 4.0 * torch.finfo(dtype).eps ** 0.8
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", [ImplicitEuler(), Kvaerno3(), Kvaerno5()], ids=str)
+def test_given_steps_know_no_unit(method: ImplicitRK) -> None:
+    """Tolerated was eps^0.8 of 1, whatever the state's size: concentrations changed their sign."""
+    found = []
+    for unit in (1.0, 1e-6, 1e-12, 1e-20, 1e6):
+        decay = fs.ODE(lambda t, y, unit=unit: -y * y / unit)
+        y0 = torch.full((2, 1), unit)
+        keywords: dict[str, Any] = {"integrator": method, "stepping": fs.Fixed(steps=4)}
+        found.append(fs.solve(decay, y0, 0.0, 4.0, **keywords).y1 / unit)
+    for other in found[1:]:
+        assert torch.allclose(other, found[0], rtol=1e-10)
+
+
+def test_states_without_components_or_of_inference() -> None:
+    decay, method = fs.ODE(lambda t, y: -y), Kvaerno3()
+    for stepping in (fs.Adaptive(), fs.Fixed(steps=2)):
+        sol = fs.solve(decay, torch.zeros(2, 0), integrator=method, stepping=stepping)
+        assert sol.y1.shape == (2, 0)
+    with torch.inference_mode():
+        y0 = torch.ones(2, 2)
+    with pytest.raises(TypeError, match=r"clone\(\)"):
+        fs.solve(decay, y0, integrator=method)

@@ -75,7 +75,7 @@ class Field:
 
     __slots__ = (
         "_device", "_dtype", "_given", "_made", "_t", "_tensor", "args", "dynamics", "evaluations",
-        "kinetic", "mixes", "noise", "parts", "products", "split",
+        "graphs", "kinetic", "mixes", "noise", "parts", "products", "split",
     )  # fmt: skip
 
     def __init__(self, dynamics: Dynamics, args: tuple[Any, ...], y0: State) -> None:
@@ -87,6 +87,7 @@ class Field:
         self.kinetic: Kinetic | None = dynamics.kinetic()
         self.evaluations = self.products = 0
         self.mixes = False  # whether samples were found to depend on each other
+        self.graphs = False  # whether steps are compiled by the executor, not by who calls solve
         self._made: tuple[Scalar, weakref.ref[Tensor], Any] | None = None
         self._device = first.device
         self._dtype = widest(first.device) if dynamics.precise_time else first.dtype.to_real()

@@ -121,7 +121,8 @@ class ImplicitRK(Integrator):
     Each stage is solved for its slope by simplified Newton iteration, every sample by itself: the
     Jacobian is that of the step's start, made once a state, and (I - dt gamma J) is factored once
     a step. It has converged where a correction of the state is expected to leave less than a
-    hundredth of the tolerance of ``Adaptive``, in its norm; on given steps, eps^0.8 (1 + abs(y)).
+    hundredth of the tolerance of ``Adaptive``, in its norm; on given steps, eps^0.8 of abs(y) and
+    of 1, or of the sample's largest component where that is less, and what is rounding anyway.
     Samples that do not converge within ``newton`` corrections get NaN for their step: an adaptive
     solve rejects it and takes a shorter one. Given steps cannot be shortened: there the Jacobian
     is made anew for each correction after the third, and a failed solve ends NON_FINITE.
@@ -263,8 +264,11 @@ def _check_state(name: str, y: State) -> None:
             f"{name} takes gradients of its own, which torch.func does not see: use "
             "torch.autograd.grad, or an explicit integrator"
         )
-    if torch.is_inference_mode_enabled():
-        raise TypeError(f"{name} needs autograd: use torch.no_grad(), not inference_mode()")
+    if torch.is_inference_mode_enabled() or any(leaf.is_inference() for leaf in leaves(y)):
+        raise TypeError(
+            f"{name} needs autograd: use torch.no_grad(), not inference_mode(), and clone() what "
+            "was made under that"
+        )
 
 
 class _ImplicitStep(Step):

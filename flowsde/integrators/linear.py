@@ -160,7 +160,7 @@ class Linearization:
         With r_b a factor of its own for each row, J^T (r v) = r J^T v where the samples are apart.
         """
         n, d = self.rows.count, self.rows.size
-        if n < 2 or self._constant or self.options["device"].type == "meta":
+        if n < 2 or not d or self._constant or self.options["device"].type == "meta":
             return False
         factor = 1.0 + torch.arange(n, **self.options)[:, None] / n
         probe = torch.cos(torch.arange(n * d, **self.options)).reshape(n, d) + 1.5

@@ -18,7 +18,7 @@ from .._random import widest
 from .._scalar import Scalar, still
 from .._state import State, batch_size, dual, leaves, tree_map
 from ..dynamics.field import MIXED, Field
-from ..stepping import Adaptive, Norm, rms_norm
+from ..stepping import Adaptive, Norm
 from .linear import Dense, Linearization, LinearSolver, Rows, Solve, jacobian, unrecorded
 
 __all__ = ["PerRow", "count_rows", "stages"]
@@ -81,6 +81,7 @@ class _Newton:
         self._h = self._column(h)
         with torch.no_grad():
             self._scale = self._tolerance(y)
+            self._sizes = rows.flat(y).abs() if method.stepping is None else None
 
     def _column(self, h: Scalar) -> Scalar:
         """h ready to multiply ``(n, d)`` rows."""
@@ -90,38 +91,54 @@ class _Newton:
         return h[:, None] if self._own else h
 
     def _tolerance(self, y: State) -> State:
+        """What of a correction is tolerated; on given steps the rounding of a leaf's numbers."""
         stepping = self._method.stepping
 
         def scale(leaf: Tensor) -> Tensor:
             eps = torch.finfo(leaf.dtype).eps
             if stepping is None:
-                return (1.0 + leaf.abs()) * eps**0.8
+                return torch.full_like(leaf, eps)
             return 0.01 * stepping.scale(leaf) + 8.0 * eps * leaf.abs()
 
         return tree_map(scale, y)
 
-    def _size(self, correction: Tensor) -> Tensor:
-        """Norm of a correction of the state over what is tolerated, ``(n,)`` or ``(1,)``."""
+    def _size(self, correction: Tensor, r: Tensor, moved: Tensor) -> Tensor:
+        """Norm of a correction of the state over what is tolerated, ``(n,)`` or ``(1,)``, where it
+        moves from r.
+        """
         stepping = self._method.stepping
-        norm: Norm = rms_norm
-        if stepping is not None:  # where the batch shares its steps, one number for all will do
-            norm = stepping.length if stepping.per_sample else stepping.norm
+        if self._sizes is not None:  # what is near 0 counts by the largest of its row, or by 1
+            eps, ways = self._rows.flat(self._scale), torch.maximum(_peak(r), _peak(moved))
+            least = torch.maximum(_peak(self._sizes), ways) + torch.finfo(ways.dtype).tiny
+            fine = eps**0.8 * (self._sizes + least.clamp(max=1.0)[:, None])
+            parts = correction / (fine + 8.0 * eps * ways[:, None])
+            return torch.linalg.vector_norm(parts, dim=1) * max(1, parts.shape[1]) ** -0.5
+        assert stepping is not None
+        # where the batch shares its steps, one number for all will do
+        norm: Norm = stepping.length if stepping.per_sample else stepping.norm
         scaled = tree_map(torch.div, self._rows.state(correction), self._scale)
         whole = self._rows.count == 1 and not self._own
         return torch.as_tensor(norm(scaled, not whole)).reshape(-1)
 
     def _judge(
-        self, size: PerRow, before: PerRow, active: PerRow, expected: PerRow
+        self, size: PerRow, before: PerRow, active: PerRow, expected: PerRow, full: bool
     ) -> tuple[PerRow, PerRow, PerRow]:
         """Which rows are done and which diverge, by their corrections' sizes and those before;
         and what part of a correction is expected to be left after it.
+
+        Args:
+            full: whether the Jacobian is that of the last guess.
         """
         where = torch.where if isinstance(size, Tensor) else np.where
         rate = size / before
-        diverges = ~(size < math.inf)
+        diverges, least = ~(size < math.inf), 1e-8
         if self._method.stepping is not None:
             diverges = diverges | (rate > 2.0)
-        rate = rate.clip(1e-8, 0.99)  # never at its end before rounding is met
+        else:  # a long way, on which two corrections may be far apart by chance
+            least = 0.1
+            if not full:
+                diverges = diverges & False  # Newton's own iteration is still to come
+        rate = rate.clip(least, 0.99)  # never at its end before rounding is met
         expected = where(active & (before < math.inf), rate / (1.0 - rate), expected)
         return active & (expected * size <= 1.0), diverges, expected
 
@@ -166,10 +183,12 @@ class Stages(_Newton):
         solved, before, recorded = ~active, np.full(1, math.inf), False
         given, inverse = self._method.stepping is None, self._inverse
         for n in range(self._method.newton):
-            if given and n == 3:  # the guess was bad: Newton's own iteration, from start
+            full = given and n > 2
+            if full and n == 3:  # the guess was bad: Newton's own iteration, from start
                 k = _put(active, torch.zeros_like(k), k)
+                before, expected = np.full(1, math.inf), np.ones(rows.count)
             state = rows.state(_ahead(r, h, k))
-            if given and n > 2:
+            if full:
                 at = self._method.linearize(self._field, t, state)
                 value, inverse = at.out.detach(), self._method.linear.inverse(at, h)
             else:
@@ -181,9 +200,9 @@ class Stages(_Newton):
                 k = _put(active, k + delta, k)
                 if k.is_meta:
                     return k, past, recorded
-                size = self._size(h * delta).numpy(force=True)
+                size = self._size(h * delta, r, h * k).numpy(force=True)
             with np.errstate(all="ignore"):  # what is not finite is told by the step
-                done, diverges, expected = self._judge(size, before, active, expected)
+                done, diverges, expected = self._judge(size, before, active, expected, full)
             solved, active, before = solved | done, active & ~done & ~diverges, size
             if not active.any():
                 break
@@ -251,21 +270,21 @@ class _Traced(_Newton):
             return lambda n, k, solved, active, *_: active.any() & (n < most)
 
         def correct(
-            value: Tensor, inverse: Solve, n: Tensor, k: Tensor, solved: Tensor, active: Tensor,
-            before: Tensor, expected: Tensor,
+            anew: bool, value: Tensor, inverse: Solve, n: Tensor, k: Tensor, solved: Tensor,
+            active: Tensor, before: Tensor, expected: Tensor,
         ) -> tuple[Tensor, ...]:  # fmt: skip
             delta = inverse(value - k)
-            size = self._size(h * delta).to(before).expand_as(before).clone()
-            done, diverges, expected = self._judge(size, before, active, expected)
             k = torch.where(active[:, None], k + delta, k)
+            size = self._size(h * delta, r, h * k).to(before).expand_as(before).clone()
+            done, diverges, expected = self._judge(size, before, active, expected, anew)
             return n + 1, k, solved | done, active & ~done & ~diverges, size, expected
 
         def simple(n: Tensor, k: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
             value = rows.flat(self._stiff(t, rows.state(r + h * k)))
-            return correct(value, self._inverse, n, k, *rest)
+            return correct(False, value, self._inverse, n, k, *rest)
 
         def full(n: Tensor, k: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-            return correct(*self._linearized(t, r + h * k), n, k, *rest)
+            return correct(True, *self._linearized(t, r + h * k), n, k, *rest)
 
         expected, lost, spent = past
         assert spent is not None
@@ -279,7 +298,10 @@ class _Traced(_Newton):
         products = torch.zeros_like(n)
         if given and most > 3:  # the guess was bad: Newton's own iteration, from start
             k = torch.where(active[:, None], 0.0, k)
-            n, k, solved, _, size, expected = loop(below(most), full, (n, k, *marks[2:]))
+            fresh = before.clone(), torch.ones_like(expected)
+            n, k, solved, _, size, expected = loop(
+                below(most), full, (n, k, solved, active, *fresh)
+            )
             products = (n - marks[0]) * rows.size
         past = Past(
             _eased(expected), lost | (~solved & (size < math.inf)),
@@ -290,13 +312,18 @@ class _Traced(_Newton):
 
 def stages(method: Equations, field: Field, t0: Scalar, h: Scalar, y: State) -> Stages | _Traced:
     """The equations of a step from y at t0, with h = dt gamma."""
-    kind = _Traced if torch.compiler.is_compiling() else Stages
-    return kind(method, field, t0, h, y)
+    traced = field.graphs and torch.compiler.is_compiling()
+    return (_Traced if traced else Stages)(method, field, t0, h, y)
 
 
 def _eased(expected: PerRow) -> PerRow:
     """What is expected of the next stage's first correction."""
     return (expected**0.8).clip(0.01)
+
+
+def _peak(rows: Tensor) -> Tensor:
+    """The largest of each row of numbers, ``(n,)``."""
+    return rows.abs().amax(1) if rows.shape[1] else rows.sum(1)
 
 
 def _asks(x: Any) -> bool:
