@@ -19,7 +19,7 @@ from torch import Tensor
 
 __all__ = [
     "BASE", "BROWNIAN", "CHOICE", "EXTRA", "LEVY", "PROBE", "SPLIT", "TREE", "Draw", "draw_seed",
-    "keys", "keys_of", "normal", "rademacher", "roots", "uniform", "widest",
+    "keys", "keys_of", "normal", "rademacher", "roots", "uniform", "widest", "word",
 ]  # fmt: skip
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -63,6 +63,14 @@ def draw_seed(generator: torch.Generator) -> int:
     return int(seed)
 
 
+def word(seed: int) -> int:
+    """A seed of 64 bits, as torch's signed numbers hold it."""
+    seed = operator.index(seed)
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"a seed has 64 bits, -2^63 to 2^64 - 1; got {seed}")
+    return _wrap(seed)
+
+
 def roots(seed: int | Tensor, rows: int, device: torch.device) -> Tensor:
     """``(rows,)`` words that tell rows apart: from one seed, or from one seed a row."""
     if isinstance(seed, Tensor):
@@ -76,10 +84,7 @@ def roots(seed: int | Tensor, rows: int, device: torch.device) -> Tensor:
             return seed
         start: int | Tensor = _mix(seed)
     else:
-        seed = operator.index(seed)
-        if not -(2**63) <= seed < 2**64:
-            raise ValueError(f"a seed has 64 bits, -2^63 to 2^64 - 1; got {seed}")
-        start = _mix(_wrap(seed))
+        start = _mix(word(seed))
     return torch.arange(rows, dtype=torch.int64, device=device) + start
 
 

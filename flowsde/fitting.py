@@ -583,6 +583,8 @@ def _clock(dynamics: Dynamics, times: Tensor) -> tuple[Clock, Clock]:
 
 def _descend(parameters: Sequence[Tensor], loss: Callable[[], Tensor], iterations: int) -> None:
     """L-BFGS; leaves the best values met in the parameters, and no gradient anywhere else."""
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("fitting takes gradients: call it outside of inference_mode")
     search = torch.optim.LBFGS(
         parameters, max_iter=iterations, history_size=50, line_search_fn="strong_wolfe",
         tolerance_grad=0.0, tolerance_change=0.0,

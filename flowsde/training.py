@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +52,9 @@ class EMA:
             if not isinstance(value, Tensor):  # a module's extra state
                 self.average[name] = value
             elif value.is_floating_point() or value.is_complex():
-                self.average[name].lerp_(value.to(_wide(value)), 1.0 - decay)
+                average, value = self.average[name], value.to(_wide(value))
+                moved = average.lerp(value, 1.0 - decay)  # NaN from an infinity to the same one
+                average.copy_(torch.where(moved.isfinite(), moved, value))
             else:
                 self.average[name].copy_(value)
 
@@ -61,17 +63,22 @@ class EMA:
         module.load_state_dict(self.average)
 
     def state_dict(self) -> dict[str, Any]:
-        """The averages and how many values they are of, for ``torch.save``."""
-        return {"average": dict(self.average), "count": self.count}
+        """The averages as they are now and how many values they are of, for ``torch.save``."""
+        average = {k: v.clone() if isinstance(v, Tensor) else v for k, v in self.average.items()}
+        return {"average": average, "count": self.count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """What ``state_dict`` gave, of a module with the same names.
+        """What ``state_dict`` gave, of a module with the same names and shapes.
 
         Raises:
-            ValueError: on other names.
+            ValueError: on others.
         """
-        if state["average"].keys() != self.average.keys():
-            odd = sorted(state["average"].keys() ^ self.average.keys())
+        given, own = (
+            {k: getattr(v, "shape", None) for k, v in averages.items()}
+            for averages in (state["average"], self.average)
+        )
+        if given != own:
+            odd = sorted({k for k, _ in given.items() ^ own.items()})
             raise ValueError(f"these averages are of another module: {odd[:4]} are not in both")
         self.count = int(state["count"])
         for name, value in state["average"].items():
@@ -140,6 +147,7 @@ def fit(
         TypeError: on data that is no tensor, or tuple of them.
         ValueError: on a checkpoint of another run, sizes below one, or an accelerator that gathers
             gradients over several steps.
+        RuntimeError: where gradients are switched off.
         FloatingPointError: when the loss or its gradient is not finite, with the step and what to
             try.
     """
@@ -150,21 +158,22 @@ def fit(
     seed, steps, batch_size, warmup = map(operator.index, (seed, steps, batch_size, warmup))
     lr, weight_decay, ema, clip = map(float, (lr, weight_decay, ema, clip))  # none of numpy's
     size = _rows(parts, steps, batch_size)
-    accelerator = _stepping(accelerator or Accelerator())
+    accelerator = _ready(accelerator or Accelerator())
     with _own_forward(objective):
         optimizer = torch.optim.AdamW(
             [p for p in objective.parameters() if p.requires_grad], lr=lr, weight_decay=weight_decay
         )
         model, optimizer = accelerator.prepare(objective, optimizer)
         plain = accelerator.unwrap_model(model)
-        average, fitted = EMA(plain, ema), Fitted()
-        run = {
+        fitted = Fitted()
+        settings = {
             "seed": seed, "steps": steps, "batch_size": batch_size, "size": size, "lr": lr,
             "weight_decay": weight_decay, "warmup": warmup, "ema": ema, "clip": clip,
             "processes": accelerator.num_processes,
         }  # fmt: skip
+        run = _Run(settings, accelerator, plain, optimizer, EMA(plain, ema), fitted)
         if checkpoint is not None and Path(checkpoint).exists():
-            _resume(load_checkpoint(checkpoint), checkpoint, run, plain, optimizer, average, fitted)
+            run.resume(checkpoint)
         parts = tuple(part.to(accelerator.device) for part in parts)
         bar = tqdm(
             total=steps,
@@ -185,14 +194,14 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = lr * _rate(step, steps, warmup)
             with _after(pending, fitted):
-                with torch.random.fork_rng(), accelerator.autocast():
+                with _forked(accelerator.device), accelerator.autocast():
                     torch.manual_seed(_apart(draws))  # for dropout, which takes no generator
                     loss = _number(model(*batch, generator=draws))
                 accelerator.backward(loss)
             norm = accelerator.clip_grad_norm_(plain.parameters(), clip)
             optimizer.step()
             optimizer.zero_grad()
-            average.update(plain)
+            run.average.update(plain)
             if norm is None or accelerator.scaler is not None:  # which leaves such steps out itself
                 norm = torch.zeros_like(loss)
             pending.append(torch.stack((loss.detach(), norm.to(loss))))
@@ -201,10 +210,9 @@ def fit(
                 _read(pending, fitted, accelerator)
                 bar.set_postfix(loss=f"{fitted.losses[-1]:.4f}")
                 if checkpoint is not None and accelerator.is_main_process:
-                    save_checkpoint(checkpoint, _state(run, plain, optimizer, average, fitted))
+                    save_checkpoint(checkpoint, run.state())
         bar.close()
-        average.copy_to(plain)
-        plain.eval()
+        run.end()
         return fitted
 
 
@@ -225,8 +233,10 @@ def _rows(parts: tuple[Tensor, ...], steps: int, batch_size: int) -> int:
     return size
 
 
-def _stepping(accelerator: Accelerator) -> Accelerator:
-    """One that takes a step with every batch."""
+def _ready(accelerator: Accelerator) -> Accelerator:
+    """One that takes a step with every batch, where steps can be taken."""
+    if not torch.is_grad_enabled():
+        raise RuntimeError("fit takes gradients: call it outside of no_grad and inference_mode")
     if accelerator.gradient_accumulation_steps != 1:
         raise ValueError(
             "fit takes a step with every batch: leave out gradient_accumulation_steps, and give a "
@@ -257,7 +267,8 @@ def _rate(step: int, steps: int, warmup: int) -> float:
 def _generator(accelerator: Accelerator, seed: int, step: int) -> torch.Generator:
     """The draws of one step on one process."""
     device = torch.device("cpu")
-    key = _random.keys(torch.tensor([seed]), 1, device, step * 65536 + accelerator.process_index)
+    start = torch.tensor([_random.word(seed)])
+    key = _random.keys(start, 1, device, step * 65536 + accelerator.process_index)
     generator = torch.Generator(device=accelerator.device)
     return generator.manual_seed(int(key) & (2**63 - 1))
 
@@ -307,29 +318,61 @@ def _number(loss: Tensor) -> Tensor:
     return loss
 
 
-def _state(
-    run: dict[str, Any], plain: nn.Module, optimizer: Any, average: EMA, fitted: Fitted
-) -> dict[str, Any]:
-    return {
-        "run": run,
-        "model": plain.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "average": average.state_dict(),
-        "losses": fitted.losses,
-    }
+def _forked(device: torch.device) -> AbstractContextManager[Any]:
+    """Leaves the global generators of the CPU and of this device as they are."""
+    if device.type in ("cuda", "xpu"):
+        return torch.random.fork_rng([device], device_type=device.type)
+    return torch.random.fork_rng([])
 
 
-def _resume(
-    state: dict[str, Any], path: str | Path, run: dict[str, Any], plain: nn.Module, optimizer: Any,
-    average: EMA, fitted: Fitted,
-) -> None:  # fmt: skip
-    if state["run"] != run:
-        raise ValueError(
-            f"{path} is the checkpoint of another run, {state['run']}, not of {run}: delete it, or "
-            "write to another place"
-        )
-    plain.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    average.load_state_dict(state["average"])
-    fitted.losses[:] = state["losses"]
-    fitted.resumed_at = len(fitted.losses)
+@dataclass
+class _Run:
+    """What a checkpoint is made of, and what is left at the end."""
+
+    settings: dict[str, Any]
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: Any
+    average: EMA
+    fitted: Fitted
+
+    def state(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {
+            "run": self.settings,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "losses": self.fitted.losses,
+        }
+
+    def resume(self, path: str | Path) -> None:
+        """Goes on from a checkpoint."""
+        state, scaler = load_checkpoint(path), self.accelerator.scaler
+        if state["run"] != self.settings:
+            raise ValueError(
+                f"{path} is the checkpoint of another run, {state['run']}, not of {self.settings}: "
+                "delete it, or write to another place"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.load_state_dict(state["average"])
+        if scaler is not None:
+            scaler.load_state_dict(state["scaler"])
+        self.fitted.losses[:] = state["losses"]
+        self.fitted.resumed_at = len(self.fitted.losses)
+
+    def end(self) -> None:
+        """Leaves the averages in the model: of running statistics, of which each process has its
+        own, the first one's in all.
+        """
+        from accelerate.utils import broadcast
+
+        if self.accelerator.num_processes > 1:
+            average = self.average.average
+            for name, _ in self.model.named_buffers():
+                if name in average:
+                    average[name] = broadcast(average[name])
+        self.average.copy_to(self.model)
+        self.model.eval()

@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.distributions import ComposeTransform
 
 import flowsde as fs
-from flowsde import objectives, training
-from flowsde.dynamics import Data, Langevin, VPrediction, clip
+from flowsde import models, objectives, training
+from flowsde.dynamics import Data, Langevin, NoisePrediction, VPrediction, clip
+from flowsde.fitting import optimize_grid
 from flowsde.integrators import (
     DDIM,
     ETDRK4,
@@ -44,10 +47,28 @@ from flowsde.integrators import (
     Tsit5,
     UniPC,
 )  # fmt: skip
-from flowsde.interop import FlowDistribution
-from flowsde.models import InvertibleResidual, RouletteLogDet, Sylvester
+from flowsde.interop import FlowDistribution, FlowTransform
+from flowsde.models import (
+    InvertibleResidual,
+    RationalQuadraticSpline,
+    RouletteLogDet,
+    Sylvester,
+    straightness,
+)  # fmt: skip
 from flowsde.nn import LipschitzMLP, UNet
-from flowsde.paths import EDM, VP, BrownianTree, Cosine, FlowMatching, Interpolant, Linear
+from flowsde.objectives.matching import _posterior_mean
+from flowsde.paths import (
+    EDM,
+    VP,
+    BrownianTree,
+    Cosine,
+    FlowMatching,
+    Interpolant,
+    Linear,
+    OptimalTransport,
+    Sinkhorn,
+    uniform,
+)  # fmt: skip
 from flowsde.series import Series
 from flowsde.stepping import max_norm, rms_norm
 
@@ -1562,3 +1583,168 @@ class Timeless(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         return self.net(y)
+
+
+def test_averages_of_infinities_are_they(tmp_path: Any) -> None:
+    """A persistent mask of -inf, a mixture's log-weight of 0: ``fit`` left NaN in their place."""
+    module = nn.Linear(2, 2)
+    module.register_buffer("mask", torch.full((2, 2), -math.inf).triu(1))
+    average = training.EMA(module, 0.9)
+    for _ in range(3):
+        average.update(module)
+    assert torch.equal(average.average["mask"], module.mask)
+    module.mask[0, 1] = 3.0
+    average.update(module)
+    assert float(average.average["mask"][0, 1]) == 3.0
+    kept = average.state_dict()
+    module.weight.data += 1.0
+    average.update(module)
+    assert not torch.equal(kept["average"]["weight"], average.average["weight"])
+    with pytest.raises(ValueError, match="of another module"):
+        training.EMA(nn.Linear(3, 4)).load_state_dict(training.EMA(nn.Linear(1, 1)).state_dict())
+
+
+@pytest.mark.parametrize("scale", [3.0, 5.0, 10.0])
+def test_steep_splines_invert_in_float32(scale: float) -> None:
+    """Of 80,000 points hundreds came back from other bins, or from beyond the span."""
+    law, draws = RationalQuadraticSpline(), generator()
+    options: dict[str, Any] = {"generator": draws, "dtype": torch.float32}
+    params = scale * torch.randn(20_000, law.count, 4, **options)
+    y = law.tail * (2.0 * torch.rand(20_000, 4, **options) - 1.0)
+    x, ladj = law.inverse(y, params)
+    assert float(x.abs().max()) <= law.tail * (1.0 + 1e-6)
+    again, back = law.forward(x, params)
+    assert float((again - y).abs().max()) < 1e-3
+    gaps = (back + ladj).abs()  # where a slope of 1e3 ends within a bin, x's rounding counts
+    assert float(gaps.max()) < 0.3
+    assert float(gaps.mean()) < 1e-4
+
+
+def test_complex_data_are_no_labels() -> None:
+    x0, x1 = (torch.randn(40, 2, generator=generator()) for _ in range(2))
+    x1 = x1 + torch.randn(40, 2, generator=generator(1))
+    c0, c1 = (torch.view_as_complex(x)[:, None] for x in (x0, x1))
+    for coupling in (OptimalTransport(), Sinkhorn(0.5)):
+        real, turned = (coupling(*pair, generator=generator()) for pair in ((x0, x1), (c0, c1)))
+        assert torch.equal(real, turned)
+    spin = fs.ODE(lambda t, y: 1j * y, batched_time=True)
+    flow = fs.Flow(fs.Normal(1), spin, fs.Solver(stepping=fs.Adaptive(1e-8, 1e-8)))
+    found = straightness(flow, c0)  # |v| = |x|, and the chord of one radian
+    chord = 1.0 - (2.0 * math.sin(0.5)) ** 2
+    assert torch.allclose(found, chord * c0[:, 0].abs().square(), atol=1e-6)
+    objective = objectives.FlowMatching(spin, points=20)
+    assert objective(c0, generator=generator()).isfinite()
+
+
+def test_posterior_means_of_complex_data() -> None:
+    """Those of all rows by their normal laws, of which either part has half of the variance."""
+    data = torch.randn(6, 2, dtype=torch.complex128, generator=generator())
+    x = torch.randn(4, 2, dtype=torch.complex128, generator=generator(1))
+    alpha, sigma = torch.full((4,), 0.6), torch.full((4,), 0.8)
+    gaps = (x[:, None] - 0.6 * data).abs().square().sum(-1) / 0.8**2
+    expected = gaps.neg().softmax(1).to(data.dtype) @ data
+    assert torch.allclose(_posterior_mean(alpha, sigma, x, data), expected)
+
+
+@pytest.mark.parametrize("divergence", [fs.Exact(), fs.Hutchinson(2), fs.HutchPlusPlus(2)], ids=str)
+def test_divergences_of_networks_that_torch_cannot_batch(divergence: fs.Divergence) -> None:
+    """GroupNorm's second derivatives, of many probes at once."""
+    net = nn.Sequential(nn.Conv2d(2, 4, 1), nn.GroupNorm(2, 4), nn.Tanh(), nn.Conv2d(4, 2, 1))
+    density = fs.log_density(fs.ODE(Timeless(net)), divergence)
+    y0 = torch.randn(3, 2, 2, 2), torch.zeros(3)
+    keywords: dict[str, Any] = {"integrator": RK4(), "stepping": fs.Fixed(steps=2)}
+    found = fs.solve(density, y0, generator=generator(), **keywords).y1[1]
+    with torch.no_grad():
+        plain = fs.solve(density, y0, generator=generator(), **keywords).y1[1]
+    assert torch.allclose(found, plain)
+    found.sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+MAPS = {
+    "nice": lambda: models.nice(4, generator=generator()),
+    "realnvp": lambda: models.realnvp(4, generator=generator()),
+    "nsf": lambda: models.nsf(4, generator=generator()),
+    "maf": lambda: models.maf(4),
+    "glow": lambda: models.glow((1, 4, 4), 1, 1, 8, generator=generator()),
+    "checkerboard": lambda: models.Coupling(
+        models.checkerboard((1, 4, 4)), models.Affine(), lambda i, o: nn.Conv2d(i, o, 1)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_flows_are_built_without_memory(name: str) -> None:
+    """On the meta device, to be filled from a checkpoint."""
+    with torch.device("meta"):
+        made = MAPS[name]()
+    assert all(p.is_meta for p in made.parameters())
+    real = MAPS[name]()
+    made.to_empty(device="cpu")
+    made.load_state_dict(real.state_dict())
+    for a, b in zip(made.buffers(), real.buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_maps_of_half_precision() -> None:
+    whiten = models.Whiten.of(torch.randn(50, 3)).bfloat16()
+    x = torch.randn(4, 3).bfloat16()
+    y, ladj = whiten.step(0, x)
+    assert y.dtype == ladj.dtype == torch.bfloat16
+    assert torch.allclose(whiten.unstep(0, y)[0], x, atol=0.1)
+    residual = InvertibleResidual(LipschitzMLP([3, 8, 3])).bfloat16()
+    assert residual.step(0, x)[1].dtype == torch.bfloat16
+
+
+def test_tables_take_no_copies_along() -> None:
+    """A device's copy of a table, pickled, was asked again on other devices."""
+    table = fs.paths.Discrete.linear()
+    t = torch.tensor([0.3])
+    table.alpha(t)
+    again = pickle.loads(pickle.dumps(table))
+    assert set(vars(again)) == {"alphas_cumprod"}
+    assert again == table
+    assert torch.equal(again.alpha(t), table.alpha(t))
+    fresh = fs.paths.Discrete.linear()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fresh.alpha(torch.tensor([0.3]))
+    assert torch.equal(fresh.alpha(t), table.alpha(t))
+
+
+def test_times_of_a_bound_keep_their_digits() -> None:
+    """In half precision a thousand of them were half as many."""
+    denoiser = fs.Denoiser(lambda t, x: 0.0 * x, VP(), NoisePrediction())
+    transition, times = objectives.FixedVariance(denoiser), uniform(1e-3, 1.0, 999)
+    for made in (
+        objectives.Ancestral(transition, times),
+        objectives.VariationalBound(transition, times, fs.Normal(2)),
+    ):
+        assert torch.equal(made.bfloat16().times, times)
+    chain = objectives.Ancestral(transition, times).bfloat16()
+    x = torch.randn(2, 2, generator=generator()).bfloat16()
+    assert fs.solve(chain, x, generator=generator()).y1.isfinite().all()
+
+
+def test_transforms_remember_their_last_call() -> None:
+    ode, solver = fs.ODE(lambda t, y: -y), fs.Solver(RK4(), fs.Fixed(steps=3))
+    transform, x = FlowTransform(ode, solver=solver), torch.randn(3, 2)
+    kept = ComposeTransform([transform]).with_cache(1).parts[0]
+    assert kept is not transform
+    assert kept(x) is kept(x)
+    assert torch.equal(kept(x), transform(x))
+    assert torch.equal(kept.inv(x), transform.inv(x))
+    assert kept.inv.inv is kept
+    assert kept.with_cache(1) is kept
+
+
+def test_training_without_gradients_says_so() -> None:
+    flow = fs.Flow(fs.Normal(2), models.cnf(2, 8, 1))
+    objective, data = objectives.FlowMatching(flow.dynamics), torch.randn(8, 2)
+    keywords: dict[str, Any] = {"steps": 1, "batch_size": 4, "progress": False}
+    for off in (torch.no_grad(), torch.inference_mode()):
+        with off, pytest.raises(RuntimeError, match="outside of no_grad"):
+            training.fit(objective, data, seed=0, **keywords)
+    linear = fs.LinearSDE(VP()).probability_flow(lambda t, x: 0.5 * x)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="outside of inference_mode"):
+        optimize_grid(linear, DDIM(), 2, data, 1.0, 1e-2)
+    assert training.fit(objective, data, seed=2**63, **keywords).losses

@@ -202,18 +202,25 @@ def test_learned_variances_are_left_out() -> None:
     assert torch.allclose(x0, x0_of(output[:, :1].double(), x, scheduler), rtol=1e-5, atol=1e-5)
 
 
-def test_models_that_are_shown_parts_of_the_way() -> None:
-    """Flux and its kin multiply by 1000 themselves."""
-    model = diffusers.FluxTransformer2DModel(
+def flux() -> Any:
+    return diffusers.FluxTransformer2DModel(
         patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16,
         num_attention_heads=2, joint_attention_dim=8, pooled_projection_dim=8,
         axes_dims_rope=(4, 4, 8),
     ).eval().requires_grad_(False).double()  # fmt: skip
-    x, t = torch.randn(2, 5, 4), torch.tensor([0.3, 0.3])
-    conditions = {
+
+
+def flux_conditions() -> dict[str, Tensor]:
+    return {
         "encoder_hidden_states": torch.randn(2, 3, 8), "pooled_projections": torch.randn(2, 8),
         "txt_ids": torch.zeros(3, 3), "img_ids": torch.zeros(5, 3),
     }  # fmt: skip
+
+
+def test_models_that_are_shown_parts_of_the_way() -> None:
+    """Flux and its kin multiply by 1000 themselves."""
+    model, conditions = flux(), flux_conditions()
+    x, t = torch.randn(2, 5, 4), torch.tensor([0.3, 0.3])
     denoiser = from_diffusers(model, diffusers.FlowMatchEulerDiscreteScheduler())
     velocity = model(x, timestep=t, return_dict=False, **conditions)[0]
     assert torch.allclose(denoiser(t, x, conditions), x - 0.3 * velocity, rtol=1e-5, atol=1e-6)
@@ -229,8 +236,54 @@ def test_models_whose_pipelines_turn_them_round_are_refused() -> None:
     class Tuned(Lumina2Transformer2DModel):
         pass
 
-    with pytest.raises(TypeError, match="Lumina2Transformer2DModel is shown 1 - t"):
-        from_diffusers(Tuned(), diffusers.FlowMatchEulerDiscreteScheduler())
+    class CosmosTransformer3DModel(Toy):
+        pass
+
+    for model in (Tuned(), CosmosTransformer3DModel(), torch.compile(Tuned(), backend="eager")):
+        with pytest.raises(TypeError, match=r"the pipeline of (Lumina2|Cosmos)Transformer"):
+            from_diffusers(model, diffusers.FlowMatchEulerDiscreteScheduler())
+
+
+class Spread(nn.Module):
+    """As DDP wraps a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.module = model
+
+    def forward(self, *args: Any, **more: Any) -> Any:
+        return self.module(*args, **more)
+
+
+class Adapted(nn.Module):
+    """As PEFT wraps a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.base_model = model
+
+    def get_base_model(self) -> nn.Module:
+        return self.base_model
+
+    def forward(self, *args: Any, **more: Any) -> Any:
+        return self.base_model(*args, **more)
+
+
+def test_models_are_known_within_their_wrappers() -> None:
+    """Adapters of PEFT hid what a model is shown; DDP's wrapper has no dtype."""
+    model = flux()
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    x, t, conditions = torch.randn(2, 5, 4), torch.tensor([0.3, 0.3]), flux_conditions()
+    plain = from_diffusers(model, scheduler)(t, x, conditions)
+    for wrapped in (Adapted(model), Spread(model), Spread(Adapted(model))):
+        assert torch.equal(from_diffusers(wrapped, scheduler)(t, x, conditions), plain)
+
+
+@pytest.mark.parametrize("name", ["DDIMInverse", "Helios", "EDMEuler"])
+def test_schedulers_of_other_conventions_are_refused(name: str) -> None:
+    scheduler = getattr(diffusers, f"{name}Scheduler")()
+    with pytest.raises(TypeError, match=r"make fs\.Denoiser"):
+        as_scheduler(DDIM(), scheduler)
 
 
 def test_continuous_times_are_refused() -> None:

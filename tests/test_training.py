@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
@@ -103,6 +104,37 @@ def run(made: nn.Module, data: Tensor, **more: Any) -> training.Fitted:
 
 class Interrupted(Exception):
     pass
+
+
+@pytest.mark.parametrize("stop", [1, 5])
+def test_the_scale_of_losses_resumes(tmp_path: Path, stop: int) -> None:
+    """That of float16, which began anew and left out the steps that it had left out before."""
+    torch.set_default_dtype(torch.float32)
+    data, path, ends = torch.randn(50, 3, generator=generator()), tmp_path / "run.pt", []
+    for steps in ((stop, 12), (12,)):
+        made = objective()
+        for until in steps:
+            scaled = accelerator()
+            scaled.scaler, scaled.native_amp = torch.amp.GradScaler("cpu", 2.0**127), True
+
+            def interrupt(batch: Tensor, draws: torch.Generator) -> Tensor:
+                calls[0] += 1
+                if calls[0] > until < 12:
+                    raise Interrupted
+                return batch
+
+            calls = [0]
+            with contextlib.suppress(Interrupted):
+                fitted = run(
+                    made, data, augment=interrupt, checkpoint=path, checkpoint_every=1,
+                    accelerator=scaled,
+                )  # fmt: skip
+        ends.append((fitted.losses, made.state_dict()))
+        path.unlink()
+    assert ends[0][0] == ends[1][0]
+    assert len(set(ends[0][0][-3:])) == 3  # it moves
+    for a, b in zip(*(end[1].values() for end in ends), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("stop", [1, 5, 11])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .._increment import Draws, Increment
+from .._random import widest
 from .._scalar import Scalar, to_float
 from .._state import State, describe, leaves, unflatten
 from ..dynamics.base import Dynamics, Noise
@@ -85,7 +86,8 @@ class TorchDiffEq(Engine):
 
         times = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in (t0, t1)])
         try:
-            ends = odeint(f, flat, times.to(flat[0].device), method=self.method, **self.keywords)
+            times = times.to(flat[0].device, widest(flat[0].device))
+            ends = odeint(f, flat, times, method=self.method, **self.keywords)
         except _Own as own:
             raise own.error from None
         except AssertionError as error:  # of its controller
@@ -301,8 +303,8 @@ class TorchSDE(Engine):
         if field.noise is not None and not field.noise.additive:
             calculus = "ito" if field.noise.ito else "stratonovich"
         ends = sdeint(
-            _Sde(field, calculus), y, times.to(y.device), bm=_Driver(dw.within, dw.w),
-            method=self.method, **self.keywords,
+            _Sde(field, calculus), y, times.to(y.device, widest(y.device)),
+            bm=_Driver(dw.within, dw.w), method=self.method, **self.keywords,
         )  # fmt: skip
         return _Span(ends[-1])
 

@@ -52,10 +52,12 @@ _UNIT = {
     "OvisImageTransformer2DModel", "PRXTransformer2DModel", "QwenImage21Transformer2DModel",
     "QwenImageTransformer2DModel",
 }  # fmt: skip
-# models whose pipelines show them 1 - t, or take the velocity with the other sign
-_TURNED = {
-    "HiDreamImageTransformer2DModel", "Ideogram4Transformer2DModel", "Lumina2Transformer2DModel",
-    "LuminaNextDiT2DModel", "NucleusMoEImageTransformer2DModel", "ZImageTransformer2DModel",
+# models whose pipelines show them another time (1 - t, a step less, EDM's), scale what they see, or
+# take the velocity with the other sign
+_OTHER = {
+    "CosmosTransformer3DModel", "GlmImageTransformer2DModel", "HiDreamImageTransformer2DModel",
+    "Ideogram4Transformer2DModel", "Lumina2Transformer2DModel", "LuminaNextDiT2DModel",
+    "NucleusMoEImageTransformer2DModel", "ZImageTransformer2DModel",
 }  # fmt: skip
 _NEAR = 1e-2  # between the numbers of one time
 # schedulers that have clip_sample=True by default and never clip
@@ -76,12 +78,13 @@ def from_diffusers(model: Any, scheduler: Any) -> Denoiser:
 
     Args:
         model: of diffusers, called as ``model(x, timestep=(batch,), **conditions)``, in its own
-            dtype. Channels of a learned variance are left out.
+            dtype, compiled, under PEFT's adapters or wrapped by DDP too. Channels of a learned
+            variance are left out.
         scheduler: of diffusers; is read and not altered.
 
     Raises:
         TypeError: on a scheduler whose convention is none of these, or a model whose pipeline
-            turns its time or its output round.
+            does more than that.
     """
     convention = _Convention.of(scheduler)
     return convention.denoiser(_Network(model, convention))
@@ -96,12 +99,12 @@ class _Network(nn.Module):
     def __init__(self, model: Any, convention: _Convention) -> None:
         super().__init__()
         self.model, self.convention = model, convention
-        kinds = {kind.__name__ for kind in type(getattr(model, "_orig_mod", model)).__mro__}
-        if kinds & _TURNED:
+        kinds = {kind.__name__ for kind in type(_innermost(model)).__mro__}
+        if kinds & _OTHER:
             raise TypeError(
-                f"{min(kinds & _TURNED)} is shown 1 - t, or answers with the velocity turned "
-                "round: make fs.Denoiser(network, FlowMatching(), Velocity()) of what its pipeline "
-                "does"
+                f"the pipeline of {min(kinds & _OTHER)} shows it another time or another input "
+                "than the scheduler's, or turns its answer round: make fs.Denoiser(network, "
+                "FlowMatching(), Velocity()) of what its pipeline does"
             )
         self._unit = bool(kinds & _UNIT)
 
@@ -114,9 +117,24 @@ class _Network(nn.Module):
         step = self.convention.step(t).expand(len(x))
         if self._unit:
             step = step / self.convention.steps
-        shown = x.to(self.model.dtype)
+        shown = x.to(_dtype(self.model))
         output = self.model(shown, timestep=step, return_dict=False, **(conditions or {}))[0]
         return _mean(output, x)
+
+
+def _innermost(model: Any) -> Any:
+    """A model within what compiles it, adapts it or spreads it over processes."""
+    for name in ("_orig_mod", "module"):
+        if (inner := getattr(model, name, None)) is not None:
+            return _innermost(inner)
+    return _innermost(model.get_base_model()) if hasattr(model, "get_base_model") else model
+
+
+def _dtype(model: Any) -> torch.dtype:
+    """That of a model of diffusers, or of the first parameter of another."""
+    inner = _innermost(model)
+    found: torch.dtype = getattr(inner, "dtype", None) or next(inner.parameters()).dtype
+    return found
 
 
 def _mean(output: Tensor, x: Tensor) -> Tensor:
@@ -144,13 +162,19 @@ class _Convention:
 
     @classmethod
     def of(cls, scheduler: Any) -> _Convention:
-        config: Any = scheduler.config
+        config: Any = getattr(scheduler, "config", {})
         table: Any = getattr(scheduler, "alphas_cumprod", None)
         matching = isinstance(scheduler, _flow_matching())
         kind = "flow_prediction" if matching else config.get("prediction_type")
         flow = kind == "flow_prediction"
         name = f"{type(scheduler).__name__}(prediction_type={kind!r})"
-        strange = config.get("invert_sigmas") or config.get("timestep_type") == "continuous"
+        strange = (
+            config.get("invert_sigmas")
+            or config.get("timestep_type") == "continuous"
+            or (flow and config.get("sigma_max", 1.0) > 1.0)  # EDM's, under the other's name
+            or config.get("stages") is not None  # each with times of its own
+            or "Inverse" in type(scheduler).__name__
+        )
         if kind not in _PREDICTIONS or (table is None and not flow) or strange:
             raise TypeError(
                 f"{name} has neither alphas_cumprod, with epsilon, sample or v_prediction and "

@@ -137,10 +137,19 @@ class FlowTransform(Transform):
     def inv(self) -> FlowTransform:
         """The same dynamics the other way; ``t.inv.inv is t``."""
         if self._inv is None:
-            other = copy.copy(self)
-            other.span, other._inv = self.span[::-1], self
-            self._inv = other
+            self._inv = self._copy(self.span[::-1], self._cache_size)
+            self._inv._inv = self
         return self._inv  # type: ignore[return-value]
+
+    def with_cache(self, cache_size: int = 1) -> FlowTransform:
+        """The same, which remembers its last call where the size is 1, as torch's transforms do."""
+        return self if cache_size == self._cache_size else self._copy(self.span, cache_size)
+
+    def _copy(self, span: tuple[float, float], cache_size: int) -> FlowTransform:
+        made = copy.copy(self)
+        made.span, made._inv = span, None
+        Transform.__init__(made, cache_size)
+        return made
 
     def _call(self, x: Tensor) -> Tensor:
         flat, args, batch = rows(x, self._event(x), self.args)

@@ -19,7 +19,7 @@ __all__ = ["Coupling", "checkerboard", "half"]
 def half(shape: int | Sequence[int]) -> Tensor:
     """A mask of this shape, True in the first half of the first axis: channels, of an image."""
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    mask = torch.zeros(shape, dtype=torch.bool)
+    mask = torch.zeros(shape, dtype=torch.bool, device="cpu")  # read, whatever the default is
     mask[: shape[0] // 2] = True
     return mask
 
@@ -27,9 +27,9 @@ def half(shape: int | Sequence[int]) -> Tensor:
 def checkerboard(shape: int | Sequence[int]) -> Tensor:
     """A mask of this shape, True at every other place; the same in all channels of an image."""
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    parity = torch.zeros((), dtype=torch.int64)
+    parity = torch.zeros((), dtype=torch.int64, device="cpu")
     for size in shape if len(shape) == 1 else shape[1:]:
-        parity = parity[..., None] + torch.arange(size)
+        parity = parity[..., None] + torch.arange(size, device="cpu")
     return (parity % 2 == 0).expand(shape).clone()
 
 
@@ -63,6 +63,7 @@ class Coupling(Map):
         super().__init__()
         if mask.dtype != torch.bool or mask.ndim < 1 or mask.all() or not mask.any():
             raise ValueError("mask is a boolean tensor, shaped as one sample, with both values")
+        mask = mask.cpu()
         rows = mask.flatten(1)[:, 0] if mask.ndim > 1 else mask
         whole = bool((mask == rows.reshape(-1, *(1,) * (mask.ndim - 1))).all())
         self.law, self.condition = law, condition

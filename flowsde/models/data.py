@@ -112,9 +112,10 @@ class Whiten(Map):
         return self.step(0, y)[0]
 
     def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-        off = (self._vectors(y) - self.mean).flatten(0, -2).mT
-        z = torch.linalg.solve_triangular(self.factor, off, upper=False).mT.reshape(y.shape)
-        return z, -self._volume(y)
+        wide = torch.promote_types(y.dtype, torch.float32)  # half precision has no such solver
+        off = (self._vectors(y) - self.mean).flatten(0, -2).mT.to(wide)
+        z = torch.linalg.solve_triangular(self.factor.to(wide), off, upper=False)
+        return z.mT.reshape(y.shape).to(y.dtype), -self._volume(y)
 
     def unstep(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         with exactly(y):

@@ -135,7 +135,8 @@ class RationalQuadraticSpline(Elementwise):
         s = h / w
         bent = rise * (d0 + d1 - 2.0 * s)
         # a z^2 + b z = s rise; a > 0 where b < 0
-        a, b, c = h * (s - d0) + bent, h * d0 - bent, s * rise
+        b, c = h * d0 - bent, s * rise
+        a = h * s - b  # as it is rounded: where b < 0, z is a / b's and not to leave the bin
         square = (b * b + 4.0 * a * c).clamp(min=torch.finfo(y.dtype).tiny)
         far, positive = b.abs() + square.sqrt(), b >= 0.0
         z = torch.where(positive, 2.0 * c / far, far / torch.where(positive, 1.0, 2.0 * a))

@@ -126,10 +126,10 @@ def straightness(flow: Flow, x1: Tensor, *args: Any) -> Tensor:
 
     def field(t: Tensor, y: tuple[Tensor, Tensor], *args: Any) -> tuple[Tensor, Tensor]:
         velocity = dynamics(t, y[0], *args)
-        return velocity, by_row(velocity, len(velocity))[0].square().sum(1)
+        return velocity, by_row(velocity, len(velocity))[0].abs().square().sum(1)
 
     span = dynamics.horizon - flow.t0
     both = ODE(field, batched_time=dynamics.batched_time)
-    start = x1, x1.new_zeros(len(x1))
+    start = x1, x1.new_zeros(len(x1), dtype=x1.dtype.to_real())
     x0, energy = flow.solver.solve(both, start, dynamics.horizon, flow.t0, args=args).y1
-    return -energy / span - by_row(x1 - x0, len(x1))[0].square().sum(1) / span**2
+    return -energy / span - by_row(x1 - x0, len(x1))[0].abs().square().sum(1) / span**2

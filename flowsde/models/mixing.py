@@ -45,8 +45,10 @@ class Permutation(Map):
 
     def __init__(self, order: Tensor) -> None:
         super().__init__()
+        order = order.cpu()
         places = order.argsort()
-        if order.ndim != 1 or not torch.equal(order[places], torch.arange(len(order)).to(order)):
+        rows = torch.arange(order.numel(), device="cpu").to(order)
+        if order.ndim != 1 or not torch.equal(order[places], rows):
             raise ValueError("order is a permutation of 0 .. rows - 1")
         device = torch.get_default_device()
         self.register_buffer("order", order.to(device))

@@ -114,7 +114,7 @@ def maf(
         for _ in range(depth)
         for layer in (
             Autoregressive(dim, law, width, condition=condition),
-            Permutation(torch.arange(dim).flip(0)),
+            Permutation(torch.arange(dim, device="cpu").flip(0)),
         )
     )
 

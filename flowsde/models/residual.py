@@ -52,7 +52,8 @@ class ExactLogDet(LogDet):
         one = torch.eye(size, dtype=x.dtype, device=x.device)
         probes = one[:, None].expand(-1, len(x), -1).reshape(size, *x.shape)
         rows = _pull(g, x, probes, graph, batched=True).flatten(2).transpose(0, 1)
-        return torch.linalg.slogdet(one + rows)[1]
+        wide = torch.promote_types(x.dtype, torch.float32)  # LAPACK has no half precision
+        return torch.linalg.slogdet((one + rows).to(wide))[1].to(x.dtype)
 
 
 @dataclass(frozen=True)

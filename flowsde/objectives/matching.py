@@ -179,6 +179,9 @@ def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
 
 def _posterior_mean(alpha: Scalar, sigma: Scalar, x: Tensor, data: Tensor) -> Tensor:
     """E[x0 | alpha x0 + sigma x1 = x], where x0 is each of the data as likely as any other."""
+    if x.is_complex():  # either part of a complex normal has half of its variance
+        parts = torch.view_as_real(x), torch.view_as_real(data)
+        return torch.view_as_complex(_posterior_mean(alpha, sigma * 0.5**0.5, *parts))
     rows, point = data.reshape(len(data), -1), x.reshape(len(x), -1)
     centre = rows.mean(0)  # about it, few digits of the squares are lost
     near = (rows - centre).to(_random.widest(x.device))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._random import widest
 from .._scalar import Scalar, minimum, to_float
 from ..dynamics.denoiser import Denoiser, Point
 from ..paths.schedule import Schedule
@@ -36,7 +37,7 @@ class TimeLaw(ABC):
 
     def places(self, count: int, device: torch.device, generator: torch.Generator) -> Tensor:
         """``(count,)`` numbers in [0, 1): where in its stratum each time stands."""
-        return torch.rand(count, generator=generator, dtype=torch.float64, device=device)
+        return torch.rand(count, generator=generator, dtype=widest(device), device=device)
 
     def sample(self, count: int, like: Tensor, generator: torch.Generator) -> Tensor:
         """``(count,)`` times in ``like``'s real dtype, in random order."""

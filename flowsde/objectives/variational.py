@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +120,20 @@ class _First(nn.Module):
         return self.network(t, x, *args).chunk(2, dim=1)[0]
 
 
-class Ancestral(Chain):
+class _Timed(nn.Module):
+    """What has times, whose digits stay when the weights are made others."""
+
+    times: Tensor
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        times = self.times
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if not times.is_meta:
+            self.times = times.to(self.times.device)
+        return self
+
+
+class Ancestral(_Timed, Chain):
     """DDPM's sampler: from noise down the times, x_s from p(x_s | x_t); at the end x0_hat.
 
         solve(Ancestral(transition, times), x, generator=g).y1
@@ -141,7 +154,6 @@ class Ancestral(Chain):
     2102.09672.
     """
 
-    times: Tensor
     random = True
 
     def __init__(self, transition: Transition, times: Tensor) -> None:
@@ -230,7 +242,7 @@ class Bound:
         return bits.mean(), bits.std() / math.sqrt(len(bits))
 
 
-class VariationalBound(nn.Module):
+class VariationalBound(_Timed):
     """The bound of -log p(x) that a DDPM is trained by, at every one of its T times.
 
         -log p(x_0 | x_1) + sum_i KL(q(x_i | x_{i+1}, x_0), p(x_i | x_{i+1}))
@@ -250,8 +262,6 @@ class VariationalBound(nn.Module):
 
     Source: Sohl-Dickstein et al. 2015, arXiv 1503.03585; Ho et al. 2020, arXiv 2006.11239.
     """
-
-    times: Tensor
 
     def __init__(
         self, transition: Transition, times: Tensor, base: Normal, levels: Discretized | None = None
@@ -287,7 +297,7 @@ class VariationalBound(nn.Module):
         return 0.5 * (sigma**2 + (alpha * x).square() - 1.0) - torch.as_tensor(sigma).log()
 
 
-class HybridLoss(nn.Module):
+class HybridLoss(_Timed):
     """E | output - target |^2 + weight L, which trains a mean and its variance in one pass.
 
     L estimates the bound's divergences, the mean over components, at one of the times a sample;
@@ -300,8 +310,6 @@ class HybridLoss(nn.Module):
 
     Source: Nichol and Dhariwal 2021, arXiv 2102.09672, equation 16.
     """
-
-    times: Tensor
 
     def __init__(self, transition: LearnedVariance, times: Tensor, weight: float = 1e-3) -> None:
         super().__init__()

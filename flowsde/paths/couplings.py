@@ -177,6 +177,8 @@ class Sinkhorn(_Transport):
 def _squares(a: Tensor, b: Tensor) -> Tensor:
     """|a_i - b_j|^2; of labels, whether they differ."""
     wide = widest(a.device)
+    if a.is_complex():
+        a, b = torch.view_as_real(a), torch.view_as_real(b)
     if not a.is_floating_point():
         return (_flat(a)[:, None] != _flat(b)).any(-1).to(wide)
     a, b = _flat(a).to(wide), _flat(b).to(wide)

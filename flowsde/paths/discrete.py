@@ -106,6 +106,9 @@ class Discrete(Schedule):
         first, last = (max(1.5 * a - 0.5 * b, 1e-3 * a) for a, b in ends)
         return square, lacking, [first, *inner, last]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"alphas_cumprod": self.alphas_cumprod}  # the rest is made of it, on each device
+
     @cached_property
     def _copies(self) -> dict[torch.device, Tensor]:
         return {}
@@ -114,11 +117,12 @@ class Discrete(Schedule):
         """The table, as a tensor where a tensor asks."""
         if not isinstance(like, Tensor):
             return self._table
-        if like.device not in self._copies:
-            self._copies[like.device] = torch.tensor(
-                self._table, dtype=_random.widest(like.device), device=like.device
-            )
-        return self._copies[like.device]
+        if (kept := self._copies.get(like.device)) is not None:
+            return kept
+        made = torch.tensor(self._table, dtype=_random.widest(like.device), device=like.device)
+        if type(made) is Tensor:  # no fake one, of a trace
+            self._copies[like.device] = made
+        return made
 
     def _angle(self, t: Scalar) -> tuple[Any, Any, Any]:
         """a, pi / 2 - a and the rate of a^2."""

@@ -115,12 +115,19 @@ def _pull(out: Tensor, y: Tensor, probes: Tensor, graph: bool) -> Tensor:
 
 
 def _pass(out: Tensor, y: Tensor, probes: Tensor, graph: bool) -> Tensor:
-    batched = len(probes) > 1  # to map over one costs a third of the pass itself
-    (pulled,) = torch.autograd.grad(
-        out, y, probes if batched else probes[0], is_grads_batched=batched, create_graph=graph,
-        retain_graph=True, materialize_grads=True,
-    )  # fmt: skip
-    return pulled if batched else pulled[None]
+    def back(v: Tensor, batched: bool) -> Tensor:
+        (pulled,) = torch.autograd.grad(
+            out, y, v, is_grads_batched=batched, create_graph=graph, retain_graph=True,
+            materialize_grads=True,
+        )  # fmt: skip
+        return pulled
+
+    if len(probes) == 1:  # to map over one costs a third of the pass itself
+        return back(probes[0], False)[None]
+    try:
+        return back(probes, True)
+    except RuntimeError:  # an operation that torch cannot batch, as GroupNorm's with a graph
+        return torch.stack([back(v, False) for v in probes])
 
 
 @dataclass(frozen=True)
