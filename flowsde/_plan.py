@@ -104,8 +104,10 @@ class Plan(ABC):
 class GivenPlan(Plan):
     """Steps known beforehand: every one counts, and the host reads nothing until the end."""
 
-    def __init__(self, times: list[Scalar], batch: int | None) -> None:
-        self._times, self._n, self._batch = times, 0, batch
+    def __init__(
+        self, times: list[Scalar], batch: int | None, cure: str = "take smaller steps"
+    ) -> None:
+        self._times, self._n, self._batch, self._cure = times, 0, batch, cure
         self._over: Tensor | None = None  # rows that an event has ended, and where they stand
         self._stay: Any = None
         self._taken: Any = 0  # the steps that each of them took
@@ -196,7 +198,7 @@ class GivenPlan(Plan):
         bad = [~torch.isfinite(leaf.detach()) for leaf in leaves(y)]
         self.message = (
             f"the state is not finite at t = {_show(self.t)} ({_where(bad)}), on a grid of "
-            "given steps: take smaller steps, use Adaptive() to find the time, or look at "
+            f"given steps: {self._cure}, use Adaptive() to find the time, or look at "
             "save_at=Steps()"
         )
         self.status = Status.NON_FINITE

@@ -514,7 +514,7 @@ def _plan(
     grid: list[Scalar] | None, y0: State, landings: Tensor | None,
 ) -> Plan:  # fmt: skip
     if grid is not None:
-        return GivenPlan(grid, span.batch)
+        return GivenPlan(grid, span.batch, integrator.cure)
     assert isinstance(stepping, Adaptive)
     if span.empty:
         return GivenPlan(span.rest(dynamics), None)

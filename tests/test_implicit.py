@@ -591,6 +591,14 @@ def test_given_steps_know_no_unit(method: ImplicitRK) -> None:
         assert torch.allclose(other, found[0], rtol=1e-10)
 
 
+def test_given_steps_that_newton_does_not_solve_say_so() -> None:
+    with pytest.raises(fs.NonFiniteState, match=r"more corrections \(newton=30\)"):
+        fs.solve(
+            fs.ODE(lambda t, y: -1e9 * y**3), torch.ones(1, 1), integrator=ImplicitEuler(),
+            stepping=fs.Fixed(steps=1),
+        )  # fmt: skip
+
+
 def test_states_without_components_or_of_inference() -> None:
     decay, method = fs.ODE(lambda t, y: -y), Kvaerno3()
     for stepping in (fs.Adaptive(), fs.Fixed(steps=2)):

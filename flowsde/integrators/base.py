@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -84,6 +84,7 @@ class Integrator(ABC):
         static: whether all steps are the same operations, whatever the values; those of implicit
             methods, which iterate, are not, though a graph may hold them (``check_graph``).
         remembers: whether a step depends on those before it, by more than its start.
+        cure: what helps where given steps end in states that are not finite.
     """
 
     order: int
@@ -91,6 +92,7 @@ class Integrator(ABC):
     error_order: float | None = None
     static: bool = True
     remembers: bool = False
+    cure: ClassVar[str] = "take smaller steps"
 
     def check(self, dynamics: Dynamics) -> None:
         """Raises TypeError, with the cure, on dynamics without the structure this needs."""

@@ -42,6 +42,7 @@ class DriftImplicitEuler(Stochastic):
     calculus = "ito"
     correlated = True
     static = False
+    cure = ImplicitEuler.cure
 
     def __post_init__(self) -> None:
         if not isinstance(self.drift, (ImplicitEuler, Trapezoid)):

@@ -155,6 +155,7 @@ class ImplicitRK(Integrator):
     linear: LinearSolver = Dense()
     stepping: Adaptive | None = field(default=None, repr=False, compare=False)
     static = False
+    cure = "take smaller steps, allow Newton's iteration more corrections (newton=30)"
     tableau: ClassVar[ImplicitTableau]
 
     def __init_subclass__(cls) -> None:
