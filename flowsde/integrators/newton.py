@@ -102,13 +102,11 @@ class _Newton:
 
         return tree_map(scale, y)
 
-    def _size(self, correction: Tensor, r: Tensor, moved: Tensor) -> Tensor:
-        """Norm of a correction of the state over what is tolerated, ``(n,)`` or ``(1,)``, where it
-        moves from r.
-        """
+    def _size(self, correction: Tensor, r: Tensor, k: Tensor) -> Tensor:
+        """Norm of a correction of r + h k over what is tolerated, ``(n,)`` or ``(1,)``."""
         stepping = self._method.stepping
         if self._sizes is not None:  # what is near 0 counts by the largest of its row, or by 1
-            eps, ways = self._rows.flat(self._scale), torch.maximum(_peak(r), _peak(moved))
+            eps, ways = self._rows.flat(self._scale), torch.maximum(_peak(r), _peak(self._h * k))
             least = torch.maximum(_peak(self._sizes), ways) + torch.finfo(ways.dtype).tiny
             fine = eps**0.8 * (self._sizes + least.clamp(max=1.0)[:, None])
             parts = correction / (fine + 8.0 * eps * ways[:, None])
@@ -200,7 +198,7 @@ class Stages(_Newton):
                 k = _put(active, k + delta, k)
                 if k.is_meta:
                     return k, past, recorded
-                size = self._size(h * delta, r, h * k).numpy(force=True)
+                size = self._size(h * delta, r, k).numpy(force=True)
             with np.errstate(all="ignore"):  # what is not finite is told by the step
                 done, diverges, expected = self._judge(size, before, active, expected, full)
             solved, active, before = solved | done, active & ~done & ~diverges, size
@@ -275,7 +273,7 @@ class _Traced(_Newton):
         ) -> tuple[Tensor, ...]:  # fmt: skip
             delta = inverse(value - k)
             k = torch.where(active[:, None], k + delta, k)
-            size = self._size(h * delta, r, h * k).to(before).expand_as(before).clone()
+            size = self._size(h * delta, r, k).to(before).expand_as(before).clone()
             done, diverges, expected = self._judge(size, before, active, expected, anew)
             return n + 1, k, solved | done, active & ~done & ~diverges, size, expected
 
