@@ -171,7 +171,7 @@ class _Convention:
         strange = (
             config.get("invert_sigmas")
             or config.get("timestep_type") == "continuous"
-            or (flow and config.get("sigma_max", 1.0) > 1.0)  # EDM's, under the other's name
+            or (flow and (config.get("sigma_max") or 1.0) > 1.0)  # EDM's, under the other's name
             or config.get("stages") is not None  # each with times of its own
             or "Inverse" in type(scheduler).__name__
         )

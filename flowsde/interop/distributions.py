@@ -147,8 +147,8 @@ class FlowTransform(Transform):
 
     def _copy(self, span: tuple[float, float], cache_size: int) -> FlowTransform:
         made = copy.copy(self)
-        made.span, made._inv = span, None
-        Transform.__init__(made, cache_size)
+        made.span = span
+        Transform.__init__(made, cache_size)  # of its own cache and inverse
         return made
 
     def _call(self, x: Tensor) -> Tensor:
