@@ -92,29 +92,20 @@ def _once_only(inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
     The compiler's own refusal is met only where autograd finds a way through what the graph saved;
     beside another way to the same tensor its part would be left out without a word.
     """
-    ends: dict[Any, dict[int, tuple[int, ...]]] = {}  # how each node's cotangents are laid out
-    known = {id(x) for x in inputs}
-    for x in outputs:
-        if isinstance(x, Tensor) and x.grad_fn is not None and id(x) not in known:
-            ends.setdefault(x.grad_fn, {})[x.output_nr] = x.stride()
-    for node, strides in ends.items():
-        node.register_prehook(functools.partial(_refused, inputs, strides))
+    known = set(map(id, inputs))
+    nodes = {x.grad_fn for x in outputs if isinstance(x, Tensor) and id(x) not in known}
+    for node in nodes - {None}:
+        node.register_prehook(functools.partial(_refused, inputs))  # type: ignore[union-attr]
 
 
 def _refused(
-    inputs: Sequence[Any], strides: Mapping[int, tuple[int, ...]], cotangents: Sequence[Any]
+    inputs: Sequence[Any], cotangents: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...] | None:
     if not torch.is_grad_enabled():
         return None
     causes = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
-
-    def laid(i: int, x: Tensor | None) -> Tensor | None:
-        if x is None or i not in strides:
-            return x
-        x = x.new_empty_strided(x.shape, strides[i]).copy_(x)
-        return refused("Compiled gives first derivatives, Eager all", x, *causes)
-
-    return tuple(laid(i, x) for i, x in enumerate(cotangents))
+    cure = "Compiled gives first derivatives, Eager all"
+    return tuple(None if x is None else refused(cure, x.contiguous(), *causes) for x in cotangents)
 
 
 @contextmanager
