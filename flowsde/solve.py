@@ -165,6 +165,7 @@ def solve(
         landings = span.saves
     plan = _plan(dynamics, integrator, stepping, span, grid, y0, landings)
     if span.batch is not None:
+        integrator.check_own_times()
         check_apart(known, field, span.t0, y0)
     noise = None
     if draws is not None:

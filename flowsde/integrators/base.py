@@ -116,6 +116,9 @@ class Integrator(ABC):
                 "not hold: use executor=Eager(), or a method such as Tsit5() or Kvaerno5()"
             )
 
+    def check_own_times(self) -> None:
+        """Raises TypeError, with the cure, where samples cannot have times of their own."""
+
     def bind(self, stepping: Stepping) -> Integrator:
         """The integrator with the tolerances or step sizes that the solve asks for."""
         return self

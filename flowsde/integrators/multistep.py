@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
-from torch import Tensor
-
 from .._increment import Increment
 from .._scalar import Scalar
 from .._state import State, combine, tree_map
@@ -59,12 +57,13 @@ class Adams(Integrator):
     def _starter(self) -> ExplicitRK:
         return _STARTERS[self.order]
 
+    def check_own_times(self) -> None:
+        raise TypeError(
+            "Adams keeps one history for all samples: let the batch share its time, or use "
+            "Tsit5() for per-sample steps and spans"
+        )
+
     def init(self, field: Field, t: Scalar, y: State) -> Carry:
-        if isinstance(t, Tensor) and t.ndim:
-            raise TypeError(
-                "Adams keeps one history for all samples: let the batch share its time, or use "
-                "Tsit5() for per-sample steps and spans"
-            )
         return (t,), (field.drift(t, y),)
 
     def slope(self, carry: Carry) -> State:
