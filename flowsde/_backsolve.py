@@ -77,23 +77,24 @@ class Back:
         asked = self.loop.saver.times
         t, y, a = to_float(solution.t1), solution.y1, end
         h = tuple(torch.zeros_like(x) for x in targets)
-        by_time = {id(solution.t1): self._rate(a, t, y)}
+        before, after = self.loop.plan.before, self.loop.plan.after  # which side of a jump
+        by_time = {id(solution.t1): self._rate(a, before(t), y)}
         slopes = []
         for i in reversed(range(len(saves))):
             y, a, h = self._stretch(t, saves[i], (y, a, h))
             t, y = saves[i], tree_map(lambda x, i=i: x[i], solution.ys)
             jump = tree_map(lambda x, i=i: x[i], rows)
-            slopes.append(self._rate(jump, t, y))
+            slopes.append(self._rate(jump, before(t), y))
             a = tree_map(torch.add, a, jump)
         y, a, h = self._stretch(t, to_float(self.start), (y, a, h))
-        first = -self._rate(a, to_float(self.start), self.loop.y0)
+        first = -self._rate(a, after(to_float(self.start)), self.loop.y0)
         by_time[id(self.start)] = by_time.get(id(self.start), 0.0) + first  # one time may be both
         if asked is not None:
             slopes += [torch.zeros_like(by_time[id(self.start)])] * (len(asked) - len(saves))
-            by_time[id(asked)] = torch.stack(slopes[::-1])
+            by_time[id(asked)] = torch.stack(slopes[::-1]) if slopes else asked.detach()
         return [*leaves(a), *h], by_time
 
-    def _rate(self, a: State, t: float, y: State) -> Tensor:
+    def _rate(self, a: State, t: Scalar, y: State) -> Tensor:
         """The loss's derivative by a time at which the state is y and its cotangent a."""
         if not self.timed:
             return torch.zeros((), dtype=torch.float64)

@@ -179,7 +179,7 @@ class Loop:
             if afresh and plan.running:
                 again = self.integrator.init(self.field, plan.after(plan.t), y)
                 fresh = plan.fresh if landing is None else plan.fresh | landing.hit
-                carry = where(fresh, again, carry) if self.integrator.remembers else again
+                carry = self._resumed(fresh, again, carry)
             stats.attempts += 1
             if self.progress is not None and accept is not False:
                 self.progress(plan.progress, plan.t, y)
@@ -188,6 +188,18 @@ class Loop:
                 y = self._go_on(rows, recorder, y, carry, stats)
         recorder.finish(y, stats)
         return y
+
+    def _resumed(self, fresh: Accept, again: Carry, carry: Carry) -> Carry:
+        """What the next step starts from, after an event or a jump of these rows."""
+        if not self.integrator.remembers:
+            return again
+        if isinstance(fresh, Tensor) and len(leaves(again)) != len(leaves(carry)):
+            raise TypeError(
+                f"{type(self.integrator).__name__} keeps one history for all samples, which an "
+                "event of some of them would break: let the batch share its time, or use a method "
+                "of one step"
+            )
+        return where(fresh, again, carry)
 
     @property
     def _unseen(self) -> bool:

@@ -136,8 +136,10 @@ class GivenPlan(Plan):
         if step.failure is not None:
             self.status, self.message = step.failure
             return False
+        t0, t1 = self.interval()
         self._n += 1
-        return True
+        own = self._cut and self._batch is not None  # rows that were not hit stand still meanwhile
+        return torch.as_tensor(t0 != t1) if own else True
 
     def ahead(self, most: int) -> list[Scalar]:
         """The times of the next steps, at most so many, from where the solve stands."""
@@ -613,7 +615,7 @@ def _digits(dtype: torch.dtype) -> int:
 
 def too_small(dt: Any, t: Any, span: Any, least: float) -> Any:
     """Whether a step of this size would hardly move the time, or is below the least allowed."""
-    return (dt < 4e-16 * (span + abs(t))) | (dt < least)
+    return (dt < 4e-16 * abs(t)) | (dt < 1e-24 * span) | (dt < least)
 
 
 def _fastest_rate(field: Field, t: Any, y: State, per_sample: bool) -> Tensor:

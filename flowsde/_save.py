@@ -134,7 +134,7 @@ class SaveTimes(Saver):
     def finish(self, t: Scalar, y: State) -> tuple[Tensor | None, State | None]:
         self._rest(t, y)
         ys, self._ys = self._ys, []
-        return self.times[: len(ys)], stack(ys) if ys else None
+        return self.times[: len(ys)], stack(ys) if ys else tree_map(lambda x: x[None][:0], y)
 
 
 Found = tuple[Tensor, Tensor, State]

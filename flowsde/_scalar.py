@@ -36,6 +36,7 @@ __all__ = [
     "nonzero",
     "phi1",
     "power",
+    "resolution",
     "rounding",
     "sin",
     "sqrt",
@@ -176,9 +177,17 @@ def to_float(x: Scalar) -> float:
 
 
 def rounding(t: object) -> float:
-    """Relative slack with which a time given in this form is compared."""
-    narrow = isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64
-    return 1e-6 if narrow else 1e-9
+    """Slack, as a part of a span, with which a time given in this form is compared."""
+    return 1e-6 if _narrow(t) else 1e-9
+
+
+def resolution(t: object) -> float:
+    """Relative rounding of a time given in this form."""
+    return 4.0 * torch.finfo(t.dtype if _narrow(t) else torch.float64).eps  # type: ignore[attr-defined]
+
+
+def _narrow(t: object) -> bool:
+    return isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64
 
 
 @overload

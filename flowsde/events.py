@@ -38,9 +38,11 @@ class Event:
         t* = t - fn(t, y(t)) / (d/dt fn(t, y(t)))      (for its derivatives)
 
     Each accepted step is looked at in ten places of its dense output, both ends included: two
-    crossings in one step are found unless they lie between two of them. The root is polished on the
-    dense output to rounding, and differentiates by the implicit function theorem, as does the
-    state there. A value of zero at t0 is no crossing, nor is one at the time of an update. Events
+    crossings in one step are found unless they lie between two of them, as where a ball bounces
+    ever lower: bound the step there (``Adaptive(dt_max=)``), or end the solve at a least height.
+    The root is polished on the dense output to rounding, and differentiates by the implicit
+    function theorem, as does the state there. A value of zero at t0 is no crossing, nor is one at
+    the time of an update. Events
     that fall on one time all fire, the first of the list being the one that is named.
 
     Args:
@@ -177,7 +179,7 @@ class Watch:
         crossing = crossing & accept
         self._last = self._choose(accept, values[-1])
         most = crossing.sum(0).reshape(len(self.events), -1).amax(1)
-        lost = (self._lost(values[-1], step.y1) & accept).any()
+        lost = (self._lost(values[1:], step.y1) & accept).any()
         *counts, unseen = torch.cat((most, lost[None])).tolist()
         if unseen:
             raise ValueError(_UNSEEN)

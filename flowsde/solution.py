@@ -10,7 +10,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from ._scalar import Scalar, clamp, nonzero, rounding, to_float
+from ._scalar import Scalar, clamp, nonzero, resolution, rounding, to_float
 from ._state import State, stack, tree_map, where
 
 __all__ = ["Crossings", "Dense", "Solution", "Stats", "Status", "Steps"]
@@ -80,7 +80,8 @@ class Dense:
         at = sign * to_float(t)
         ends = [sign * to_float(end) for _, end, _ in self.pieces]
         start = sign * to_float(self.pieces[0][0])
-        slack = rounding(t) * max(abs(start), abs(ends[-1]))
+        late = resolution(t) * max(abs(start), abs(ends[-1]))
+        slack = late + rounding(t) * (ends[-1] - start)
         if not start - slack <= at <= ends[-1] + slack:
             raise ValueError(f"t = {to_float(t)} lies outside what was solved")
         t0, t1, dense = self.pieces[min(bisect_left(ends, at), len(ends) - 1)]

@@ -16,7 +16,7 @@ from ._increment import Draws, Source, Whole
 from ._loop import Loop, Report
 from ._plan import AdaptivePlan, GivenPlan, Plan
 from ._save import SaveEnd, Saver, SaveRows, SaveSteps, SaveTimes
-from ._scalar import Scalar, moving, to_float
+from ._scalar import Scalar, moving, resolution, to_float
 from ._state import State, batch_size, describe, finite, fits, leaves, mapped, transformed
 from .adjoint import Adjoint, Checkpointed, Direct
 from .dynamics.base import Dynamics
@@ -44,7 +44,7 @@ _KINDS = {
     "executor": "Eager(), Compiled() or Picard()",
     "path": "a Brownian(seed), a BrownianTree(seed, t0, t1), or torchsde's BrownianInterval",
 }
-_FINE = 1e-12  # relative rounding of times in double precision, and of those that are computed
+_FINE = 1e-12  # of a span: rounding of times that are computed
 _ERRORS = {
     Status.MAX_STEPS: MaxStepsReached,
     Status.NON_FINITE: NonFiniteState,
@@ -335,7 +335,7 @@ class _Span:
     ) -> _Span:  # fmt: skip
         """Checks them, and whether the batch shares its time."""
         ends: list[Any] = [_time(t, name) for t, name in ((t0, "t0"), (t1, "t1"))]
-        saves, slack = None, max(_rounding(t) for t in (t0, t1, save_at))
+        saves, slack = None, max(resolution(t) for t in (t0, t1, save_at))
         if save_at is not None and not isinstance(save_at, Steps):
             saves = _wide(save_at)
             if saves.ndim not in (1, 2):
@@ -390,10 +390,15 @@ class _Span:
         at = self.saves.detach()
         ends = self.t0, self.t1
         t0, t1 = (t.detach() if isinstance(t, Tensor) else t for t in ends)
-        slack = rounding * (abs(t0) + abs(t1))
+        slack = rounding * (abs(t0) + abs(t1)) + _FINE * abs(t1 - t0)
         inside = ((at - t0) * self.sign >= -slack) & ((at - t1) * self.sign <= slack)
         if at.numel() and not bool(inside.all()):
             raise ValueError("save_at reaches outside [t0, t1]: save between the ends of the solve")
+        if moving(self.saves) and at.numel() and bool(torch.as_tensor(t1 - t0 == 0).any()):
+            raise ValueError(
+                "states saved on a span of no length have no derivative by their times here: "
+                "detach() save_at, or take that of y1 by t1"
+            )
         if not bool((at.diff(dim=0) * self.sign >= 0).all()):
             raise ValueError("save_at runs from t0 towards t1: sort it in that direction")
         self.saves = _snap(self.saves, ((t0, t1) if self.empty else ends), self.sign, rounding)
@@ -420,21 +425,15 @@ def _snap(saves: Tensor, ends: tuple[Any, Any], sign: Any, rounding: float) -> T
     own way.
     """
     own, stills = moving(saves), [t.detach() if isinstance(t, Tensor) else t for t in ends]
-    both = abs(stills[0]) + abs(stills[1])
+    fine = _FINE * abs(stills[1] - stills[0])
     for end, still, way in zip(ends, stills, (-sign, sign), strict=True):
         at = saves.detach()
         gap = abs(at - still)
-        near = (gap <= _FINE * both) | (gap <= 0.5 * rounding * abs(still))
+        near = gap <= fine + 0.5 * rounding * abs(still)
         near = near | ((at - still) * way > 0)
         target = still if own or not bool(near.any()) else end
         saves = saves + torch.where(near, target - at, 0.0)
     return saves
-
-
-def _rounding(t: Any) -> float:
-    """Relative rounding of times given in this form."""
-    narrow = isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64
-    return 4.0 * torch.finfo(t.dtype).eps if narrow else _FINE
 
 
 def _wide(t: Any) -> Tensor:

@@ -147,6 +147,8 @@ def _newton(
 
 def _regular(jacobian: Tensor) -> Tensor:
     """Whether each of these matrices has an inverse, whatever the scales of rows and columns."""
+    if not jacobian.numel():
+        return torch.ones(len(jacobian), dtype=torch.bool, device=jacobian.device)
     for axis in (2, 1):
         largest = jacobian.abs().amax(axis, keepdim=True)
         jacobian = jacobian / torch.where(largest > 0.0, largest, 1.0)

@@ -21,7 +21,7 @@ from ._scalar import (
     minimum,
     moving,
     power,
-    rounding,
+    resolution,
     to_float,
     where,
 )
@@ -120,7 +120,7 @@ class Grid(Given):
 
     def times(self, t0: Scalar, t1: Scalar) -> list[Scalar]:
         own = self.grid.detach().double().cpu()
-        slack = rounding(self.grid) * own.abs().amax(0) + 1e-6 * (own[-1] - own[0]).abs()
+        slack = resolution(self.grid) * own.abs().amax(0) + 1e-6 * (own[-1] - own[0]).abs()
         slack = torch.minimum(slack, 0.5 * own.diff(dim=0).abs().amin(0))  # never past the next
         for t, end, name in ((t0, own[0], "t0"), (t1, own[-1], "t1")):
             mine = torch.as_tensor(t, dtype=torch.float64).detach().cpu()

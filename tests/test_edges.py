@@ -26,12 +26,14 @@ from flowsde.integrators import (
     GMRES,
     RK4,
     Adams,
+    AsynchronousLeapfrog,
     Dopri5,
     Dopri8,
     DPMSolver,
     DPMSolverPP,
     EDMHeun,
     EulerMaruyama,
+    ExponentialAdams,
     ExponentialEuler,
     Heun,
     KenCarp3,
@@ -1748,3 +1750,126 @@ def test_training_without_gradients_says_so() -> None:
     with torch.inference_mode(), pytest.raises(RuntimeError, match="outside of inference_mode"):
         optimize_grid(linear, DDIM(), 2, data, 1.0, 1e-2)
     assert training.fit(objective, data, seed=2**63, **keywords).losses
+
+
+def test_costates_with_targets_leave_histories_alone() -> None:
+    """What y had come from led to the targets again: -.271 for -.135."""
+    rate = torch.tensor(2.0, requires_grad=True)
+    turned = fs.costate(fs.ODE(lambda t, y, k: -k * y), (rate,))
+    state = torch.tensor([math.exp(-2.0)]), torch.ones(1), (torch.zeros(()),)
+    keywords: dict[str, Any] = {"args": (rate,), "stepping": fs.Adaptive(1e-10, 1e-10)}
+    with torch.no_grad():
+        found = fs.solve(turned, state, 1.0, 0.0, **keywords).y1[2][0]
+    assert float(found) == pytest.approx(-math.exp(-2.0), rel=1e-8)
+    with pytest.raises(TypeError, match="no_grad"):
+        fs.solve(turned, state, 1.0, 0.0, **keywords)
+
+
+@pytest.mark.parametrize("adjoint", [fs.Direct(), fs.Checkpointed(), fs.Backsolve()], ids=str)
+def test_times_on_a_jump_differentiate_on_their_own_side(adjoint: fs.Adjoint) -> None:
+    def field(t: Tensor, y: Tensor, k: Tensor) -> Tensor:
+        return torch.where(t < 1.0, k, 3.0 * k) * torch.ones_like(y)
+
+    keywords: dict[str, Any] = {
+        "args": (torch.tensor(1.0),), "stepping": fs.Adaptive(jump_at=[1.0]), "adjoint": adjoint,
+    }  # fmt: skip
+    edge = torch.tensor(1.0, requires_grad=True)
+    y1 = fs.solve(fs.ODE(field), torch.zeros(1), 0.0, edge, **keywords).y1.sum()
+    assert float(torch.autograd.grad(y1, edge)[0]) == pytest.approx(1.0)
+    y1 = fs.solve(fs.ODE(field), torch.zeros(1), edge, 0.0, **keywords).y1.sum()
+    assert float(torch.autograd.grad(y1, edge)[0]) == pytest.approx(-1.0)
+
+
+def test_late_times_are_told_apart() -> None:
+    """Seconds since 1970: saved times milliseconds from an end were moved onto it, and dense output
+    reached seconds beyond.
+    """
+    late, rise = 1.7e9, fs.ODE(lambda t, y: torch.ones_like(y))
+    after = [0.0, 0.001, 0.003, 0.5, 0.998, 1.0]
+    sol = fs.solve(
+        rise, torch.zeros(1), late, late + 1.0, save_at=[late + s for s in after], dense=True
+    )
+    assert torch.allclose(sol.ys[:, 0], torch.tensor(after), atol=1e-6)
+    for beyond in (late + 1.9, late - 1.5):
+        with pytest.raises(ValueError, match="outside what was solved"):
+            sol(beyond)
+    assert float(sol(late + 1.0)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("method", [AsynchronousLeapfrog(), ReversibleRK(Heun(), 0.9)], ids=str)
+@pytest.mark.parametrize("ends", [False, True])
+def test_events_of_others_are_nobodys_steps(method: Any, ends: bool) -> None:
+    """Of given steps: those of length zero, that rows take which were not hit, moved them."""
+
+    def swing(t: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([y[:, 1], -y[:, 0]], -1)
+
+    phase = torch.linspace(0.0, 6.2, 8)
+    y0 = torch.stack([phase.cos(), phase.sin()], -1)
+    update = None if ends else lambda t, y: 1.0 * y
+    event = fs.Event(lambda t, y: y[:, 0], update=update)
+
+    def end(y: Tensor) -> Tensor:
+        return fs.solve(
+            fs.ODE(swing, batched_time=True), y, 0.0, torch.full((len(y),), 10.0),
+            integrator=method, stepping=fs.Fixed(steps=100), events=event,
+        ).y1  # fmt: skip
+
+    alone = torch.cat([end(row[None]) for row in y0])
+    assert torch.allclose(end(y0), alone, rtol=1e-12, atol=1e-12)
+
+
+def test_histories_and_events_of_some_samples_do_not_go_together() -> None:
+    ode = fs.ODE(lambda t, y: -y, linear=-1.0, batched_time=True)
+    with pytest.raises(TypeError, match="one history for all samples"):
+        fs.solve(
+            ode, torch.tensor([[1.0], [2.0]]), 0.0, torch.ones(2), stepping=fs.Fixed(steps=10),
+            integrator=ExponentialAdams(2), events=fs.Event(lambda t, y: y[:, 0] - 0.9),
+        )  # fmt: skip
+
+
+def test_first_steps_may_be_short_beside_their_span() -> None:
+    fast = fs.ODE(lambda t, y: -1e3 * (y - torch.cos(t / 1e11)))
+    sol = fs.solve(
+        fast, torch.tensor([2.0]), 0.0, 1e13, integrator=Kvaerno5(),
+        stepping=fs.Adaptive(1e-6, 1e-8),
+    )  # fmt: skip
+    assert float(sol.y1) == pytest.approx(math.cos(100.0), abs=1e-5)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_spans_of_no_length_have_no_derivative_by_saved_times(own: bool) -> None:
+    times = torch.ones((2, 2) if own else 2, requires_grad=True)
+    ode, start = fs.ODE(lambda t, y: 2.0 + 0.0 * y, batched_time=True), torch.zeros(2, 1)
+    end = torch.tensor([1.0, 1.0]) if own else 1.0
+    with pytest.raises(ValueError, match=r"detach\(\) save_at"):
+        fs.solve(ode, start, 1.0, end, save_at=times)
+    assert fs.solve(ode, start, 1.0, end, save_at=times.detach()).success
+
+
+def test_nothing_saved_is_empty() -> None:
+    rise = fs.ODE(lambda t, y: 1.0 + 0.0 * y)
+    sol = fs.solve(
+        rise, torch.zeros(1), 0.0, 2.0, save_at=[1.5], events=fs.Event(lambda t, y: y[0] - 0.5)
+    )
+    assert sol.ts.shape == (0,)
+    assert sol.ys.shape == (0, 1)
+    y0 = torch.ones(2, 1, requires_grad=True)
+    sol = fs.solve(fs.ODE(lambda t, y: -y), y0, save_at=[], adjoint=fs.Backsolve())
+    (slope,) = torch.autograd.grad(sol.y1.sum(), y0)
+    assert torch.allclose(slope, torch.full((2, 1), math.exp(-1.0)), atol=1e-4)
+
+
+def test_no_number_between_the_ends_of_a_step_is_told() -> None:
+    def hole(t: Tensor, y: Tensor) -> Tensor:
+        return torch.where((y[0] > 0.3) & (y[0] < 0.6), torch.nan, y[0] - 0.5)
+
+    rise = fs.ODE(lambda t, y: torch.ones_like(y))
+    with pytest.raises(ValueError, match="not a number"):
+        fs.solve(rise, torch.zeros(1), stepping=fs.Fixed(steps=1), integrator=RK4(),
+                 events=fs.Event(hole))  # fmt: skip
+
+
+def test_no_samples_settle() -> None:
+    found = fs.steady_state(fs.ODE(lambda t, y: 1.0 - y, batched_time=True), torch.zeros(0, 2))
+    assert found.y1.shape == (0, 2)

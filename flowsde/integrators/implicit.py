@@ -130,7 +130,8 @@ class ImplicitRK(Integrator):
     A state whose leaves share their leading size, one of them with two axes or more, is batch
     first; any other is one sample (but for times of each row's own), and so is the whole batch
     where the field is found, at the start, to mix its samples. One host read a correction, one at
-    the start. Some methods look beyond t1, by at most a quarter of the step.
+    the start. ``Kvaerno4`` and ``Kvaerno5`` look beyond t1, by at most a quarter of the step, and
+    so beyond a jump of the field; the others do not.
 
     Gradients are exact for the discrete solve, by the implicit function theorem: recording costs
     one more evaluation a stage, the backward pass one Jacobian at its solution and one transposed

@@ -78,6 +78,11 @@ class _Costate(Dynamics):
         Where gradients are recorded so are those of all of it: implicit methods go by its Jacobian.
         """
         (given, a, _), recorded = state, torch.is_grad_enabled()
+        if recorded and self._targets and any(x.grad_fn is not None for x in leaves(given)):
+            raise TypeError(
+                "a state with a history leads to the targets by that, too, so that their integrals "
+                "would be too large: solve under torch.no_grad(), or leave out the targets"
+            )
         with torch.enable_grad():
             y = tree_map(lambda x: x if recorded and x.requires_grad else _leaf(x), given)
             k = field(y)
