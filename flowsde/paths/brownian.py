@@ -200,7 +200,7 @@ class Increments(Source):
             self._normals.draw(_random.BROWNIAN, steps),
             *(self._normals.draw(_random.LEVY, 2 * steps + j) for j in range(order - 1)),
         ]
-        parts = [x * (root * s) for x, s in zip(numbers, DEVIATIONS, strict=False)]
+        parts = [x.mul_(root * s) for x, s in zip(numbers, DEVIATIONS, strict=False)]
         z = halves = None
         if self._draws.halves:
             splits = [self._normals.draw(_random.SPLIT, 3 * steps + j) * root for j in range(order)]
