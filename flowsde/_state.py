@@ -183,9 +183,10 @@ def asked(values: Iterable[Tensor], own: State) -> bool:
     return transformed() or any(id(x) not in ours for x in sources(values))
 
 
-def entangled(values: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool:
+def entangled(values: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool | None:
     """Whether the values of the first sample depend on other samples' inputs: by one backward
-    pass, which leaves exact zeros in their rows where they do not.
+    pass, which leaves exact zeros in their rows where they do not. None where they depend on no
+    sample's, as those of a network that starts at zero.
     """
     live = [x for x in values if x.requires_grad]
     if not live or len(inputs[0]) < 2 or inputs[0].is_meta or transformed():
@@ -195,7 +196,11 @@ def entangled(values: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool:
         first = torch.arange(1.0, probe[0].numel() + 1.0, device=probe.device).cos()
         probe[0] = first.reshape(probe[0].shape)
     found = torch.autograd.grad(live, inputs, probes, retain_graph=True, materialize_grads=True)
-    return any(bool(x[1:].abs().nan_to_num(0.0).any()) for x in found)
+    sizes = [x.detach().abs().nan_to_num(0.0) for x in found]
+    own, others = (any(bool(x.any()) for x in part) for part in (
+        [x[:1] for x in sizes], [x[1:] for x in sizes],
+    ))  # fmt: skip
+    return others if own or others else None
 
 
 def mapped(y: State) -> bool:

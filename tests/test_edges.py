@@ -1576,6 +1576,18 @@ def test_a_field_that_mixes_samples_has_no_density_of_each_and_no_times_of_each(
             fs.solve(ode, y, **own)
 
 
+def test_networks_that_start_at_zero_are_looked_at_again() -> None:
+    """Nothing shows yet that they mix samples."""
+    last = nn.Linear(3, 3)
+    nn.init.zeros_(last.weight)
+    ode = fs.ODE(lambda t, y: last(y.mean(0) - y), batched_time=True)
+    y0, own = torch.randn(4, 3), fs.Adaptive(per_sample=True)
+    assert fs.solve(ode, y0, stepping=own).success
+    nn.init.eye_(last.weight)
+    with pytest.raises(TypeError, match="mixes the samples"):
+        fs.solve(ode, y0, stepping=own)
+
+
 class Timeless(nn.Module):
     """A network as a field."""
 

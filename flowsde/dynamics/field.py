@@ -326,9 +326,11 @@ def check_apart(known: Dynamics, field: Field, t: Tensor, y: State) -> None:
             values = leaves(field.drift(at, x))
         except RuntimeError:  # of what autograd does not follow, as numpy's
             return
-        if entangled(values, [at, *leaves(x)]):
-            raise TypeError(MIXED)
-    seen.add(kind)
+        mixed = entangled(values, [at, *leaves(x)])
+    if mixed:
+        raise TypeError(MIXED)
+    if mixed is False:
+        seen.add(kind)
 
 
 def _state(stepped: Any) -> State:
