@@ -14,9 +14,9 @@ from ._scalar import Scalar, expand, forwarding, forwards
 
 __all__ = [
     "State", "asked", "batch_size", "builder", "by_row", "check_like", "combine", "contract",
-    "describe", "detach", "dual", "entangled", "finite", "fits", "leaves", "mapped", "pullback",
-    "put_rows", "rows_of", "sources", "stack", "transformed", "tree_map", "unflatten", "unstack",
-    "weigh", "where",
+    "describe", "detach", "dual", "entangled", "factorable", "finite", "fits", "leaves", "mapped",
+    "pullback", "pulled", "put_rows", "rows_of", "sources", "squared", "stack", "transformed",
+    "tree_map", "unflatten", "unstack", "weigh", "where",
 ]  # fmt: skip
 
 State = Any
@@ -150,6 +150,34 @@ def batch_size(y: State) -> int | None:
     return sizes.pop() if len(sizes) == 1 else None
 
 
+def squared(v: Tensor) -> Tensor:
+    """|v|^2 of each sample, ``(batch,)``."""
+    return by_row(v.abs().square(), len(v))[0].sum(-1)
+
+
+def factorable(dtype: torch.dtype) -> torch.dtype:
+    """The precision in which matrices of this one are factored and solved with: never half."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def pulled(out: Tensor, y: Tensor, probes: Tensor, graph: bool) -> Tensor:
+    """v^T dout/dy for each v of ``(n, *out.shape)``: in one batched pass, where torch can."""
+
+    def back(v: Tensor, batched: bool) -> Tensor:
+        (found,) = torch.autograd.grad(
+            out, y, v, is_grads_batched=batched, create_graph=graph, retain_graph=True,
+            materialize_grads=True,
+        )  # fmt: skip
+        return found
+
+    if len(probes) == 1:  # to map over one costs a third of the pass itself
+        return back(probes[0], False)[None]
+    try:
+        return back(probes, True)
+    except RuntimeError:  # an operation that torch cannot batch, as GroupNorm's with a graph
+        return torch.stack([back(v, False) for v in probes])
+
+
 def pullback(f: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Callable[..., Tensor]]:
     """f(x), and what takes many cotangents ``(n, *f(x).shape)`` back to x, by transformations that
     torch.compile traces.
@@ -185,11 +213,13 @@ def asked(values: Iterable[Tensor], own: State) -> bool:
 
 def entangled(values: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool | None:
     """Whether the values of the first sample depend on other samples' inputs: by one backward
-    pass, which leaves exact zeros in their rows where they do not. None where they depend on no
-    sample's, as those of a network that starts at zero.
+    pass, which leaves exact zeros in their rows where they do not. None where that cannot be seen,
+    as of a network that starts at zero.
     """
     live = [x for x in values if x.requires_grad]
-    if not live or len(inputs[0]) < 2 or inputs[0].is_meta or transformed():
+    if inputs[0].is_meta or transformed():
+        return None
+    if not live or len(inputs[0]) < 2:
         return False
     probes = [torch.zeros_like(x) for x in live]
     for probe in probes:  # numbers that no symmetry of a field makes cancel
@@ -197,10 +227,9 @@ def entangled(values: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool | None
         probe[0] = first.reshape(probe[0].shape)
     found = torch.autograd.grad(live, inputs, probes, retain_graph=True, materialize_grads=True)
     sizes = [x.detach().abs().nan_to_num(0.0) for x in found]
-    own, others = (any(bool(x.any()) for x in part) for part in (
-        [x[:1] for x in sizes], [x[1:] for x in sizes],
-    ))  # fmt: skip
-    return others if own or others else None
+    if any(bool(x[1:].any()) for x in sizes):
+        return True
+    return False if any(bool(x[0].any()) for x in sizes) else None
 
 
 def mapped(y: State) -> bool:

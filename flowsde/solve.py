@@ -16,7 +16,7 @@ from ._increment import Draws, Source, Whole
 from ._loop import Loop, Report
 from ._plan import AdaptivePlan, GivenPlan, Plan
 from ._save import SaveEnd, Saver, SaveRows, SaveSteps, SaveTimes
-from ._scalar import Scalar, moving, resolution, to_float
+from ._scalar import Scalar, moving, resolution, still, to_float
 from ._state import State, batch_size, describe, finite, fits, leaves, mapped, transformed
 from .adjoint import Adjoint, Checkpointed, Direct
 from .dynamics.base import Dynamics
@@ -389,7 +389,8 @@ class _Span:
             return
         at = self.saves.detach()
         ends = self.t0, self.t1
-        t0, t1 = (t.detach() if isinstance(t, Tensor) else t for t in ends)
+        places: list[Any] = [still(t) for t in ends]
+        t0, t1 = places
         slack = rounding * (abs(t0) + abs(t1)) + _FINE * abs(t1 - t0)
         inside = ((at - t0) * self.sign >= -slack) & ((at - t1) * self.sign <= slack)
         if at.numel() and not bool(inside.all()):
@@ -424,14 +425,15 @@ def _snap(saves: Tensor, ends: tuple[Any, Any], sign: Any, rounding: float) -> T
     """Times within rounding of an end, or beyond it, are that end; they move with it, or in their
     own way.
     """
-    own, stills = moving(saves), [t.detach() if isinstance(t, Tensor) else t for t in ends]
-    fine = _FINE * abs(stills[1] - stills[0])
-    for end, still, way in zip(ends, stills, (-sign, sign), strict=True):
+    own = moving(saves)
+    places: list[Any] = [still(t) for t in ends]
+    fine = _FINE * abs(places[1] - places[0])
+    for end, place, way in zip(ends, places, (-sign, sign), strict=True):
         at = saves.detach()
-        gap = abs(at - still)
-        near = gap <= fine + 0.5 * rounding * abs(still)
-        near = near | ((at - still) * way > 0)
-        target = still if own or not bool(near.any()) else end
+        gap = abs(at - place)
+        near = gap <= fine + 0.5 * rounding * abs(place)
+        near = near | ((at - place) * way > 0)
+        target = place if own or not bool(near.any()) else end
         saves = saves + torch.where(near, target - at, 0.0)
     return saves
 

@@ -18,7 +18,7 @@ from .._random import widest
 from .._scalar import Scalar, still
 from .._state import State, batch_size, dual, leaves, tree_map
 from ..dynamics.field import MIXED, Field
-from ..stepping import Adaptive, Norm
+from ..stepping import Adaptive, Norm, max_norm, rms_norm
 from .linear import Dense, Linearization, LinearSolver, Rows, Solve, jacobian, unrecorded
 
 __all__ = ["PerRow", "count_rows", "stages"]
@@ -106,11 +106,12 @@ class _Newton:
         """Norm of a correction of r + h k over what is tolerated, ``(n,)`` or ``(1,)``."""
         stepping = self._method.stepping
         if self._sizes is not None:  # what is near 0 counts by the largest of its row, or by 1
-            eps, ways = self._rows.flat(self._scale), torch.maximum(_peak(r), _peak(self._h * k))
-            least = torch.maximum(_peak(self._sizes), ways) + torch.finfo(ways.dtype).tiny
+            peaks = [max_norm(x, True) for x in (self._sizes, r, self._h * k)]
+            eps, ways = self._rows.flat(self._scale), torch.maximum(*peaks[1:])
+            least = torch.maximum(peaks[0], ways) + torch.finfo(ways.dtype).tiny
             fine = eps**0.8 * (self._sizes + least.clamp(max=1.0)[:, None])
             parts = correction / (fine + 8.0 * eps * ways[:, None])
-            return torch.linalg.vector_norm(parts, dim=1) * max(1, parts.shape[1]) ** -0.5
+            return rms_norm(parts, True)
         assert stepping is not None
         # where the batch shares its steps, one number for all will do
         norm: Norm = stepping.length if stepping.per_sample else stepping.norm
@@ -134,8 +135,7 @@ class _Newton:
             diverges = diverges | (rate > 2.0)
         else:  # a long way, on which two corrections may be far apart by chance
             least = 0.1
-            if not full:
-                diverges = diverges & False  # Newton's own iteration is still to come
+            diverges = diverges & full  # else Newton's own iteration is still to come
         rate = rate.clip(least, 0.99)  # never at its end before rounding is met
         expected = where(active & (before < math.inf), rate / (1.0 - rate), expected)
         return active & (expected * size <= 1.0), diverges, expected
@@ -317,11 +317,6 @@ def stages(method: Equations, field: Field, t0: Scalar, h: Scalar, y: State) -> 
 def _eased(expected: PerRow) -> PerRow:
     """What is expected of the next stage's first correction."""
     return (expected**0.8).clip(0.01)
-
-
-def _peak(rows: Tensor) -> Tensor:
-    """The largest of each row of numbers, ``(n,)``."""
-    return rows.abs().amax(1) if rows.shape[1] else rows.sum(1)
 
 
 def _asks(x: Any) -> bool:

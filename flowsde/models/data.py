@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import _random
-from .._state import State, by_row, mapped
+from .._state import State, by_row, factorable, mapped
 from ..dynamics.discrete import Map
 from .mixing import exactly
 
@@ -112,7 +112,7 @@ class Whiten(Map):
         return self.step(0, y)[0]
 
     def step(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-        wide = torch.promote_types(y.dtype, torch.float32)  # half precision has no such solver
+        wide = factorable(y.dtype)
         off = (self._vectors(y) - self.mean).flatten(0, -2).mT.to(wide)
         z = torch.linalg.solve_triangular(self.factor.to(wide), off, upper=False)
         return z.mT.reshape(y.shape).to(y.dtype), -self._volume(y)

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import _random
 from .._batch import shared
 from .._scalar import Scalar, expand
-from .._state import by_row, check_like
+from .._state import check_like, squared
 from ..dynamics.base import Dynamics, Noise
 from ..dynamics.differential import ODE
 from ..flow import Flow
@@ -126,10 +126,10 @@ def straightness(flow: Flow, x1: Tensor, *args: Any) -> Tensor:
 
     def field(t: Tensor, y: tuple[Tensor, Tensor], *args: Any) -> tuple[Tensor, Tensor]:
         velocity = dynamics(t, y[0], *args)
-        return velocity, by_row(velocity, len(velocity))[0].abs().square().sum(1)
+        return velocity, squared(velocity)
 
     span = dynamics.horizon - flow.t0
     both = ODE(field, batched_time=dynamics.batched_time)
     start = x1, x1.new_zeros(len(x1), dtype=x1.dtype.to_real())
     x0, energy = flow.solver.solve(both, start, dynamics.horizon, flow.t0, args=args).y1
-    return -energy / span - by_row(x1 - x0, len(x1))[0].abs().square().sum(1) / span**2
+    return -energy / span - squared(x1 - x0) / span**2

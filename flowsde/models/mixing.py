@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .._state import factorable
 from ..dynamics.discrete import Map
 
 __all__ = ["ActNorm", "Mixing", "Permutation"]
@@ -145,7 +146,7 @@ class Mixing(Map):
     def unstep(self, k: int, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         lower, upper = self._factors()
         rows = y.index_select(1, self.order.argsort()).movedim(1, -1)
-        wide = torch.promote_types(y.dtype, torch.float32)  # half precision has no such solver
+        wide = factorable(y.dtype)
         lower, upper, flat = (x.to(wide) for x in (lower, upper, rows.reshape(-1, len(lower))))
         flat = torch.linalg.solve_triangular(
             lower, flat, upper=True, left=False, unitriangular=True

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .._state import factorable
 from ..dynamics.discrete import Map
 from ..nn._conditions import joined
 from ..nn.zeroed import zeroed
@@ -132,8 +133,7 @@ class Sylvester(_Amortised):
     def _law(self, y: Tensor, args: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Q, R, S, b."""
         basis, outer, inner, bias = self._numbers(y, args)
-        wide = torch.promote_types(basis.dtype, torch.float32)  # LAPACK has no half precision
-        q, rest = torch.linalg.qr(basis.to(wide))
+        q, rest = torch.linalg.qr(basis.to(factorable(basis.dtype)))
         q = q * _diagonal(rest).sign().unsqueeze(-2)  # Gram and Schmidt's signs, which do not jump
         return q.to(basis), self._triangle(outer), self._triangle(inner), bias
 

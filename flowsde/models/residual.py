@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .. import _random
 from .._once import once
+from .._state import factorable, pulled
 from ..dynamics.discrete import Map
 from ..stepping import max_norm
 from .mixing import exactly
@@ -34,13 +35,9 @@ class LogDet(ABC):
         """``(batch,)``, from g(x), x, and whether it is to be differentiated."""
 
 
-def _pull(g: Tensor, x: Tensor, v: Tensor, graph: bool, batched: bool = False) -> Tensor:
+def _pull(g: Tensor, x: Tensor, v: Tensor, graph: bool) -> Tensor:
     """v^T dg/dx."""
-    (pulled,) = torch.autograd.grad(
-        g, x, v, create_graph=graph, retain_graph=True, is_grads_batched=batched,
-        materialize_grads=True,
-    )  # fmt: skip
-    return pulled
+    return pulled(g, x, v[None], graph)[0]
 
 
 @dataclass(frozen=True)
@@ -51,9 +48,8 @@ class ExactLogDet(LogDet):
         size = x.shape[1:].numel()
         one = torch.eye(size, dtype=x.dtype, device=x.device)
         probes = one[:, None].expand(-1, len(x), -1).reshape(size, *x.shape)
-        rows = _pull(g, x, probes, graph, batched=True).flatten(2).transpose(0, 1)
-        wide = torch.promote_types(x.dtype, torch.float32)  # LAPACK has no half precision
-        return torch.linalg.slogdet((one + rows).to(wide))[1].to(x.dtype)
+        rows = pulled(g, x, probes, graph).flatten(2).transpose(0, 1)
+        return torch.linalg.slogdet((one + rows).to(factorable(x.dtype)))[1].to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -216,5 +212,5 @@ class _FixedPoint(torch.autograd.Function):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             bent = ctx.g(x)
-        pulled = _settle(lambda w: _pull(bent, x, w, False), cotangent, _peak(cotangent))
-        return pulled, None, None
+        found = _settle(lambda w: _pull(bent, x, w, False), cotangent, _peak(cotangent))
+        return found, None, None

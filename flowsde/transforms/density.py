@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import _random
 from .._scalar import Scalar, expand, isfinite, log, where
-from .._state import State, asked, check_like, entangled, pullback
+from .._state import State, asked, check_like, entangled, factorable, pullback, pulled
 from ..dynamics.base import Dynamics, SemiLinear
 from ..dynamics.discrete import Chain, Map
 
@@ -110,24 +110,8 @@ _CACHED = 2**16
 def _pull(out: Tensor, y: Tensor, probes: Tensor, graph: bool) -> Tensor:
     """w^T J for ``(n, batch, ...)`` probes w, in batched backward passes."""
     size = max(1, _CACHED // max(1, y.numel())) if y.device.type == "cpu" else len(probes)
-    parts = [_pass(out, y, part, graph) for part in torch.split(probes, size)]
+    parts = [pulled(out, y, part, graph) for part in torch.split(probes, size)]
     return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-
-def _pass(out: Tensor, y: Tensor, probes: Tensor, graph: bool) -> Tensor:
-    def back(v: Tensor, batched: bool) -> Tensor:
-        (pulled,) = torch.autograd.grad(
-            out, y, v, is_grads_batched=batched, create_graph=graph, retain_graph=True,
-            materialize_grads=True,
-        )  # fmt: skip
-        return pulled
-
-    if len(probes) == 1:  # to map over one costs a third of the pass itself
-        return back(probes[0], False)[None]
-    try:
-        return back(probes, True)
-    except RuntimeError:  # an operation that torch cannot batch, as GroupNorm's with a graph
-        return torch.stack([back(v, False) for v in probes])
 
 
 @dataclass(frozen=True)
@@ -208,8 +192,7 @@ class HutchPlusPlus(_Drawn):
         assert self.drawn is not None
         sketch = _pull(out, y, self.drawn[: self.samples], graph=False)
         columns = _flat(sketch).permute(1, 2, 0)
-        wide = torch.promote_types(columns.dtype, torch.float32)  # LAPACK has no half precision
-        basis = torch.linalg.qr(columns.to(wide)).Q.to(columns.dtype)
+        basis = torch.linalg.qr(columns.to(factorable(columns.dtype))).Q.to(columns.dtype)
         rest = _flat(self.drawn[self.samples :]).permute(1, 2, 0)
         rest = rest - basis @ (basis.mT @ rest)
         both = torch.cat((basis, rest), -1)

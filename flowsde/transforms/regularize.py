@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from .._state import State, by_row
+from .._state import State, squared
 from ..dynamics.base import Dynamics
 from ..dynamics.discrete import Chain
 from .density import Divergence, FlowDensity, Hutchinson
@@ -111,11 +111,11 @@ class Regularized(Dynamics):
     def forward(self, t: Tensor, y: State, *args: Any) -> State:
         x, (kinetic, jacobian, taylor) = y[0], self._asked
         slope, norm = self._drift(t, x, args) if jacobian else (self.dynamics(t, x, *args), None)
-        costs = [_square(self._moved(slope))] if kinetic else []
+        costs = [squared(self._moved(slope))] if kinetic else []
         if norm is not None:
             costs.append(norm)
         if taylor is not None:
-            costs.append(_square(self._derivative(taylor, t, self._moved(x), args)))
+            costs.append(squared(self._derivative(taylor, t, self._moved(x), args)))
         return slope, *costs
 
     def _drift(self, t: Tensor, x: State, args: tuple[Any, ...]) -> tuple[State, Tensor]:
@@ -148,8 +148,3 @@ def _along(
 ) -> Tensor:  # fmt: skip
     """The derivative of g(t, y(t)) where dy/dt = f(t, y)."""
     return torch.func.jvp(g, (t, y), (torch.ones_like(t), f(t, y)))[1]
-
-
-def _square(v: Tensor) -> Tensor:
-    """|v|^2 of each sample."""
-    return by_row(v.square(), len(v))[0].sum(-1)
