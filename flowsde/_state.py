@@ -187,12 +187,12 @@ def pullback(f: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Callable
     return value, torch.func.vmap(lambda v: pull(v)[0])
 
 
-def sources(values: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The leaves from which the graphs of these values come."""
+def sources(values: Iterable[Tensor], but: Iterable[Tensor] = ()) -> Iterator[Tensor]:
+    """The leaves from which the graphs of these values come, but by way of those others."""
     values = list(values)
     yield from (x for x in values if x.requires_grad and x.grad_fn is None)
     nodes: list[Any] = [x.grad_fn for x in values if x.grad_fn is not None]
-    seen = set(nodes)
+    seen = {*nodes, *(x.grad_fn for x in but)}
     while nodes:
         node = nodes.pop()
         leaf = getattr(node, "variable", None)

@@ -17,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from ._loop import Loop, Recorder
 from ._plan import Accept
 from ._scalar import Scalar
-from ._state import State, detach, leaves, tree_map, where
+from ._state import State, detach, leaves, sources, tree_map, where
 from .integrators.base import Carry, Step
 from .solution import Stats
 
@@ -96,7 +96,8 @@ class Tape(Recorder):
         self._last: tuple[_Record, _Frame, State, Carry] | None = None
         self._stats: Stats | None = None
         self._loop: Loop | None = None
-        self._used: list[tuple[Tensor, int]] = []  # by the field, as they then were
+        self._used: _Saved = []  # by the field, as they then were
+        self._found: _Saved = []  # in the first step's graph, of closures too
         self._met = False  # whether steps taken again came to where they had
 
     def take(self, loop: Loop, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> Step:
@@ -105,8 +106,8 @@ class Tape(Recorder):
             self._loop = loop
             kind = leaves(y)[0].device.type
             self._autocast = kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-            self._used = [(x, 0 if x.is_inference() else x._version) for x in self._given()]
-            y, carry = tree_map(_copied, (y, carry))  # the caller's own may change
+            self._used = [(x, _version(x)) for x in self._given()]
+            y, carry = _copies((y, carry))  # the caller's own may change
         if place in self._ends and place not in self._starts:
             self._starts[place] = detach(y), detach(carry)
         elif place % self._spacing == 0 and place not in self._kept:
@@ -115,6 +116,9 @@ class Tape(Recorder):
         frame = _Frame(self, place)
         with saved_tensors_hooks(frame.pack, frame.unpack):
             step = loop.advance(n, t0, t1, y, carry)
+        if not place:
+            own = [x for x in leaves((y, carry)) if isinstance(x, Tensor)]
+            self._found = [(x, _version(x)) for x in sources(leaves(step.y1), own)]
         record = _Record(n, detach(t0), detach(t1), weakref.ref(frame))
         self._last = record, frame, detach(y), detach(carry)
         return step
@@ -186,8 +190,10 @@ class Tape(Recorder):
         for x, (used, version) in zip(self._given(), self._used, strict=True):
             if x is not used:
                 raise RuntimeError(OTHERS)
-            if not x.is_inference() and x._version != version:
+            if _version(x) != version:
                 raise RuntimeError(CHANGED)
+        if any(_version(x) != version for x, version in self._found):
+            raise RuntimeError(CHANGED)
         self._release(0)
         field, (kind, enabled, dtype) = self._loop.field, self._autocast
         evaluations, cast = field.evaluations, torch.autocast(kind, enabled=enabled, dtype=dtype)
@@ -234,8 +240,18 @@ class Tape(Recorder):
         return detach(where(accept, step.y1, y)), detach(where(accept, step.carry, carry))
 
 
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version
+
+
 def _copied(x: Any) -> Any:
     return x.clone() if isinstance(x, Tensor) else x
+
+
+def _copies(tree: Any) -> Any:
+    """Copies of its tensors, one of each: the sums of their gradients keep their order."""
+    made = {id(x): _copied(x) for x in leaves(tree)}
+    return tree_map(lambda x: made[id(x)], tree)
 
 
 def _bytes(tensors: Iterable[object], but: set[int]) -> int:

@@ -84,6 +84,11 @@ def solve_with_error(
         if path is None and generator is not None:
             path = Brownian(_random.draw_seed(generator))
         if isinstance(path, Brownian) and path.times is None:
+            if times.ndim > 1:
+                raise TypeError(
+                    "steps of each sample's own and of twice the length share a path at any time: "
+                    "give path=BrownianTree(seed, t0, t1)"
+                )
             path = replace(path, times=times)
     same: dict[str, Any] = {"integrator": integrator, "args": args, "path": path}
     probes = None if generator is None else generator.clone_state()
@@ -137,7 +142,8 @@ def _times(stepping: Stepping, t0: Scalar, t1: Scalar) -> Tensor:
     times = [torch.as_tensor(t, dtype=torch.float64).detach() for t in stepping.times(t0, t1)]
     if len(times) % 2 == 0:
         raise ValueError(f"every other one of {len(times) - 1} steps: give an even number of them")
-    return torch.stack(times)
+    shape = max((t.shape for t in times), key=len)  # () or (batch,)
+    return torch.stack([t.expand(shape) for t in times])
 
 
 def _order(integrator: Integrator, dynamics: Dynamics, noisy: bool) -> float:

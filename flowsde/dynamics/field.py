@@ -43,8 +43,8 @@ _WATCHED = 8  # evaluations, at which is looked whether a field writes over what
 
 def _versions(tree: Any) -> list[tuple[Tensor, int]]:
     """Of its tensors, as far as they have any."""
-    flat = (x for x in leaves(tree) if isinstance(x, Tensor))
-    return [(x, x._version) for x in flat if not x.is_inference()]
+    flat = leaves(tree)
+    return [(x, x._version) for x in flat if isinstance(x, Tensor) and not x.is_inference()]
 
 
 class Product:
@@ -116,7 +116,7 @@ class Field:
             return t.to(device=self._device, dtype=self._dtype)
         if t != self._t:
             self._t = t
-            self._tensor = torch.full((), t, dtype=self._dtype, device=self._device)
+            self._tensor = torch.scalar_tensor(t, dtype=self._dtype, device=self._device)
         return self._tensor
 
     def drift(self, t: Scalar, y: State) -> State:
@@ -133,7 +133,7 @@ class Field:
         else:
             self.evaluations += 1
             watched = self.evaluations <= _WATCHED
-            before = _versions((at, y)) if watched else []
+            before = [*_versions(at), *_versions(y)] if watched else []
             k = f(at, y, *self.args, **more)
             if watched:
                 self._watch(what, k, before)
@@ -273,7 +273,9 @@ class Field:
         def g(y: State) -> State:
             return self.diffusion(at, y)
 
-        return torch.func.jvp(g, (y,), (v,))[1]
+        found: Any = torch.func.jvp(g, (y,), (v,))
+        value, slope = found  # of which that of no dimensions comes in another precision
+        return tree_map(lambda s, of: s.to(of.dtype), slope, value)
 
     def product(self, g: State, dw: State) -> State:
         """g dW, shaped as the state, for a g that ``diffusion`` returned."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from .. import _random
 from .._increment import Draws, Increment, Levy, Source
-from .._scalar import Scalar, maximum, minimum, where
+from .._scalar import Scalar, maximum, minimum, moving, where
 from .._state import State
 from . import levy
 from .base import RandomPath
@@ -61,6 +62,12 @@ class BrownianTree(RandomPath):
 
     def __post_init__(self) -> None:
         Law(self.seed, self.antithetic, self.correlation)
+        for name in ("t0", "t1", "tol"):
+            value = getattr(self, name)
+            if isinstance(value, Tensor) and value.ndim == 0 and not moving(value):
+                object.__setattr__(self, name, float(value))
+            elif value is not None and not isinstance(value, numbers.Real):
+                raise TypeError(f"{name} of a tree is a number, without a gradient; got {value!r}")
         if not -math.inf < self.t0 < self.t1 < math.inf:
             raise ValueError(f"a tree spans t0 < t1, both finite; got {self.t0} and {self.t1}")
         if self.levy not in (None, *levy.ORDER):

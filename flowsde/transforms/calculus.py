@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, final
@@ -151,35 +152,50 @@ def _leaf(v: Tensor) -> Tensor:
 def check_diagonal(known: Dynamics, field: Field, t: Scalar, y: State) -> None:
     """Refuses diagonal noise whose g_i depends on other components than y_i, where formulas take
     dg/dy for diagonal: chosen steps, and conversions between Ito and Stratonovich. Once for each
-    dynamics, by two products: J^T v = v (J^T 1) of a diagonal J.
+    dynamics.
     """
     noise = field.noise
     if noise is None or noise.kind != "diagonal" or noise.additive or _settled(known, field, y):
         return
     if any(leaf.ndim < 2 or not leaf.numel() for leaf in leaves(y)):
         return
-    probes = [_probe(leaf) for leaf in leaves(y)]
     with torch.enable_grad(), field.aside():
         x = tree_map(_leaf, y)
-        pairs = zip(leaves(field.diffusion(t, x)), probes, strict=True)
-        live = [(g, v, torch.ones_like(v)) for g, v in pairs if g.requires_grad]
-        if not live:
-            return
-        gs, *ends = zip(*live, strict=True)
-        along, alone = (
-            torch.autograd.grad(gs, leaves(x), vs, retain_graph=True, materialize_grads=True)
-            for vs in ends
+        crossed = _crossed(leaves(field.diffusion(t, x)), leaves(x))
+    if crossed:
+        raise TypeError(
+            "a component of this diagonal noise depends on other components than its own, so that "
+            "chosen steps and conversions between Ito and Stratonovich, as Backsolve makes, would "
+            "lead to another law: give noise='general', noise_size=d and torch.diag_embed(g), or "
+            "take Fixed(...) steps and Direct() or Checkpointed()"
         )
-    for v, a, ones in zip(probes, along, alone, strict=True):
-        b = v * ones
-        if bool((a - b).abs().max() > 1e-3 * torch.maximum(a.abs(), b.abs()).max()):
-            raise TypeError(
-                "a component of this diagonal noise depends on other components than its own, so "
-                "that chosen steps and conversions between Ito and Stratonovich, as Backsolve "
-                "makes, would lead to another law: give noise='general', noise_size=d and "
-                "torch.diag_embed(g), or take Fixed(...) steps and Direct() or Checkpointed()"
-            )
     _SEEN.add(known)
+
+
+def _crossed(values: list[Tensor], inputs: list[Tensor]) -> bool:
+    """Whether a component of a sample's values depends on another one of its inputs.
+
+    Of any two components the numbers differ in a bit: a product J^T v, with v of those that have it
+    or of those that have not, leaves exact zeros in the others where J is diagonal.
+    """
+    live = [i for i, value in enumerate(values) if value.requires_grad]
+    if not live:
+        return False
+    numbers, count = [], 0
+    for x in inputs:
+        size = x.shape[1:].numel()
+        numbers.append(torch.arange(count, count + size, device=x.device).reshape(x.shape[1:]))
+        count += size
+    strays = []
+    for bit, side in itertools.product(range((count - 1).bit_length()), (0, 1)):
+        chosen = [(n >> bit) & 1 == side for n in numbers]
+        probes = [_probe(values[i]) * chosen[i] for i in live]
+        found = torch.autograd.grad(
+            [values[i] for i in live], inputs, probes, retain_graph=True, materialize_grads=True
+        )
+        for x, own in zip(found, chosen, strict=True):
+            strays.append(torch.where(own, 0.0, x.abs().nan_to_num(0.0)).any())
+    return any(bool(stray) for stray in strays)
 
 
 def check_additive(known: Dynamics, field: Field, t: Scalar, y: State) -> None:
@@ -213,4 +229,4 @@ def _probe(like: Tensor) -> Tensor:
     key = _random.keys(0, 1, like.device, _random.PROBE)
     first = torch.zeros(1, dtype=torch.int64, device=like.device)
     v = _random.normal(key, first, like.shape[1:].numel(), like.dtype.to_real())
-    return v.reshape(1, *like.shape[1:]).to(like.dtype).expand(like.shape)
+    return v.reshape(like.shape[1:]).to(like.dtype).expand(like.shape)
