@@ -101,7 +101,6 @@ class Compiled(Executor):
 
     def prepare(self, loop: Loop, dynamics: Dynamics) -> None:
         loop.integrator.check_graph()
-        loop.field.graphs = True
         if dynamics.pulls:
             raise TypeError(
                 f"{type(dynamics).__name__} takes derivatives of its field in a way that torch."

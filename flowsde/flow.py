@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 from . import _random
 from ._batch import conditions, rows, spread
 from ._state import State
-from .bases import Base
+from .bases import Base, Normal
 from .dynamics.base import Dynamics
 from .dynamics.discrete import Map
+from .dynamics.noising import Reverse
 from .solve import Solver
+from .stepping import Grid
 from .transforms.density import Divergence, log_density
 
 __all__ = ["Flow", "bits_per_dim"]
@@ -67,6 +70,7 @@ class Flow(nn.Module):
     ) -> None:
         super().__init__()
         _check_parts(base, dynamics, solver)
+        _check_noise(base, dynamics)
         self.base, self.dynamics, self.transform, self.t0 = base, dynamics, transform, t0
         self.solver, self.divergence = solver or Solver(), divergence
         # in a tuple, so that the parameters stand once in a state_dict; beside what it is made of
@@ -199,7 +203,10 @@ class Flow(nn.Module):
             return _through(dynamics, state, args, inverse=inverse)
         span = self.t0, self.dynamics.horizon
         t0, t1 = reversed(span) if inverse else span
-        return self.solver.solve(dynamics, state, t0, t1, args=args, generator=generator).y1
+        solver = self.solver
+        if isinstance(solver.stepping, Grid):  # as samplers have it, or densities
+            solver = replace(solver, stepping=solver.stepping.towards(t0, t1))
+        return solver.solve(dynamics, state, t0, t1, args=args, generator=generator).y1
 
     def _noise(
         self, sample_shape: int | Sequence[int], args: tuple[Any, ...],
@@ -250,6 +257,18 @@ def bits_per_dim(log_prob: Tensor, dims: int, levels: int = 1) -> Tensor:
     Source: Theis et al. 2016, arXiv 1511.01844.
     """
     return -log_prob / (dims * math.log(2.0)) + math.log2(levels)
+
+
+def _check_noise(base: Base, dynamics: Dynamics) -> None:
+    """Refuses a normal law that is no noise of this diffusion."""
+    if not isinstance(dynamics, Reverse) or not isinstance(base, Normal):
+        return
+    sigma, scale = float(dynamics.denoiser.schedule.sigma(dynamics.horizon)), base.scale
+    if not scale.is_meta and float(scale) < 0.5 * sigma:
+        raise ValueError(
+            f"this diffusion ends in noise of standard deviation {sigma:.3g}, its base has "
+            f"{float(scale):.3g}: give Normal({tuple(base.event_shape)}, scale={sigma:.3g})"
+        )
 
 
 def _check_parts(base: object, dynamics: object, solver: object) -> None:

@@ -29,7 +29,8 @@ class Series:
         label: a class's number or a value; None without one.
 
     Raises:
-        ValueError: on shapes that do not fit, or times that do not increase.
+        ValueError: on shapes that do not fit, times that do not increase, values that are infinite,
+            or a label of another kind.
     """
 
     times: Tensor
@@ -47,6 +48,10 @@ class Series:
             )
         if not self.values.is_floating_point():
             raise ValueError(f"values are in floating point; got {self.values.dtype}: use .float()")
+        if bool(self.values.isinf().any()):
+            raise ValueError("values are finite, or not-a-number where nothing was observed")
+        if not isinstance(self.label, int | float | None):
+            raise ValueError(f"a label is a class's number, or a value; got {self.label!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,6 +228,9 @@ def _case(line: str, header: dict[str, list[str]], classes: list[str]) -> Series
         label = _place(parts.pop().strip(), classes)
     elif _flag(header, "targetlabel"):
         label = float(parts.pop())
+    count = header.get("dimensions", [str(len(parts))])[0]
+    if str(len(parts)) != count:
+        raise ValueError(f"a series has {count} dimensions, as @dimensions says; got {len(parts)}")
     return _joined([_points(part, _flag(header, "timestamps")) for part in parts], label)
 
 
@@ -299,6 +307,8 @@ def read_csv(
         if len(set(columns)) < len(columns):
             raise ValueError(f"{path} has columns {columns}: give each a name of its own")
         channels = [name for name in columns if name not in named]
+        if not channels:
+            raise ValueError(f"{path} has columns {columns}, of which none is left for values")
         found: dict[str, list[dict[float, float]]] = {}
         said: dict[str, str] = {}
         for row in rows:

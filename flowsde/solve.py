@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -37,6 +39,7 @@ from .transforms.calculus import Converted, check_additive, check_diagonal
 
 __all__ = ["Solver", "solve"]
 
+_Verb = TypeVar("_Verb", bound=Callable[..., Any])
 SaveAt = Tensor | Sequence[float] | Steps | None
 _KINDS = {
     "args": "a tuple of further inputs, args=(u,)",
@@ -44,12 +47,31 @@ _KINDS = {
     "executor": "Eager(), Compiled() or Picard()",
     "path": "a Brownian(seed), a BrownianTree(seed, t0, t1), or torchsde's BrownianInterval",
 }
+_APART = (
+    "a solve goes by numbers that the host reads: leave out fullgraph, and have its steps compiled "
+    "by executor=Compiled()"
+)
 _FINE = 1e-12  # of a span: rounding of times that are computed
 _ERRORS = {
     Status.MAX_STEPS: MaxStepsReached,
     Status.NON_FINITE: NonFiniteState,
     Status.UNDERFLOW: StepUnderflow,
 }
+
+
+def _by_host(verb: _Verb) -> _Verb:
+    """What ``torch.compile`` leaves as it is: a solve goes by numbers that the host reads, and by
+    others that no graph should be bound to. The compiler is not imported for it.
+    """
+    apart: list[Callable[..., Any]] = []
+
+    @functools.wraps(verb)
+    def run(*args: Any, **keywords: Any) -> Any:
+        if not apart and "torch._dynamo" in sys.modules:
+            apart.append(torch.compiler.disable(verb, reason=_APART))  # type: ignore[no-untyped-call]
+        return (apart[0] if apart else verb)(*args, **keywords)
+
+    return cast(_Verb, run)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +95,7 @@ class Solver:
         return solve(dynamics, y0, t0, t1, **{**own, **more})
 
 
+@_by_host
 def solve(
     dynamics: Dynamics,
     y0: State,

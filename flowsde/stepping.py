@@ -118,6 +118,11 @@ class Grid(Given):
         """What ``save`` wrote."""
         return cls(**load_checkpoint(path))
 
+    def towards(self, t0: float, t1: float) -> Grid:
+        """The same times, in the direction of this span."""
+        up = bool((self.grid[-1] > self.grid[0]).all())
+        return self if up == (t1 > t0) else Grid(self.grid.flip(0))
+
     def times(self, t0: Scalar, t1: Scalar) -> list[Scalar]:
         own = self.grid.detach().double().cpu()
         slack = resolution(self.grid) * own.abs().amax(0) + 1e-6 * (own[-1] - own[0]).abs()

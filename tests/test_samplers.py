@@ -38,7 +38,16 @@ from flowsde.integrators import (
     UniPC,
 )
 from flowsde.integrators.exponential import Exponential, lagrange, phi
-from flowsde.paths import EDM, VP, Discrete, FlowMatching, karras, uniform, uniform_lambda
+from flowsde.paths import (
+    EDM,
+    VP,
+    Discrete,
+    FlowMatching,
+    aligned,
+    karras,
+    uniform,
+    uniform_lambda,
+)  # fmt: skip
 from flowsde.paths.base import RandomPath
 
 from .systems import Mixture, catalogue, slope
@@ -314,14 +323,14 @@ def test_evaluations(method: Integrator, cost: int) -> None:
 
 @torch.no_grad()
 def test_predictor_corrector_beats_its_predictor() -> None:
-    """At equal steps, in the mean of log p that samples should have; the method of the paper."""
+    """At equal steps, in the mean of log p that samples should have."""
     means = torch.stack((torch.full((16,), -0.8), torch.full((16,), 0.5)))
     mixture = Mixture(torch.tensor([0.3, 0.7]), means, 0.5)
-    schedule, x = VP(), torch.randn(400, 16)
+    schedule, x = VP(), torch.randn(2000, 16)
     dynamics = fs.LinearSDE(schedule).probability_flow(mixture.denoiser(schedule))
     wanted, gaps = mixture.log_prob(mixture.sample(4000, 1)).mean(), []
     for method in (DDIM(1.0), PredictorCorrector(DDIM(1.0))):
-        y = run(dynamics, x, method, torch.linspace(1.0, 1e-3, 31), path=fs.Brownian(0))
+        y = run(dynamics, x, method, aligned(schedule, 1.0, 1e-3, 30), path=fs.Brownian(0))
         gaps.append(float(mixture.log_prob(y).mean() - wanted))
     assert abs(gaps[1]) < 0.7 * abs(gaps[0])
 
@@ -347,9 +356,10 @@ def test_a_corrector_is_langevin_at_the_steps_noise(predictor: Integrator) -> No
     assert dw.z is not None
     (alpha, sigma), z = schedule(t0), dw.z[0]
     score = (alpha * denoiser(torch.tensor(t0), x) - x) / sigma**2
-    size = score.norm(dim=1, keepdim=True).maximum(2.0 / x.norm(dim=1, keepdim=True))
-    ratio = z.norm(dim=1, keepdim=True) / size
-    e = 2 * (alpha / schedule.alpha(t1)) ** 2 * (0.2 * ratio) ** 2
+    size = score.norm(dim=1, keepdim=True)
+    usual = 2.0 / x.norm(dim=1, keepdim=True)
+    ratio = 2.0 / (size.maximum(usual) * size.maximum(0.1 * usual))
+    e = 2 * (alpha / schedule.alpha(t1)) ** 2 * 0.2**2 * ratio
     corrected = x + e * score + (2 * e).sqrt() * z
     field = fs.dynamics.field.Field(dynamics, (), x)
     rest = None
@@ -358,6 +368,25 @@ def test_a_corrector_is_langevin_at_the_steps_noise(predictor: Integrator) -> No
     carry = predictor.init(field, t0, corrected)
     hand = predictor.step(field, t0, t1, corrected, rest, carry).y1
     assert torch.allclose(run(dynamics, x, method, times, path=fs.Brownian(4)), hand, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dim", [8, 16, 64])
+def test_corrections_widen_the_law_by_little(dim: int) -> None:
+    """A normal law, as the docstring says; to its deviation as estimated, a normal number too."""
+    schedule, count = VP(), 40_000 // dim
+
+    def denoiser(t: Tensor, x: Tensor) -> Tensor:
+        alpha, sigma = schedule(t)
+        return 0.25 * alpha / (0.25 * alpha**2 + sigma**2) * x
+
+    alpha, sigma = schedule(1e-3)
+    y = run(
+        fs.LinearSDE(schedule).probability_flow(denoiser), torch.randn(count, dim),
+        PredictorCorrector(EDMHeun()), aligned(schedule, 1.0, 1e-3, 50), path=fs.Brownian(0),
+    )  # fmt: skip
+    wide = float(y.std()) / (0.25 * alpha**2 + sigma**2) ** 0.5
+    assert abs(wide - 1.0) < 0.01 + 0.5 / dim + 3.5 * (2 * 40_000) ** -0.5
 
 
 @pytest.mark.parametrize("predictor", [UniPC(3), DPMSolverPP(), DEIS(3)], ids=str)

@@ -75,7 +75,7 @@ class Field:
 
     __slots__ = (
         "_device", "_dtype", "_given", "_made", "_t", "_tensor", "args", "dynamics", "evaluations",
-        "graphs", "kinetic", "mixes", "noise", "parts", "products", "split",
+        "kinetic", "mixes", "noise", "parts", "products", "split",
     )  # fmt: skip
 
     def __init__(self, dynamics: Dynamics, args: tuple[Any, ...], y0: State) -> None:
@@ -87,12 +87,21 @@ class Field:
         self.kinetic: Kinetic | None = dynamics.kinetic()
         self.evaluations = self.products = 0
         self.mixes = False  # whether samples were found to depend on each other
-        self.graphs = False  # whether steps are compiled by the executor, not by who calls solve
         self._made: tuple[Scalar, weakref.ref[Tensor], Any] | None = None
         self._device = first.device
         self._dtype = widest(first.device) if dynamics.precise_time else first.dtype.to_real()
         self._given: dict[str, list[tuple[weakref.ref[Any], int]]] = {}  # what fs returned last
         self._t, self._tensor = math.nan, torch.empty((), device="meta")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what is known of the last calls, which lives by weak references."""
+        return {name: getattr(self, name) for name in self.__slots__} | {
+            "_made": None, "_given": {},
+        }  # fmt: skip
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
 
     def select(self, index: Tensor, y: State) -> Field | None:
         """The field of these rows of y; None where the dynamics cannot tell, or args have rows."""

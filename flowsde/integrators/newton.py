@@ -310,7 +310,7 @@ class _Traced(_Newton):
 
 def stages(method: Equations, field: Field, t0: Scalar, h: Scalar, y: State) -> Stages | _Traced:
     """The equations of a step from y at t0, with h = dt gamma."""
-    traced = field.graphs and torch.compiler.is_compiling()
+    traced = torch.compiler.is_compiling()
     return (_Traced if traced else Stages)(method, field, t0, h, y)
 
 

@@ -53,6 +53,23 @@ def seen_rows(x: Tensor) -> Tensor:
     return ~torch.isnan(x).all(-1)
 
 
+def check_channels(x: Tensor, channels: int, weight: Tensor, more: str = "") -> None:
+    """Refuses what a model with such a weight was not made for: ``(..., channels)``."""
+    if x.shape[-1] != channels:
+        raise ValueError(f"this model was made for {channels} channels; got {x.shape[-1]}{more}")
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(
+            f"this model is of {weight.dtype}, its series of {x.dtype}: call model.to(x.dtype)"
+        )
+
+
+def other_times(at: Tensor, times: Tensor) -> Tensor:
+    """Times ``(m,)`` or ``(batch, m)`` to be told of, ``(batch, m)``, in the dtype of the own."""
+    if at.ndim not in (1, 2) or at.shape[:-1] not in ((), times.shape[:1]):
+        raise ValueError(f"at is (m,) or ({len(times)}, m); got {tuple(at.shape)}")
+    return at.to(times).expand(len(times), -1)
+
+
 def own_times(times: Tensor, x: Tensor, start: float) -> Tensor:
     """The times of each series ``(batch, n, channels)``, ``(batch, n)``, in the series' dtype:
     increasing, from the start on.
@@ -62,6 +79,8 @@ def own_times(times: Tensor, x: Tensor, start: float) -> Tensor:
             "series are (batch, n, channels), their times (n,) or (batch, n); got "
             f"{tuple(x.shape)} and {tuple(times.shape)}"
         )
+    if bool(x.isinf().any()):
+        raise ValueError("values are finite, or not-a-number where none was seen")
     times = times.to(x.dtype).expand(x.shape[:2])
     if not bool((times.diff(dim=1) > 0).all() & (times >= start).all()):
         raise ValueError(

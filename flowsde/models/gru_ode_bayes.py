@@ -11,7 +11,7 @@ from ..integrators.explicit import Midpoint
 from ..nn import MLP
 from ..solve import Solver
 from ..stepping import Fixed
-from ._latent import check_noise, own_times
+from ._latent import check_channels, check_noise, other_times, own_times
 from .latent_ode import ODERNN
 
 __all__ = ["GRUODEBayes"]
@@ -60,12 +60,19 @@ class GRUODEBayes(nn.Module):
         Raises:
             ValueError: on shapes that do not fit, times that do not increase or before the start.
         """
-        before, after = self._states(x, own_times(times, x, self.start))
+        before, after = self._states(x, self._times(x, times))
         return self.law(before), self.law(after)
+
+    def _times(self, x: Tensor, times: Tensor) -> Tensor:
+        """Of each row, of series that are checked."""
+        weight = self.filter.cell.weight
+        assert isinstance(weight, Tensor)
+        check_channels(x, len(weight), weight)
+        return own_times(times, x, self.start)
 
     def log_prob(self, x: Tensor, times: Tensor) -> Tensor:
         """log p(x) = sum_i log p(x_i | rows before), of what was seen, ``(batch,)``."""
-        before, _ = self._states(x, own_times(times, x, self.start))
+        before, _ = self._states(x, self._times(x, times))
         return _seen_sum(x, self._log_probs(x, self.law(before)))
 
     def elbo(
@@ -94,8 +101,8 @@ class GRUODEBayes(nn.Module):
         """Mean and standard deviation at other times, ``(m,)`` or ``(batch, m)``, in any order and
         none before the start: each given the rows up to its time, ``(batch, m, channels)``.
         """
-        times, n = own_times(times, x, self.start), x.shape[1]
-        at = at.to(times).expand(len(x), -1)
+        times, n = self._times(x, times), x.shape[1]
+        at = other_times(at, times)
         if not bool((at >= self.start).all()):
             raise ValueError(f"times are numbers from {self.start}, the start, on")
         nothing = x.new_full((*at.shape, x.shape[2]), torch.nan)

@@ -17,7 +17,16 @@ from ..nn import MLP
 from ..solve import Solver
 from ..stepping import Adaptive, Fixed
 from ..transforms.augmented import Augmented
-from ._latent import check_noise, divergence, draw, own_times, seen_log_prob, seen_rows
+from ._latent import (
+    check_channels,
+    check_noise,
+    divergence,
+    draw,
+    other_times,
+    own_times,
+    seen_log_prob,
+    seen_rows,
+)  # fmt: skip
 
 __all__ = ["Encoder", "GapGRU", "LatentODE", "ODERNN"]
 
@@ -160,7 +169,7 @@ class LatentODE(nn.Module):
                 f"a learned noise is () or ({channels},), one logarithm a channel; got "
                 f"{tuple(noise.shape)}"
             )
-        self.latent, self.start, self.solver = latent, start, solver
+        self.channels, self.latent, self.start, self.solver = channels, latent, start, solver
         self.log_noise = noise if isinstance(noise, nn.Parameter) else math.log(check_noise(noise))
         self.encoder = GapGRU(channels) if encoder is None else encoder
         self.starter = nn.Linear(self.encoder.width, 2 * latent)
@@ -176,6 +185,7 @@ class LatentODE(nn.Module):
     def encode(self, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
         """(m_x, s_x), ``(batch, latent)`` each: of the rows in which something was seen."""
         times = own_times(times, x, self.start)
+        check_channels(x, self.channels, self.starter.weight)
         if not len(x):
             return x.new_zeros(0, self.latent), x.new_ones(0, self.latent)
         if not x.shape[1]:
@@ -254,7 +264,8 @@ class LatentODE(nn.Module):
         at others, between them or beyond, ``(batch, n, channels)``.
         """
         z0 = draw(*self.encode(x, times), generator)
-        return self.decoder(self.paths(z0, (times if at is None else at).expand(len(x), -1)))
+        own = own_times(times, x, self.start)
+        return self.decoder(self.paths(z0, own if at is None else other_times(at, own)))
 
     def sample(self, count: int, times: Tensor, *, generator: torch.Generator) -> Tensor:
         """Series of the prior, ``(count, n, channels)``, without the noise of observation."""

@@ -13,6 +13,7 @@ from ..paths.control import Piecewise
 from ..solution import Solution
 from ..solve import Solver
 from ..stepping import Adaptive
+from ._latent import check_channels
 
 __all__ = ["NeuralCDE"]
 
@@ -52,6 +53,7 @@ class NeuralCDE(nn.Module):
         layers: int = 1, rank: int | None = None, solver: Solver | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
+        self.channels = channels
         drivers = [channels, *[hidden] * (layers - 1)]
         fields = (_Matrix(hidden, driver, width, depth, rank) for driver in drivers)
         self.field, self.solver = _Stack(fields), solver
@@ -92,6 +94,7 @@ class NeuralCDE(nn.Module):
         more = {"save_at": path.arrivals} if arriving else {}
         cde = CDE(self.field, path, products=True, batched_time=True, rowwise=True)
         start = path.evaluate(t0)
+        check_channels(start, self.channels, self.readout.weight, ", of which time is one")
         return solver.solve(cde, self.initial(start).to(start.dtype), t0, t1, **more)
 
 

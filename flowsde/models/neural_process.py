@@ -54,8 +54,12 @@ class ContextSplit:
 
     def draw(self, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(context, targets), the former a part of the latter; others are not-a-number."""
+        if points.ndim != 3:
+            raise ValueError(f"points are (batch, n, inputs + channels); got {tuple(points.shape)}")
         batch, n, width = points.shape
-        place = torch.rand((batch, n), generator=generator, device=points.device)
+        place = torch.rand(
+            (batch, n), generator=generator, device=points.device, dtype=torch.float32
+        )
         order = place.masked_fill(~_seen(points), 2.0).argsort(1)
         targets = points.gather(1, order[..., None].expand(-1, -1, width))
         targets = targets[:, : self.context[1] + self.extra[1]]
@@ -318,6 +322,8 @@ class NeuralProcess(nn.Module):
     def _rows(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """r_i, ``(batch, n, width)``, and which of them are of points."""
         seen = _seen(points)
+        if bool(points.isinf().any()):
+            raise ValueError("points are finite, or not-a-number where there is none")
         return self.encoder(torch.where(seen[..., None], points, 0.0)), seen
 
 

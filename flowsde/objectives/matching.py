@@ -165,11 +165,12 @@ class FlowMatching(nn.Module):
         self, t: Tensor, x0: Tensor, x1: Tensor, z: Tensor | None, args: tuple[Any, ...]
     ) -> Tensor:
         x = self.interpolant.point(t, x0, x1, z)
-        velocity = check_like(self.dynamics(t, x, *args), x, "the field")
+        shown = t if self.dynamics.precise_time else t.to(x.dtype.to_real())
+        velocity = check_like(self.dynamics(shown, x, *args), x, "the field")
         loss = squares(velocity - self.interpolant.velocity(t, x0, x1, z)).mean()
         if self.denoiser is None or z is None:
             return loss
-        noise = check_like(self.denoiser(t, x, *args), x, "the denoiser")
+        noise = check_like(self.denoiser(shown, x, *args), x, "the denoiser")
         return loss + squares(noise - z).mean()
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .._random import widest
 from .._scalar import Scalar, minimum, to_float
+from .._state import factorable
 from ..dynamics.denoiser import Denoiser, Point
 from ..paths.schedule import Schedule
 
@@ -40,10 +41,20 @@ class TimeLaw(ABC):
         return torch.rand(count, generator=generator, dtype=widest(device), device=device)
 
     def sample(self, count: int, like: Tensor, generator: torch.Generator) -> Tensor:
-        """``(count,)`` times in ``like``'s real dtype, in random order."""
+        """``(count,)`` times in ``like``'s real dtype, float32 at least, in random order."""
         u = self.places(count, like.device, generator)
         strata = torch.randperm(count, generator=generator, device=like.device)
-        return self.quantile((strata + u) / count).to(like.dtype.to_real())
+        return self.quantile((strata + u) / count).to(factorable(like.dtype.to_real()))
+
+    def check(self, schedule: Schedule) -> None:
+        """Raises ValueError, with the cure, on a law of times that a schedule does not have."""
+        ends = self.quantile(torch.tensor([0.0, 0.5, 1.0 - 1e-9], dtype=torch.float64)).tolist()
+        last = schedule.horizon * (1.0 + 1e-6)
+        if not all(schedule.holds(t) and t <= last for t in ends):
+            raise ValueError(
+                f"{self} draws times from {min(ends):g} to {max(ends):g}, and those of {schedule} "
+                f"are [0, {schedule.horizon:g}]: step i of T is t = (i + 1) / T"
+            )
 
 
 @dataclass(frozen=True)
@@ -199,6 +210,9 @@ class DenoisingScoreMatching(nn.Module):
         weight: of the squared error of x0, a function of the schedule's point: ``noise_weight``,
             ``v_weight``, ``likelihood_weight``, ``EDMWeight(sigma_data)``, ``MinSNR(gamma)``.
 
+    Raises:
+        ValueError: on times that the denoiser's schedule does not have.
+
     Source: Vincent 2011; Song et al. 2021, arXiv 2011.13456.
     """
 
@@ -209,6 +223,7 @@ class DenoisingScoreMatching(nn.Module):
         weight: Callable[[Point], Scalar] | None = None,
     ) -> None:
         super().__init__()
+        times.check(denoiser.schedule)
         self.denoiser, self.times, self.weight = denoiser, times, weight
 
     def forward(self, x: Tensor, *args: Any, generator: torch.Generator) -> Tensor:
@@ -216,7 +231,8 @@ class DenoisingScoreMatching(nn.Module):
         eps = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         at = Point.at(self.denoiser.schedule, t, x)
         noised = at.alpha * x + at.sigma * eps
-        at, output = self.denoiser.output(t, noised, *args, at=at)
+        shown = t if self.denoiser.precise else t.to(x.dtype.to_real())
+        at, output = self.denoiser.output(shown, noised, *args, at=at)
         prediction = self.denoiser.prediction
         if self.weight is None:
             return squares(output - prediction.target(at, x, eps)).mean()

@@ -138,9 +138,9 @@ class Ancestral(_Timed, Chain):
 
         solve(Ancestral(transition, times), x, generator=g).y1
 
-    One evaluation a time. With ``FixedVariance(denoiser)`` it is ``DDIM(eta=1.0)`` on the same
-    times, for the same generator too; the variance that a network has learned is what makes few
-    steps right.
+    One evaluation a time. With ``FixedVariance(denoiser)`` it is ``DDIM(eta=1.0)`` down to
+    ``times[0]``, for the same generator too, and then the denoiser; the variance that a network has
+    learned is what makes few steps right.
 
     Args:
         transition: ``FixedVariance(denoiser)`` or ``LearnedVariance(network, ...)``.

@@ -120,6 +120,13 @@ class _LinearBeta(_Decaying):
     beta_min: float = 0.1
     beta_max: float = 20.0
 
+    def __post_init__(self) -> None:
+        if not (self.beta_min >= 0.0 and 0.0 < self.beta_max < math.inf):
+            raise ValueError(
+                f"rates of noise are beta_min >= 0 and beta_max > 0; got {self.beta_min} and "
+                f"{self.beta_max}"
+            )
+
     def log_alpha(self, t: Scalar) -> Scalar:
         return -0.25 * t * t * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
 
@@ -211,6 +218,12 @@ class VE(Schedule):
     sigma_min: float = 0.01
     sigma_max: float = 50.0
 
+    def __post_init__(self) -> None:
+        if not 0.0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(
+                f"noise grows, 0 < sigma_min < sigma_max; got {self.sigma_min} and {self.sigma_max}"
+            )
+
     @property
     def _rate(self) -> float:
         return math.log(self.sigma_max / self.sigma_min)
@@ -236,6 +249,10 @@ class EDM(Schedule):
     """alpha = 1, sigma = t, up to ``sigma_max``. Source: Karras et al. 2022, arXiv 2206.00364."""
 
     sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.sigma_max < math.inf:
+            raise ValueError(f"sigma_max is a standard deviation > 0; got {self.sigma_max}")
 
     @property
     def horizon(self) -> float:
