@@ -229,12 +229,14 @@ class DenoisingScoreMatching(nn.Module):
     def forward(self, x: Tensor, *args: Any, generator: torch.Generator) -> Tensor:
         t = self.times.sample(len(x), x, generator)
         eps = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        at = Point.at(self.denoiser.schedule, t, x)
-        noised = at.alpha * x + at.sigma * eps
+        wide = x.to(factorable(x.dtype))  # of half precision, the loss is beyond its numbers
+        at = Point.at(self.denoiser.schedule, t, wide)
+        noised = at.alpha * wide + at.sigma * eps
+        near = at if wide is x else Point.at(self.denoiser.schedule, t, x)
         shown = t if self.denoiser.precise else t.to(x.dtype.to_real())
-        at, output = self.denoiser.output(shown, noised, *args, at=at)
+        _, output = self.denoiser.output(shown, noised.to(x.dtype), *args, at=near)
         prediction = self.denoiser.prediction
         if self.weight is None:
-            return squares(output - prediction.target(at, x, eps)).mean()
-        error = squares(prediction.data(at, noised, output) - x)
+            return squares(output - prediction.target(at, wide, eps)).mean()
+        error = squares(prediction.data(at, noised, output) - wide)
         return (self.weight(at) * error).mean()
