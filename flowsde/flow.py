@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from . import _random
 from ._batch import conditions, rows, spread
+from ._scalar import to_float
 from ._state import State
 from .bases import Base, Normal
 from .dynamics.base import Dynamics
@@ -263,7 +264,7 @@ def _check_noise(base: Base, dynamics: Dynamics) -> None:
     """Refuses a normal law that is no noise of this diffusion."""
     if not isinstance(dynamics, Reverse) or not isinstance(base, Normal):
         return
-    sigma, scale = float(dynamics.denoiser.schedule.sigma(dynamics.horizon)), base.scale
+    sigma, scale = to_float(dynamics.denoiser.schedule.sigma(dynamics.horizon)), base.scale
     if not scale.is_meta and float(scale) < 0.5 * sigma:
         raise ValueError(
             f"this diffusion ends in noise of standard deviation {sigma:.3g}, its base has "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import math
+import numbers
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class Series:
             raise ValueError(f"values are in floating point; got {self.values.dtype}: use .float()")
         if bool(self.values.isinf().any()):
             raise ValueError("values are finite, or not-a-number where nothing was observed")
-        if not isinstance(self.label, int | float | None):
+        if not isinstance(self.label, numbers.Real | Tensor | None):
             raise ValueError(f"a label is a class's number, or a value; got {self.label!r}")
 
 
@@ -228,7 +229,7 @@ def _case(line: str, header: dict[str, list[str]], classes: list[str]) -> Series
         label = _place(parts.pop().strip(), classes)
     elif _flag(header, "targetlabel"):
         label = float(parts.pop())
-    count = header.get("dimensions", [str(len(parts))])[0]
+    count = " ".join(header.get("dimensions", [])) or str(len(parts))
     if str(len(parts)) != count:
         raise ValueError(f"a series has {count} dimensions, as @dimensions says; got {len(parts)}")
     return _joined([_points(part, _flag(header, "timestamps")) for part in parts], label)

@@ -430,8 +430,8 @@ class PredictorCorrector(Integrator):
         score = field.residual(t, x, split.dual) / expand(strength, x)
         size, d = _norm(score), z.shape[1:].numel()
         usual = d / _norm(x)
-        e = torch.maximum(size, usual) * torch.maximum(size, 0.1 * usual)
-        e = 2.0 * a * self.snr**2 * d / e
+        square = torch.maximum(size, usual) * torch.maximum(size, 0.1 * usual)
+        e = 2.0 * a * self.snr**2 * d / square
         return x + expand(e, x) * score + expand(sqrt(2.0 * e), x) * z
 
 

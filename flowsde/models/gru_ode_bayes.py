@@ -65,10 +65,10 @@ class GRUODEBayes(nn.Module):
 
     def _times(self, x: Tensor, times: Tensor) -> Tensor:
         """Of each row, of series that are checked."""
-        weight = self.filter.cell.weight
+        times, weight = own_times(times, x, self.start), self.filter.cell.weight
         assert isinstance(weight, Tensor)
         check_channels(x, len(weight), weight)
-        return own_times(times, x, self.start)
+        return times
 
     def log_prob(self, x: Tensor, times: Tensor) -> Tensor:
         """log p(x) = sum_i log p(x_i | rows before), of what was seen, ``(batch,)``."""
