@@ -5,18 +5,29 @@ from __future__ import annotations
 import copy
 from abc import ABC
 from bisect import bisect_left, bisect_right
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._plan import Accept
+from ._random import widest
 from ._scalar import Scalar, moving, nonzero, to_float
 from ._scalar import where as choose
-from ._state import State, stack, tree_map, where
+from ._state import State, leaves, stack, tree_map, where
 from .integrators.base import Step
 from .solution import Steps
 
-__all__ = ["SaveEnd", "SaveRows", "SaveSteps", "SaveTimes", "Saver", "scatter"]
+__all__ = ["SaveEnd", "SaveRows", "SaveSteps", "SaveTimes", "Saver", "on_device", "scatter"]
+
+
+def on_device(ts: Tensor | list[Scalar], y: State) -> Tensor:
+    """Times, which the host may have kept, where the state lies."""
+    device = leaves(y)[0].device
+    kind: dict[str, Any] = {"dtype": widest(device), "device": device}
+    if isinstance(ts, Tensor) or not any(isinstance(t, Tensor) for t in ts):
+        return torch.as_tensor(ts, **kind)
+    return torch.stack([torch.as_tensor(t, **kind) for t in ts])
 
 
 class Saver(ABC):
@@ -88,9 +99,8 @@ class SaveSteps(Saver):
     def finish(self, t: Scalar, y: State) -> tuple[Tensor | None, State | None]:
         if self._count % self._every:
             self.begin(self._latest, y)
-        ts = [torch.as_tensor(t, dtype=torch.float64) for t in self._ts]
-        ys, self._ts, self._ys = self._ys, [], []
-        return torch.stack(ts), stack(ys)
+        ts, ys, self._ts, self._ys = self._ts, self._ys, [], []
+        return on_device(ts, y), stack(ys)
 
 
 class SaveTimes(Saver):
@@ -134,7 +144,8 @@ class SaveTimes(Saver):
     def finish(self, t: Scalar, y: State) -> tuple[Tensor | None, State | None]:
         self._rest(t, y)
         ys, self._ys = self._ys, []
-        return self.times[: len(ys)], stack(ys) if ys else tree_map(lambda x: x[None][:0], y)
+        ts = on_device(self.times[: len(ys)], y)
+        return ts, stack(ys) if ys else tree_map(lambda x: x[None][:0], y)
 
 
 Found = tuple[Tensor, Tensor, State]

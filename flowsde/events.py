@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._plan import Accept
 from ._random import widest
-from ._save import Found, scatter
+from ._save import Found, on_device, scatter
 from ._scalar import Scalar, to_float
 from ._state import State, by_row, check_like, dual, leaves, stack, tree_map, where
 from .dynamics.field import Field
@@ -280,10 +280,9 @@ class Watch:
     def _gather(self, i: int, found: list[Found], y: State) -> tuple[Tensor, State]:
         if self._batch is None:
             if not found:
-                none = torch.empty(0, dtype=torch.float64, device="cpu")
-                return none, tree_map(lambda leaf: leaf[None][:0], y)
-            ts = [torch.as_tensor(t, dtype=torch.float64, device="cpu") for _, _, (t, _) in found]
-            return torch.stack(ts), stack([state for _, _, (_, state) in found])
+                return on_device([], y), tree_map(lambda leaf: leaf[None][:0], y)
+            ts = on_device([t for _, _, (t, _) in found], y)
+            return ts, stack([state for _, _, (_, state) in found])
         count = int(self._counts[i].max()) if self._batch else 0
         like = self._last[0], y
         return scatter(found, count, like)

@@ -110,7 +110,8 @@ class Nonstationary(Integrator):
             )
 
     def bind(self, stepping: Stepping) -> Integrator:
-        if not (isinstance(stepping, Grid) and torch.equal(stepping.grid, self.times)):
+        grid = stepping.grid.to(self.times) if isinstance(stepping, Grid) else self.times[:0]
+        if not torch.equal(grid, self.times):
             raise ValueError("a fitted solver steps on its own times: give stepping=fitted.grid")
         return self
 
@@ -673,11 +674,11 @@ def _transcribe(
     ledger = _Ledger(dynamics.split(), count)
     ends = float(grid.grid[0].detach()), float(grid.grid[-1].detach())
     last = solve(_Symbols(ledger), ledger.units[:1], *ends, integrator=integrator, stepping=grid).y1
-    asked = [torch.as_tensor(t, dtype=torch.float64) for t in ledger.times]
+    asked = [torch.as_tensor(t).to(ledger.units) for t in ledger.times]
     if not len({float(t.detach()) for t in asked}) == count:
         raise ValueError(
             f"{integrator} asks the model twice at one time: start from DPMSolverPPSingle() or a "
             "multistep method"
         )
-    times = torch.stack([*asked, grid.grid[-1].double()])
+    times = torch.stack([*asked, grid.grid[-1].to(ledger.units)])
     return Nonstationary(times, torch.cat([*ledger.states[1:], last]), integrator.dual)

@@ -110,7 +110,8 @@ class Crossings:
     """Where the events of a solve fell; each list has an entry an event, in the order given.
 
     Attributes:
-        ts: times, ``(n,)``; per sample ``(n, batch)``, NaN after a sample's last.
+        ts: times, ``(n,)``, on the state's device; per sample ``(n, batch)``, NaN after a sample's
+            last.
         ys: states there, before any update, ``(n, batch, ...)``; filled up likewise.
         fired: the number of the event that ended the solve, -1 where none did; an int, or
             ``(batch,)``.
@@ -129,7 +130,8 @@ class Solution:
         y1: state at the end: at t1 of the solve, at the event that ended it, or at the last time
             reached where it failed.
         t1: that time; a float, or ``(batch,)``.
-        ts: saved times, ``(n,)`` or ``(n, batch)``; None without ``save_at``.
+        ts: saved times, ``(n,)`` or ``(n, batch)``, in float64 on the state's device; None without
+            ``save_at``.
         ys: saved states, time first, ``(n, batch, ...)``. Times that were not reached are left
             out; per sample they hold NaN.
         stats: evaluations, accepted and rejected steps.
@@ -162,6 +164,8 @@ class Solution:
         if self.dense is None:
             raise TypeError("no dense output was kept: solve(..., dense=True)")
         own = (len(self.status),) if isinstance(self.status, Tensor) else None
+        if isinstance(t, Tensor) and isinstance(self.status, Tensor):
+            t = t.to(self.status.device)
         if isinstance(t, Tensor) and (t.ndim == 0 or t.shape == own):
             return self.dense(t)
         if isinstance(t, Tensor) and t.ndim != 1 and t.shape[1:] != own:

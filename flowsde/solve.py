@@ -370,6 +370,8 @@ class _Span:
         if not own:
             a, b = (to_float(t) for t in ends)
             dynamics.check_span(a, b)
+            moved = [t for t in ends if isinstance(t, Tensor)]
+            saves = saves if saves is None or not moved else saves.to(moved[0].device)
             span = cls(ends[0], ends[1], None, 1.0 if b >= a else -1.0, saves)
             span._check_saves(slack)
             return span

@@ -97,7 +97,8 @@ class Mixture:
 
     @classmethod
     def two(cls) -> Mixture:
-        return cls(torch.tensor([0.3, 0.7]), torch.tensor([[-1.5, 0.5], [1.0, -0.5]]), 0.4)
+        weights, means = torch.tensor([0.3, 0.7]), torch.tensor([[-1.5, 0.5], [1.0, -0.5]])
+        return cls(weights.to(DEVICE), means.to(DEVICE), 0.4)
 
     def _logits(self, x: Tensor, alpha: Any, variance: Any) -> Tensor:
         gaps = x[:, None] - alpha * self.means

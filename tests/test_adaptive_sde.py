@@ -27,7 +27,7 @@ from flowsde.integrators import (
 )  # fmt: skip
 from flowsde.paths import BrownianTree
 
-from .systems import catalogue, slope
+from .systems import DEVICE, catalogue, generator, slope
 
 GAINS: dict[str, Any] = {"pcoeff": 0.1, "icoeff": 0.3}
 HEUNS = [StochasticHeun(), StepDoubling(StochasticHeun())]
@@ -138,7 +138,7 @@ def test_no_try_disturbs_the_path(method: Integrator, per_sample: bool, backward
     assert torch.allclose(sol.y1, sol.ys[-1], atol=1e-14)
 
 
-SEEDS = torch.arange(64)
+SEEDS = torch.arange(64, device=DEVICE)
 
 
 def path_of(pieces: int) -> Tensor:
@@ -447,7 +447,7 @@ def test_refusals() -> None:
 def test_steps_end_where_they_are_told() -> None:
     sol = fs.solve(
         well(), torch.ones(3, 1), 0.0, 1.0, integrator=StochasticHeun(), save_at=fs.Steps(),
-        stepping=fs.Adaptive(1e-2, 1e-2, step_at=[0.3, 0.7]), generator=torch.Generator(),
+        stepping=fs.Adaptive(1e-2, 1e-2, step_at=[0.3, 0.7]), generator=generator(),
     )  # fmt: skip
     assert sol.ts is not None
     assert {0.3, 0.7} <= set(sol.ts.tolist())

@@ -19,11 +19,10 @@ from flowsde.dynamics import NoisePrediction
 from flowsde.integrators import DDIM, RK4, Dopri5, DPMSolverPP, Heun
 from flowsde.paths import EDM, VE, VP, Discrete, FlowMatching, Linear, SubVP, aligned
 
-TIMES = torch.linspace(0.0, 1.0, 5)
+from .systems import DEVICE
+from .systems import generator as draws
 
-
-def draws() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+TIMES = torch.linspace(0.0, 1.0, 5, device=DEVICE)
 
 
 class Decay(nn.Module):
@@ -112,7 +111,7 @@ def test_dense_solutions_pickle() -> None:
     assert torch.equal(again(0.3), sol(0.3))
 
 
-X = torch.randn(2, 5, 2)
+X = torch.randn(2, 5, 2, device=DEVICE)
 LATENT, GRU = models.LatentODE(2, 2, 0.1), models.GRUODEBayes(2)
 
 

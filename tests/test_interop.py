@@ -32,7 +32,7 @@ from flowsde.integrators.exponential import Exponential
 from flowsde.interop import as_sampler, as_scheduler, from_diffusers
 from flowsde.paths import EDM, VP, FlowMatching, karras
 
-from .systems import Mixture, admits, catalogue, generator
+from .systems import DEVICE, Mixture, admits, catalogue, generator
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # of NumPy 2
@@ -531,7 +531,7 @@ def test_times_that_a_pipeline_gives() -> None:
 # --- k-diffusion ----------------------------------------------------------------------------------
 
 
-SIGMAS = torch.cat((karras(EDM(20.0), 10.0, 0.05, 6), torch.zeros(1)))
+SIGMAS = torch.cat((karras(EDM(20.0), 10.0, 0.05, 6), torch.zeros(1))).to(DEVICE)
 
 
 def model(x: Tensor, sigma: Tensor, gain: float = 1.0) -> Tensor:

@@ -12,9 +12,9 @@ from flowsde import integrators, models, objectives
 from flowsde.integrators import EulerMaruyama
 from flowsde.integrators.stochastic import Stochastic
 
-from .systems import admits, catalogue, generator
+from .systems import DEVICE, admits, catalogue, generator
 
-TIMES = torch.tensor([0.0, 0.3, 0.5, 1.0], dtype=torch.float64, device="cpu")
+TIMES = torch.tensor([0.0, 0.3, 0.5, 1.0], dtype=torch.float64, device=DEVICE)
 
 
 def latent(noise: float = 1.0, **more: Any) -> models.LatentSDE:

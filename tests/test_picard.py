@@ -23,7 +23,7 @@ from flowsde.integrators import (
 )
 from flowsde.paths import EDM, VP, uniform_lambda
 
-from .systems import Mixture, catalogue, suited
+from .systems import DEVICE, Mixture, catalogue, suited
 
 MIXTURE = Mixture.two()
 ONE_STEP = [
@@ -120,7 +120,7 @@ def test_gradients_of_states_parameters_arguments_and_times() -> None:
 
 def test_probes_go_with_their_rows() -> None:
     x = torch.randn(3, 2)
-    start, generator = (x, torch.zeros(3)), torch.Generator()
+    start, generator = (x, torch.zeros(3)), torch.Generator(DEVICE)
     for rowwise in (True, False):
         ode = fs.ODE(field, batched_time=True, rowwise=rowwise)
         density = fs.log_density(ode, fs.Hutchinson())

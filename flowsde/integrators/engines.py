@@ -84,9 +84,10 @@ class TorchDiffEq(Engine):
             except AssertionError as error:
                 raise _Own(error) from error
 
-        times = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in (t0, t1)])
+        device = flat[0].device
+        ends = [torch.as_tensor(t, dtype=widest(device), device=device) for t in (t0, t1)]
+        times = torch.stack(ends)
         try:
-            times = times.to(flat[0].device, widest(flat[0].device))
             ends = odeint(f, flat, times, method=self.method, **self.keywords)
         except _Own as own:
             raise own.error from None

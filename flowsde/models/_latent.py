@@ -81,7 +81,7 @@ def own_times(times: Tensor, x: Tensor, start: float) -> Tensor:
         )
     if bool(x.isinf().any()):
         raise ValueError("values are finite, or not-a-number where none was seen")
-    times = times.to(x.dtype).expand(x.shape[:2])
+    times = times.to(x).expand(x.shape[:2])
     if not bool((times.diff(dim=1) > 0).all() & (times >= start).all()):
         raise ValueError(
             f"the times of a series increase, from {start}, the start, on, in {x.dtype} too: "

@@ -90,7 +90,8 @@ class UniformLambda(TimeLaw):
                 f"lambda runs from {to_float(first)} to {to_float(last)}: move the end away from "
                 "where the signal or the noise is zero (1e-3 is usual)"
             )
-        return torch.as_tensor(self.schedule.time(first + (last - first) * u))
+        t = torch.as_tensor(self.schedule.time(first + (last - first) * u))
+        return t.clamp(*sorted((self.t0, self.t1)))
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ class LogNormal(TimeLaw):
     def quantile(self, u: Tensor) -> Tensor:
         low, high = self._below(0.0), self._below(self.schedule.horizon)
         place = torch.special.ndtri(low + (high - low) * u)
-        return torch.as_tensor(self.schedule.time(-self.mean - self.std * place))
+        t = torch.as_tensor(self.schedule.time(-self.mean - self.std * place))
+        return t.clamp(0.0, self.schedule.horizon)
 
     def _below(self, t: float) -> float:
         """The part of the normal law that lies before t."""

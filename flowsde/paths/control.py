@@ -128,7 +128,7 @@ class Piecewise(Path, nn.Module):
 
     def _piece(self, t: Tensor) -> tuple[Sequence[Tensor], Tensor]:
         """The coefficients that hold at t, ``(batch, channels)``, and the time s."""
-        at = t.detach().to(self.times.dtype)
+        at = t.detach().to(self.times)
         if at.ndim == 0 and self.times.ndim == 1:  # one piece for all: no gather over the batch
             i = torch.searchsorted(self._inner, at.reshape(1), right=True)
             s = t - self.times.index_select(0, i)
@@ -330,7 +330,7 @@ def _real(dtype: torch.dtype) -> torch.dtype:
 
 def _checked(times: Tensor, values: Tensor, *, open_ended: bool = False) -> Tensor:
     """The times, in floating point and our own; open-ended ones may be NaN from somewhere on."""
-    times = times.to(_real(times.dtype), copy=True)
+    times = times.to(values.device, _real(times.dtype), copy=True)
     rising = times.diff() > 0
     if open_ended:
         rising |= times[..., 1:].isnan() & ~times[..., :1].isnan()
