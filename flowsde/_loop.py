@@ -64,6 +64,13 @@ class Leaping(Protocol):
         """On from where the loop stands: as far as it comes, perhaps not at all."""
 
 
+class Stepper(Protocol):
+    def __call__(
+        self, loop: Loop, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry, /
+    ) -> Step:
+        """Attempt n of a loop."""
+
+
 @dataclass
 class Loop:
     """One solve, ready to run. ``run`` is the loop; an adjoint hands it the way to take steps."""
@@ -81,9 +88,15 @@ class Loop:
     watch: Watch | None = None
 
     def __post_init__(self) -> None:
-        self.advance: Callable[..., Step] = self.step  # an executor may put its own in its place
-        self.leap: Leaping | None = None  # and here what takes many at once
+        self.stepper: Stepper | None = None  # an executor's own way to take a step
+        self.leap: Leaping | None = None  # and to take many at once
         self._thins = True  # whether rows that have ended may be left out
+
+    def advance(self, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> Step:
+        """One attempt, as the executor takes it."""
+        if self.stepper is None:
+            return self.step(n, t0, t1, y, carry)
+        return self.stepper(self, n, t0, t1, y, carry)
 
     def step(self, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> Step:
         """One attempt: a pure function of its arguments."""
@@ -141,6 +154,8 @@ class Loop:
         events = None if self.watch is None else self.watch.finish(y)
         end = plan.t
         plan.forget()
+        self.field.forget()
+        self.leap = None  # which knows the loop: what a solve held is free when it is let go
         return Solution(y, end, ts, ys, stats, plan.status, plan.message, dense, events)
 
     def _march(
@@ -248,7 +263,7 @@ class Loop:
 
     def _part(self, rows: Tensor, y: State, recorder: Recorder) -> Loop | None:
         """The solve of these rows alone, from here; None where it takes the whole batch."""
-        plain = self.advance == self.step and self.watch is None
+        plain = self.stepper is None and self.watch is None
         saver = None if self.dense or recorder.whole or not plain else self.saver.select(rows)
         if saver is None:
             return None

@@ -1,4 +1,6 @@
-"""States: a tensor, or any pytree of tensors. A bare tensor takes a fast path everywhere."""
+"""States: a tensor, or any pytree of tensors. A bare tensor takes a fast path everywhere, and so
+do tuples, as densities and partitioned states are.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +22,24 @@ __all__ = [
 ]  # fmt: skip
 
 State = Any
+_LEAF = Tensor, float, int, type(None)
 Weights = Sequence[tuple[int, float]]
 
 
 def tree_map(fn: Callable[..., Any], tree: State, *rest: State) -> State:
-    if isinstance(tree, Tensor):
+    if isinstance(tree, _LEAF):
         return fn(tree, *rest)
+    if type(tree) is tuple and all(type(x) is tuple for x in rest):
+        return tuple([tree_map(fn, *parts) for parts in zip(tree, *rest, strict=True)])
     return pytree.tree_map(fn, tree, *rest)
 
 
 def leaves(tree: State) -> list[Any]:
-    return [tree] if isinstance(tree, Tensor) else pytree.tree_leaves(tree)
+    if isinstance(tree, _LEAF):
+        return [tree]
+    if type(tree) is tuple:
+        return [leaf for part in tree for leaf in leaves(part)]
+    return pytree.tree_leaves(tree)
 
 
 def unflatten(flat: Iterable[Any], like: State) -> State:

@@ -199,6 +199,7 @@ class Tape(Recorder):
         evaluations, cast = field.evaluations, torch.autocast(kind, enabled=enabled, dtype=dtype)
         with field.still(), torch.enable_grad(), cast:
             self._hold(place)
+        field.forget()
         if self._stats is not None:
             self._stats.backward_evaluations += field.evaluations - evaluations
 

@@ -112,7 +112,7 @@ class Compiled(Executor):
         source = None if loop.noise is None else loop.noise.traced()
         graph = functools.partial(self._graph, loop, dynamics, source is None)
         within = loop.dense or loop.watch is not None or loop.saver.times is not None
-        loop.advance = _Steps(loop, graph(_whole if within else _end), source, within)
+        loop.stepper = _Steps(loop, graph(_whole if within else _end), source, within)
         if Leap.suits(loop, source):
             loop.leap = Leap(loop, graph, source)
 
@@ -206,7 +206,7 @@ class Picard(Executor):
                 "this solve has drawn probes for each row, and its field was not declared to take "
                 "any rows: give ODE(f, rowwise=True), or an exact divergence"
             )
-        loop.advance = _refuse
+        loop.stepper = _refuse
         loop.leap = Sweeps(loop, self.window, self.tolerance)
 
 
@@ -223,12 +223,13 @@ class _Steps:
 
     def __init__(self, loop: Loop, graph: Graph, source: Source | None, within: bool) -> None:
         stepping = loop.stepping if isinstance(loop.stepping, Adaptive) else None
-        self._loop, self._graph, self._within = loop, graph, within
+        self._graph, self._within = graph, within
         self._inputs = loop.noise if source is None else None
         self._calls = Calls(graph, loop.integrator, stepping, loop.field, source)
 
-    def __call__(self, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> Step:
-        loop = self._loop
+    def __call__(
+        self, loop: Loop, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry, /
+    ) -> Step:
         dw = None if self._inputs is None else self._inputs(n, t0, t1)
         before = loop.field.evaluations
         if not loop.integrator.static:
@@ -247,19 +248,19 @@ class _Steps:
         step = found if self._within else _End(loop, n, t0, t1, y, carry, found)
         loop.field.evaluations = before
         if step.spent is None:
-            loop.field.evaluations += self._cost(n, t0, t1, y, carry)
+            loop.field.evaluations += self._cost(loop, n, t0, t1, y, carry)
         else:
             loop.field.spend(step.spent)
         return step
 
-    def _cost(self, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> int:
+    def _cost(self, loop: Loop, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> int:
         """Evaluations in a step from such a state: one is taken to count them."""
-        field, costs = self._loop.field, self._graph.costs
+        field, costs = loop.field, self._graph.costs
         kind = tuple(x.shape if isinstance(x, Tensor) else x for x in leaves((y, carry)))
         if kind not in costs:
             with field.aside(), torch.no_grad():
                 before = field.evaluations
-                self._loop.step(n, t0, t1, y, carry)
+                loop.step(n, t0, t1, y, carry)
                 costs[kind] = field.evaluations - before
         return costs[kind] or 0
 

@@ -233,6 +233,10 @@ class Field:
         self._made = t, weakref.ref(first), made
         return made
 
+    def forget(self) -> None:
+        """Lets go of what was made once, which may know the field itself."""
+        self._made = None
+
     def residual(self, t: Scalar, x: State, split: SemiLinear | None = None) -> State:
         """The residual, shaped as x, of the split or of this form of it."""
         split = self.split if split is None else split
