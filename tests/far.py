@@ -1,10 +1,11 @@
 """A device that is not the CPU, where there is none: numbers that lie on the CPU and say that they
 lie elsewhere. It refuses what a GPU refuses: tensors of two devices in one operation, generators
-of another device, views by NumPy.
+of another device, views by NumPy. What crosses over, which a GPU waits for, is counted.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -13,13 +14,14 @@ from torch import Tensor
 from torch.utils import _pytree
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-__all__ = ["FAR", "generator"]
+__all__ = ["CROSSINGS", "FAR", "generator"]
 
 _MOVES = {"aten::_to_copy", "aten::copy_"}
 _LEAVES = {"aten::_local_scalar_dense", "aten::equal"}  # results on the host
 _INDEXED = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
 _WHOLE = {"aten::cat", "aten::stack", "aten::mm", "aten::bmm", "aten::addmm", "aten::gather"}
 _generators: set[int] = set()
+CROSSINGS: Counter[str] = Counter()  # copies there, and reads of what lies there
 
 
 class _Far(Tensor):
@@ -69,6 +71,9 @@ def _near(x: Any) -> Any:
 def _check(name: str, args: Any, flat: list[Any], far: bool, there: bool) -> None:
     """Raises what a GPU would."""
     near = [x for x in flat if isinstance(x, Tensor) and not isinstance(x, _Far)]
+    CROSSINGS["copies"] += name == "aten::copy_" and far and bool(near)
+    home = name in _LEAVES or (name == "aten::_to_copy" and not there)
+    CROSSINGS["reads"] += far and home
     mixed = far and any(x.ndim or name in _WHOLE for x in near) and name not in _MOVES
     if mixed and not (name in _INDEXED and isinstance(args[0], _Far)):
         raise RuntimeError(f"{name}: expected all tensors to be on the same device, far and cpu")
@@ -94,7 +99,12 @@ def _register() -> torch.device:
     for torchs in (torch.tensor, torch.as_tensor):
         setattr(torch, torchs.__name__, _made(torchs))
     lists, arrays = Tensor.tolist, Tensor.numpy
-    Tensor.tolist = lambda self: lists(_near(self.detach()))  # type: ignore[method-assign]
+
+    def listed(self: Tensor) -> Any:
+        CROSSINGS["reads"] += isinstance(self, _Far)
+        return lists(_near(self.detach()))
+
+    Tensor.tolist = listed  # type: ignore[method-assign]
 
     def array(self: Tensor, *, force: bool = False) -> Any:
         if isinstance(self, _Far) and not force:

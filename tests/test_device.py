@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -25,8 +26,10 @@ from flowsde.integrators import (
     SEEDS,
     SRIW1,
     DPMSolverPP,
+    DriftImplicitEuler,
     EulerMaruyama,
     Heun,
+    ImplicitRK,
     Integrator,
     Iterate,
     StepDoubling,
@@ -225,6 +228,28 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 
+METHODS = [
+    m for m in catalogue(integrators, Integrator)
+    if not isinstance(m, (Engine, Iterate, ImplicitRK, DriftImplicitEuler))
+]  # fmt: skip
+
+
+@torch.no_grad()
+def crosses(method: Integrator, device: torch.device, count: Counter[str]) -> str:
+    """What is copied or read in more steps and not in fewer; empty where nothing is."""
+    found = []
+    for steps in (8, 24):
+        dynamics, y0 = suited(method, Net(device), Y.to(device))
+        path = fs.Brownian(1) if dynamics.noise is not None else None
+        count.clear()
+        fs.solve(
+            dynamics, y0, 0.0, 1.0, integrator=method, stepping=fs.Fixed(steps=steps), path=path
+        )
+        found.append(Counter(count))
+    more = found[1] - found[0]
+    return f"{dict(more)} in 16 steps more" if more else ""
+
+
 def differs(case: Case, device: torch.device, make: Callable[[int], torch.Generator]) -> str:
     """How the case comes out otherwise there; empty where it does not."""
     tree = torch.utils._pytree.tree_leaves
@@ -256,9 +281,16 @@ def test_it_holds_there(name: str, reports: dict[str, str]) -> None:
     assert not told
 
 
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_given_steps_wait_for_nothing(method: Integrator, reports: dict[str, str]) -> None:
+    if not reports:
+        pytest.skip("what crosses over is counted on the device of tests.far")
+    assert not reports[f"crossings of {method}"]
+
+
 def main() -> None:
     """Prints how each case comes out on the device of ``tests.far``."""
-    from .far import FAR, generator
+    from .far import CROSSINGS, FAR, generator
 
     torch.set_default_dtype(torch.float64)
     reports = {}
@@ -267,6 +299,8 @@ def main() -> None:
             reports[name] = differs(case, FAR, generator)
         except Exception as error:  # told by the test of its name
             reports[name] = f"{type(error).__name__}: {error}"
+    for method in METHODS:
+        reports[f"crossings of {method}"] = crosses(method, FAR, CROSSINGS)
     print(json.dumps(reports))
 
 
