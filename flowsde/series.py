@@ -8,7 +8,7 @@ import math
 import numbers
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
 
@@ -75,6 +75,13 @@ class Batch:
     def mask(self) -> Tensor:
         """Where a value was observed, ``(batch, n, channels)``."""
         return ~self.values.isnan()
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same on another device."""
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}
+        tensors = {name: x for name, x in parts.items() if x is not None}
+        move = functools.partial(Tensor.to, device=device, non_blocking=non_blocking)
+        return Batch(**{name: move(x) for name, x in tensors.items()})
 
     def shared(self) -> tuple[Tensor, Tensor]:
         """The same at the times of all, ``(m,)``: ``(batch, m, channels)`` values, not-a-number
@@ -166,11 +173,12 @@ class Scaler:
         return cls(mean, torch.where(std > rounding, std, 1.0))
 
     def __call__(self, values: Tensor) -> Tensor:
-        return (values - self.mean) / self.std
+        at = values.device
+        return (values - self.mean.to(at)) / self.std.to(at)
 
     def inverse(self, scaled: Tensor) -> Tensor:
         """The values that scale to these."""
-        return self.mean + self.std * scaled
+        return self.mean.to(scaled.device) + self.std.to(scaled.device) * scaled
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,8 @@ def test_a_batch_holds_its_series() -> None:
         assert torch.equal(batch.times[i, :n], s.times)
         assert torch.equal(batch.values[i, :n].nan_to_num(9.0), s.values.nan_to_num(9.0))
         assert not bool(batch.mask[i, n:].any())
+    for there in (batch.to("meta"), replace(batch, labels=None).to("meta")):
+        assert {x.device.type for x in vars(there).values() if x is not None} == {"meta"}
         assert torch.equal(batch.mask[i, :n], ~s.values.isnan())
 
 
