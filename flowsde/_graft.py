@@ -51,10 +51,11 @@ class Inputs:
         with torch.enable_grad():
             y = tree_map(lambda x: x.detach().requires_grad_(), y)
             t = still(t)
+            now = self.field.time(t)  # a field may ask for a derivative by it
             found = leaves(self.field.drift(t, y))
             if self.field.noise is not None:
                 found += leaves(self.field.diffusion(t, y))
-        known = {id(x) for x in (*leaves(y), *self.targets)}
+        known = {id(x) for x in (now, *leaves(y), *self.targets)}
         for leaf in sources(found):
             if id(leaf) not in known:
                 raise TypeError(
@@ -67,7 +68,9 @@ class Inputs:
     def repeats(self, name: str, t: Scalar, y: State, first: Sequence[Tensor]) -> None:
         """Raises TypeError if the drift is something else when it is asked for again."""
         with torch.no_grad():
+            before = self.field.written()
             again = leaves(self.field.drift(still(t), detach(y)))
+            self.field.check_written(before)
         for a, b in zip(first, again, strict=False):
             if b.numel() and bool((a - b).abs().max() > 1e-3 * a.abs().max()):
                 raise TypeError(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ._graph import Calls, Graph, as_input, of_sizes
 from ._increment import Increment, Source
@@ -17,16 +19,17 @@ from ._outset import Outset
 from ._plan import AdaptivePlan, GivenPlan, coarse, too_small
 from ._save import SaveEnd
 from ._scalar import Scalar
-from ._state import State, builder, leaves, mapped, where
+from ._state import State, builder, leaves, mapped, tree_map, where
 from .dynamics.field import Field
-from .integrators.base import Carry, Integrator
+from .integrators.base import Carry, Integrator, Step
 from .solution import Stats
 from .stepping import Adaptive
 
-__all__ = ["Leap"]
+__all__ = ["Leap", "look", "tried"]
 
 _loop: Callable[..., Any] = torch.while_loop
 _STEPS, _CALLS = 8, 16  # given steps that an unrolled graph takes at most, so many evaluations
+_TIME = torch.Size(()), torch.float64  # of a time that a method keeps
 _NUMBERS, _MOST = 1 << 18, 1 << 12  # of increments, and of steps, that are put together
 
 
@@ -168,6 +171,39 @@ def _builder(like: Any) -> Callable[[Sequence[Tensor]], Any]:
     return rebuild
 
 
+class _Listener(TorchFunctionMode):
+    """Hears whether somebody takes gradients, but the library, which has other ways in a graph."""
+
+    heard = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.autograd.grad:
+            names = (frame.f_globals["__name__"] for frame, _ in traceback.walk_stack(None))
+            caller = next(name for name in names if not name.startswith(("torch.", __name__)))
+            self.heard |= not caller.startswith(__name__.partition(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+def tried(loop: Loop, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> tuple[Step, int]:
+    """A step that does not count, before the graphs are made, and its evaluations. Raises TypeError
+    where the graphs would have no gradients.
+    """
+    field, asks = loop.field, torch.is_grad_enabled()
+    asks &= any(x.requires_grad for x in (*leaves(y), *field.parameters()))
+    with field.aside(), torch.no_grad():
+        dw = None if loop.noise is None else loop.noise(n, t0, t1)  # by graphs that hear the mode
+        before = field.evaluations
+        with _Listener() as listener:
+            step = loop.integrator.step(field, t0, t1, y, dw, carry)
+        spent = field.evaluations - before
+    if asks and listener.heard:
+        raise TypeError(
+            "a graph has no gradients of a field that calls torch.autograd.grad: write "
+            "torch.func.grad in it, or use executor=Eager()"
+        )
+    return step, spent
+
+
 class Leap:
     """Takes what steps it can at once; those that fail or start the method are left to the loop.
 
@@ -215,6 +251,7 @@ class Leap:
 
     def go(self, y: State, carry: Carry, stats: Stats) -> tuple[State, Carry]:
         loop, plan = self._loop, self._loop.plan
+        carry = tree_map(lambda x: as_input(x, y) if isinstance(x, float) else x, carry)  # times
         room = loop.max_steps - 1 - stats.attempts  # the last one allowed is the loop's own
         if room < 1 or self._cost(y, carry) is None:
             return y, carry
@@ -328,20 +365,17 @@ class Leap:
         of its kind.
         """
         loop, costs = self._loop, self._graph(chosen if self._adaptive else given).costs
-        kind = _look((y, carry))
+        kind = look((y, carry))
         if kind not in costs:
-            with loop.field.aside():
-                before = loop.field.evaluations
-                step = loop.step(0, *loop.plan.interval(), y, carry)
-                settled = kind == _look((step.y1, step.carry))
-                costs[kind] = loop.field.evaluations - before if settled else None
+            step, spent = tried(loop, 0, *loop.plan.interval(), y, carry)
+            costs[kind] = spent if kind == look((step.y1, step.carry)) else None
         return costs[kind]
 
     def _cost_of_start(self, y: State) -> int | None:
         """Evaluations before the first step; None where that one is not of the others' kind."""
         assert self._adaptive is not None
         costs, field = self._graph(outright).costs, self._loop.field
-        kind = self._adaptive.dt0 is None, *_look(y)
+        kind = self._adaptive.dt0 is None, *look(y)
         if kind not in costs:
             with field.aside():
                 before = field.evaluations
@@ -359,5 +393,9 @@ def _any_number(times: Tensor, count: Tensor, dw: Increment | None) -> None:
             torch._dynamo.maybe_mark_dynamic(x, 0)
 
 
-def _look(tree: Any) -> tuple[Any, ...]:
-    return tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves(tree))
+def look(tree: Any) -> tuple[Any, ...]:
+    """What tells one kind of a step's start from another."""
+    return tuple(
+        (x.shape, x.dtype) if isinstance(x, Tensor) else _TIME if isinstance(x, float) else x
+        for x in leaves(tree)
+    )

@@ -15,13 +15,17 @@ from torch.utils import _pytree as pytree
 from ._scalar import Scalar, expand, forwarding, forwards
 
 __all__ = [
-    "State", "asked", "batch_size", "builder", "by_row", "check_like", "combine", "contract",
-    "describe", "detach", "dual", "entangled", "factorable", "finite", "fits", "leaves", "mapped",
-    "pullback", "pulled", "put_rows", "rows_of", "sources", "squared", "stack", "transformed",
-    "tree_map", "unflatten", "unstack", "weigh", "where",
+    "NO_STATE", "State", "asked", "batch_size", "builder", "by_row", "check_like", "combine",
+    "contract", "describe", "detach", "dual", "entangled", "factorable", "finite", "fits", "leaves",
+    "mapped", "pullback", "pulled", "put_rows", "rows_of", "sources", "squared", "stack",
+    "transformed", "tree_map", "unflatten", "unstack", "weigh", "where",
 ]  # fmt: skip
 
 State = Any
+NO_STATE = (
+    "y0 is a tensor or a pytree of tensors: make a number one with torch.as_tensor, and a "
+    "dataclass with torch.utils._pytree.register_dataclass(its class)"
+)
 _LEAF = Tensor, float, int, type(None)
 Weights = Sequence[tuple[int, float]]
 

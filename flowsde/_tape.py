@@ -98,6 +98,7 @@ class Tape(Recorder):
         self._loop: Loop | None = None
         self._used: _Saved = []  # by the field, as they then were
         self._found: _Saved = []  # in the first step's graph, of closures too
+        self._written: dict[str, int] = {}  # after the first step
         self._met = False  # whether steps taken again came to where they had
 
     def take(self, loop: Loop, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> Step:
@@ -119,6 +120,10 @@ class Tape(Recorder):
         if not place:
             own = [x for x in leaves((y, carry)) if isinstance(x, Tensor)]
             self._found = [(x, _version(x)) for x in sources(leaves(step.y1), own)]
+        if place == 1:  # the first step may have filled a cache
+            loop.field.check_written(self._written)
+        elif not place:
+            self._written = loop.field.written()
         record = _Record(n, detach(t0), detach(t1), weakref.ref(frame))
         self._last = record, frame, detach(y), detach(carry)
         return step
@@ -157,7 +162,8 @@ class Tape(Recorder):
         step = max(1, _bytes([*saved, *leaves(start)], own))
         state = max(1, _bytes(leaves(next(iter(self._kept.values()))), set()))
         self._block, self._most = max(1, budget // 2 // step), frame.count
-        self._slots = max(2, (budget - self._block * step) // state)
+        least = max(2, step // (16 * state))  # of small states more cost nothing beside one step
+        self._slots = max(least, (budget - self._block * step) // state)
 
     def _keep(self, place: int, y: State, carry: Carry) -> None:
         if len(self._kept) >= self._slots / 2:

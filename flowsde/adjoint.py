@@ -52,7 +52,8 @@ class Direct(Adjoint):
 
 @dataclass(frozen=True)
 class Checkpointed(Adjoint):
-    """The same gradient, bit by bit, from recomputed steps.
+    """The same gradient from recomputed steps, bit by bit, but for the order in which those by y0
+    are summed where states are saved.
 
     Keeps some states on the way and, in the backward pass, takes the steps between them again, with
     the same times and the same noise. What a step saves for its backward is held for a few steps

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from . import _random
 from ._graph import Calls, Graph, as_input, of_sizes
 from ._increment import Increment, Source
-from ._leap import Leap
+from ._leap import Leap, look, tried
 from ._loop import Loop
 from ._save import SaveEnd
 from ._scalar import Scalar, forwarding
-from ._state import State, batch_size, describe, leaves
+from ._state import State, batch_size, describe
 from ._sweep import Sweeps
 from .dynamics.base import Dynamics
 from .dynamics.field import Field
@@ -234,6 +234,8 @@ class _Steps:
         before = loop.field.evaluations
         if not loop.integrator.static:
             y, carry = of_sizes((y, carry))
+        else:
+            cost = self._cost(loop, n, t0, t1, y, carry)
         try:
             found = self._calls(as_input(t0, y), as_input(t1, y), y, dw, carry)
         except torch._dynamo.exc.TorchDynamoException as error:
@@ -248,20 +250,17 @@ class _Steps:
         step = found if self._within else _End(loop, n, t0, t1, y, carry, found)
         loop.field.evaluations = before
         if step.spent is None:
-            loop.field.evaluations += self._cost(loop, n, t0, t1, y, carry)
+            loop.field.evaluations += cost
         else:
             loop.field.spend(step.spent)
         return step
 
     def _cost(self, loop: Loop, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> int:
         """Evaluations in a step from such a state: one is taken to count them."""
-        field, costs = loop.field, self._graph.costs
-        kind = tuple(x.shape if isinstance(x, Tensor) else x for x in leaves((y, carry)))
+        costs = self._graph.costs
+        kind = look((y, carry))
         if kind not in costs:
-            with field.aside(), torch.no_grad():
-                before = field.evaluations
-                loop.step(n, t0, t1, y, carry)
-                costs[kind] = field.evaluations - before
+            costs[kind] = tried(loop, n, t0, t1, y, carry)[1]
         return costs[kind] or 0
 
 

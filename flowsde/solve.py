@@ -19,7 +19,7 @@ from ._loop import Loop, Report
 from ._plan import AdaptivePlan, GivenPlan, Plan
 from ._save import SaveEnd, Saver, SaveRows, SaveSteps, SaveTimes
 from ._scalar import Scalar, moving, resolution, still, to_float
-from ._state import State, batch_size, describe, finite, fits, leaves, mapped, transformed
+from ._state import NO_STATE, State, batch_size, describe, finite, fits, leaves, mapped, transformed
 from .adjoint import Adjoint, Checkpointed, Direct
 from .dynamics.base import Dynamics
 from .dynamics.discrete import Chain
@@ -167,7 +167,7 @@ def solve(
         raise ValueError(f"max_steps is a whole number >= 0; got {max_steps}")
     t1 = _horizon(dynamics, t0) if t1 is None else t1
     integrator, stepping = _choose(dynamics, integrator, stepping)
-    _check_transformed(adjoint, stepping, y0, args)
+    _check_transformed(adjoint, dynamics, stepping, (y0, args, t0, t1), events)
     _check_errors(integrator, stepping, y0)
     span = _Span.of(dynamics, y0, t0, t1, stepping, save_at)
     seed = _seed(dynamics, generator)
@@ -225,7 +225,7 @@ def _check_dynamics(dynamics: Dynamics) -> None:
 def _check_state(y0: State) -> None:
     flat = leaves(y0)
     if not flat or not all(isinstance(leaf, Tensor) for leaf in flat):
-        raise TypeError("y0 is a tensor or a pytree of tensors; make it one with torch.as_tensor")
+        raise TypeError(NO_STATE)
     if not all(leaf.is_floating_point() or leaf.is_complex() for leaf in flat):
         raise TypeError(f"y0 is real or complex; got {describe(y0)}. Use y0.float()")
     if len({leaf.device for leaf in flat}) > 1:
@@ -237,7 +237,7 @@ def _check_state(y0: State) -> None:
 
 
 def _check_transformed(
-    adjoint: Adjoint, stepping: Stepping, y0: State, args: tuple[Any, ...]
+    adjoint: Adjoint, dynamics: Dynamics, stepping: Stepping, given: tuple[Any, ...], events: Any
 ) -> None:
     """Refuses what torch.func's transformations cannot do to a solve."""
     if not isinstance(adjoint, Direct) and torch.is_grad_enabled() and transformed():
@@ -245,10 +245,17 @@ def _check_transformed(
             f"torch.func does not see into {type(adjoint).__name__}: use adjoint=Direct(), or "
             "torch.autograd.grad"
         )
-    if isinstance(stepping, Adaptive) and mapped((y0, args)):
+    if not transformed() or not mapped((given, *dynamics.parameters(), *dynamics.buffers())):
+        return
+    if isinstance(stepping, Adaptive):
         raise TypeError(
             "vmap cannot choose steps: give Fixed(...) or Grid(...), or leave vmap out and solve "
             "the batch with Adaptive(per_sample=True)"
+        )
+    if events is not None or mapped(given[2:]):
+        raise TypeError(
+            "vmap maps over neither events nor ends: leave it out, and give each sample its own, "
+            "with t1 of shape (batch,)"
         )
 
 
@@ -375,6 +382,7 @@ class _Span:
             span = cls(ends[0], ends[1], None, 1.0 if b >= a else -1.0, saves)
             span._check_saves(slack)
             return span
+        _check_rows(ends, batch_size(y0))
         if not dynamics.batched_time:
             raise TypeError(
                 f"this {type(dynamics).__name__} was not declared to take t of shape (batch,): "
@@ -463,6 +471,16 @@ def _snap(saves: Tensor, ends: tuple[Any, Any], sign: Any, rounding: float) -> T
     return saves
 
 
+def _check_rows(ends: list[Any], batch: int | None) -> None:
+    """Refuses a time of one number that is no batch's."""
+    for name, t in zip(("t0", "t1"), ends, strict=True):
+        if isinstance(t, Tensor) and t.shape == (1,) and batch != 1:
+            raise ValueError(
+                f"{name} has shape (1,): give a 0-d tensor, {name}[0], for a time that the batch "
+                "shares"
+            )
+
+
 def _wide(t: Any) -> Tensor:
     """Times in float64: none is rounded to float32 on the way."""
     if isinstance(t, Tensor):
@@ -484,14 +502,14 @@ def _time(t: Scalar, name: str) -> Scalar:
         if t.ndim > 1 or t.is_complex():
             raise ValueError(f"{name} is a number, a 0-d tensor or (batch,); got {tuple(t.shape)}")
         if not bool(torch.isfinite(t).all()):
-            raise ValueError(f"{name} is not finite: {t}")
+            raise ValueError(f"{name} is not finite: {t}. With an event, a late time will do")
         if t.ndim == 0:
             return _wide(t) if moving(t) else float(t)
         return t
     if isinstance(t, bool) or not isinstance(t, numbers.Real):
         raise TypeError(f"{name} is a number or a tensor; got {type(t).__name__}")
     if not math.isfinite(t):
-        raise ValueError(f"{name} is not finite: {t}")
+        raise ValueError(f"{name} is not finite: {t}. With an event, a late time will do")
     return float(t)
 
 

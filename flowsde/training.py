@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from . import _random
 from ._files import load_checkpoint, save_checkpoint
+from ._state import sources
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -197,6 +199,7 @@ def fit(
                 with _forked(accelerator.device), accelerator.autocast():
                     torch.manual_seed(_apart(draws))  # for dropout, which takes no generator
                     loss = _number(model(*batch, generator=draws))
+                _look_for_others(loss, plain, accelerator.num_processes == 1 and step == 0)
                 accelerator.backward(loss)
             norm = accelerator.clip_grad_norm_(plain.parameters(), clip)
             optimizer.step()
@@ -214,6 +217,22 @@ def fit(
         bar.close()
         run.end()
         return fitted
+
+
+def _look_for_others(loss: Tensor, objective: nn.Module, now: bool) -> None:
+    """Warns of parameters of the loss that the objective does not hold."""
+    if not now:
+        return
+    own = {id(p) for p in objective.parameters()}
+    leaves = [x for x in sources([loss]) if isinstance(x, nn.Parameter) and id(x) not in own]
+    if leaves:
+        warnings.warn(
+            f"the loss hangs on {len(leaves)} parameters that its objective does not hold, and "
+            f"that are not trained, one of shape {tuple(leaves[0].shape)}: give the module itself "
+            "where its method, or a closure over it, stands, as in ODE(module); or call "
+            "requires_grad_(False) on what is not to be trained",
+            stacklevel=3,
+        )
 
 
 def _rows(parts: tuple[Tensor, ...], steps: int, batch_size: int) -> int:

@@ -179,6 +179,26 @@ class Field:
         assert self.parts is not None
         return self._ask(self.parts[1], t, y, "the implicit part")
 
+    def written(self) -> dict[str, int]:
+        """The versions of its buffers in floating point, but for running statistics."""
+        norms = (m for m in self.dynamics.modules() if isinstance(m, _NormBase))
+        known = {id(x) for norm in norms for x in norm.buffers(recurse=False)}
+        named = self.dynamics.named_buffers()
+        return {
+            name: x._version for name, x in named
+            if x.is_floating_point() and not x.is_inference() and id(x) not in known
+        }  # fmt: skip
+
+    def check_written(self, before: dict[str, int]) -> None:
+        """Raises TypeError where one of them was written to since."""
+        for name, version in self.written().items():
+            if before.get(name, version) != version:
+                raise TypeError(
+                    f"the field writes to its buffer {name} when it is asked, as spectral_norm "
+                    "does in training, so that no step can be taken again as it was: call eval() "
+                    "on that module for the solve, or use adjoint=Direct()"
+                )
+
     @contextmanager
     def still(self) -> Iterator[None]:
         """Calls that leave running statistics as they were: their versions never tell."""
@@ -365,7 +385,8 @@ def _diagonal(y: Tensor, g: Any) -> Tensor:
         )
     if not isinstance(g, Tensor):
         return torch.full_like(y, g)
-    g = g if g.ndim else g.to(torch.result_type(y, g))  # a number's precision is the state's
+    if not g.ndim:  # a number's precision is the state's
+        g = g.to(y.dtype.to_complex() if g.is_complex() else y.dtype)
     return check_like(g.expand(y.shape), y, "the diffusion")
 
 

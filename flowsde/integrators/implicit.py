@@ -131,7 +131,7 @@ class ImplicitRK(Integrator):
     first; any other is one sample (but for times of each row's own), and so is the whole batch
     where the field is found, at the start, to mix its samples. One host read a correction, one at
     the start. ``Kvaerno4`` and ``Kvaerno5`` look beyond t1, by at most a quarter of the step, and
-    so beyond a jump of the field; the others do not.
+    so take no ``jump_at``; the others do not.
 
     Gradients are exact for the discrete solve, by the implicit function theorem: recording costs
     one more evaluation a stage, the backward pass one Jacobian at its solution and one transposed
@@ -195,7 +195,14 @@ class ImplicitRK(Integrator):
             )
 
     def bind(self, stepping: Stepping) -> Integrator:
-        return replace(self, stepping=stepping if isinstance(stepping, Adaptive) else None)
+        if not isinstance(stepping, Adaptive):
+            return replace(self, stepping=None)
+        if stepping.jump_at and max(self.tableau.c) > 1.0:
+            raise TypeError(
+                f"{type(self).__name__} asks for times beyond the end of a step, and so beyond a "
+                "jump: use Kvaerno3(), or solve up to the jump and on from there"
+            )
+        return replace(self, stepping=stepping)
 
     def init(self, field: Field, t: Scalar, y: State) -> Carry:
         _check_state(type(self).__name__, y)

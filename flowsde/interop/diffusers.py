@@ -247,7 +247,8 @@ def as_scheduler(
     eta: float = 0.0,
     grid: Callable[[int], Tensor] | None = None,
 ) -> _Scheduler:
-    """An integrator as a scheduler of diffusers' pipelines: ``pipe.scheduler = as_scheduler(...)``.
+    """An integrator as a scheduler of diffusers' pipelines: ``pipe.scheduler = as_scheduler(...)``,
+    set on a pipeline that is there: one that is being made puts diffusers' own in its place.
 
     The pipeline calls the network, once for every entry of ``timesteps``: as many as the integrator
     has evaluations in the steps that are asked for. State, noise and grid are those of ``solve`` on
@@ -274,6 +275,7 @@ class _Stepped(NamedTuple):
     """What diffusers' schedulers return, with ``return_dict`` and without."""
 
     prev_sample: Tensor
+    pred_original_sample: Tensor
 
 
 class _Scheduler:
@@ -375,7 +377,7 @@ class _Scheduler:
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         return_dict: bool = True, **more: Any,
     ) -> _Stepped:  # fmt: skip
-        """On to where the network is wanted next, or to the end."""
+        """On to where the network is wanted next, or to the end; and the x0 found here."""
         if any(more.values()):
             raise TypeError(f"as_scheduler(integrator, eta=...) says all of the step; got {more}")
         wide = sample.to(torch.promote_types(sample.dtype, torch.float32))
@@ -385,13 +387,16 @@ class _Scheduler:
             seed = None if generator is None else _seed(generator)
             self._run = self._begin(wide, seed, self._grid[self._place(timestep) :])
         run = self._run
-        run.tell(_mean(model_output, wide), wide, sample.dtype)
+        output = _mean(model_output, wide)
+        assert run.asked is not None
+        x0 = self._convention.denoiser(lambda t, x: output)(run.asked[0], wide)
+        run.tell(output, wide, sample.dtype)
         x = run.y if run.asked is None else run.asked[1]
         if run.asked is None:
             self._run = None
             if not bool(torch.isfinite(x).all()):
                 raise FloatingPointError("the sample is not finite: look at the model's outputs")
-        return _Stepped(x.to(sample.dtype))
+        return _Stepped(x.to(sample.dtype), x0.to(sample.dtype))
 
     def _place(self, timestep: Any) -> int:
         """The step of the grid that begins there."""

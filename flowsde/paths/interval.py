@@ -48,6 +48,16 @@ class Outside(RandomPath):
                 "the method needs the space-time Levy area of its path: give path=Brownian(seed), "
                 "or BrownianInterval(..., levy_area_approximation='space-time')"
             )
+        first, last = (getattr(self.motion, name, None) for name in ("_start", "_end"))
+        own = any(isinstance(t, Tensor) and t.ndim for t in (t0, t1))
+        if isinstance(first, float) and isinstance(last, float) and not own:
+            low, high = sorted((to_float(t0), to_float(t1)))
+            slack = 1e-6 * (last - first)
+            if low < first - slack or high > last + slack:
+                raise ValueError(
+                    f"the solve goes from {low:g} to {high:g}, and its path from outside from "
+                    f"{first:g} to {last:g}: make one of the whole span"
+                )
         return _Intervals(self.motion, draws)
 
 
