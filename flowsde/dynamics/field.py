@@ -181,12 +181,11 @@ class Field:
 
     def written(self) -> dict[str, int]:
         """The versions of its buffers in floating point, but for running statistics."""
-        norms = (m for m in self.dynamics.modules() if isinstance(m, _NormBase))
-        known = {id(x) for norm in norms for x in norm.buffers(recurse=False)}
-        named = self.dynamics.named_buffers()
         return {
-            name: x._version for name, x in named
-            if x.is_floating_point() and not x.is_inference() and id(x) not in known
+            f"{name}.{key}".lstrip("."): x._version
+            for name, module in self.dynamics.named_modules() if not isinstance(module, _NormBase)
+            for key, x in module._buffers.items()
+            if x is not None and x.is_floating_point() and not x.is_inference()
         }  # fmt: skip
 
     def check_written(self, before: dict[str, int]) -> None:
