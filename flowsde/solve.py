@@ -209,6 +209,8 @@ def solve(
         )  # fmt: skip
         executor.prepare(loop, known)
         solution = adjoint.run(loop)
+    if not solution.success and span.batch is None:
+        solution.message += known.hint(to_float(span.t0)) or known.hint(to_float(span.t1))
     if throw and not solution.success:
         raise _error(solution)
     return solution

@@ -181,6 +181,18 @@ def test_a_budget_below_one_step_is_no_cliff() -> None:
     assert spent[1] < 16 * 4 * 100
 
 
+@pytest.mark.parametrize("more", [{}, GIVEN], ids=["chosen", "given"])
+def test_ends_without_noise_are_named(more: dict[str, Any]) -> None:
+    flow, x = fs.LinearSDE(VP()).probability_flow(lambda t, x: 0.3 * x), torch.randn(4, 2)
+    for run in (
+        lambda: fs.solve(flow, x, 1.0, 0.0, **more),
+        lambda: fs.Flow(fs.Normal(2), flow, fs.Solver(**more)).log_prob(x),
+    ):
+        with pytest.raises(fs.SolveError, match=r"no noise at t = 0, .* use DDIM\(\)"):
+            run()
+    assert fs.solve(flow, x, 1.0, 0.0, integrator=DDIM(), stepping=GIVEN["stepping"]).success
+
+
 # --- graphs ---------------------------------------------------------------------------------------
 
 

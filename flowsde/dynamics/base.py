@@ -261,3 +261,7 @@ class Dynamics(nn.Module, ABC):
 
     def check_span(self, t0: float, t1: float) -> None:
         """Raises ValueError, with the cure, on times at which the dynamics is not defined."""
+
+    def hint(self, t: float) -> str:
+        """What a failed solve with an end at t should be told beside; mostly nothing."""
+        return ""

@@ -195,6 +195,15 @@ class Reverse(Dynamics):
             drift = drift + self.eta**2 * rate * prediction.eps(at, y, output)
         return drift
 
+    def hint(self, t: float) -> str:
+        if self.denoiser.schedule.sigma(t) > 0.0:
+            return ""
+        return (
+            f". There is no noise at t = {t:g}, where slopes may have no value: stay a little away "
+            "from it, as at 1e-3 (for a density Flow(t0=1e-3)), or use DDIM() or DPMSolverPP(), "
+            "which land there"
+        )
+
     def diffusion(self, t: Tensor, y: Tensor, *args: Any) -> Scalar | None:
         if not self.eta:
             return None

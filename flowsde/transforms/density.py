@@ -286,6 +286,9 @@ class FlowDensity(Dynamics):
     def check_span(self, t0: float, t1: float) -> None:
         self.dynamics.check_span(t0, t1)
 
+    def hint(self, t: float) -> str:
+        return self.dynamics.hint(t)
+
     def forward(self, t: Tensor, y: State, *args: Any) -> State:
         traced = self.dynamics.traced() if self._own else None
         if traced is not None:
