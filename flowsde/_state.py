@@ -1,5 +1,5 @@
 """States: a tensor, or any pytree of tensors. A bare tensor takes a fast path everywhere, and so
-do tuples, as densities and partitioned states are.
+do tuples, as densities and partitioned states are, and lists.
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ NO_STATE = (
     "y0 is a tensor or a pytree of tensors: make a number one with torch.as_tensor, and a "
     "dataclass with torch.utils._pytree.register_dataclass(its class)"
 )
-_LEAF = Tensor, float, int, type(None)
+_LEAF, _ROWS = (Tensor, float, int, type(None)), (tuple, list)
 Weights = Sequence[tuple[int, float]]
 
 
 def tree_map(fn: Callable[..., Any], tree: State, *rest: State) -> State:
     if isinstance(tree, _LEAF):
         return fn(tree, *rest)
-    if type(tree) is tuple and all(type(x) is tuple for x in rest):
-        return tuple([tree_map(fn, *parts) for parts in zip(tree, *rest, strict=True)])
+    kind = type(tree)
+    if kind in _ROWS and all(type(x) is kind for x in rest):
+        return kind([tree_map(fn, *parts) for parts in zip(tree, *rest, strict=True)])
     return pytree.tree_map(fn, tree, *rest)
 
 
 def leaves(tree: State) -> list[Any]:
     if isinstance(tree, _LEAF):
         return [tree]
-    if type(tree) is tuple:
+    if type(tree) in _ROWS:
         return [leaf for part in tree for leaf in leaves(part)]
     return pytree.tree_leaves(tree)
 

@@ -942,6 +942,8 @@ class Dropped(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Linear(2, 2)
+        nn.init.constant_(self.net.weight, 0.5)
+        nn.init.ones_(self.net.bias)
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         return nn.functional.dropout(self.net(y), 0.5)
