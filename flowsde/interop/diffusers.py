@@ -353,6 +353,11 @@ class _Scheduler:
     def _begin(self, y: Tensor, seed: int | Tensor | None, grid: Sequence[float]) -> _Run:
         return _Run(self._integrator, self._dynamics, self._convention, grid, y, seed)
 
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """Those of the scheduler that it was made from."""
+        return self._scheduler.alphas_cumprod
+
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Pipelines tell it; where they begin is seen from the first timestep."""
 
@@ -378,6 +383,7 @@ class _Scheduler:
         return_dict: bool = True, **more: Any,
     ) -> _Stepped:  # fmt: skip
         """On to where the network is wanted next, or to the end; and the x0 found here."""
+        more.pop("use_clipped_model_output", None)  # which is how it is
         if any(more.values()):
             raise TypeError(f"as_scheduler(integrator, eta=...) says all of the step; got {more}")
         wide = sample.to(torch.promote_types(sample.dtype, torch.float32))
