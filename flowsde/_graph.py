@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ._once import refused
-from ._random import widest
+from ._save import on_device
 from ._state import State, builder, leaves, tree_map
 from .integrators.base import Step
 
@@ -266,12 +266,4 @@ def of_sizes(tree: Any) -> Any:
 
 def as_input(t: Any, y: State) -> Tensor:
     """A time, or a list of times or rows of them, as an input of a graph that takes this state."""
-    device = leaves(y)[0].device
-    if isinstance(t, Tensor):
-        return t.contiguous()
-    wide = widest(device)
-    rows = [x for x in t if isinstance(x, Tensor)] if isinstance(t, (list, tuple)) else []
-    if not rows:
-        return torch.tensor(t, dtype=wide, device=device)
-    shape = max((x.shape for x in rows), key=len)
-    return torch.stack([torch.as_tensor(x).to(device, wide).expand(shape) for x in t])
+    return t.contiguous() if isinstance(t, Tensor) else on_device(t, y)

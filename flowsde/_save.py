@@ -21,13 +21,17 @@ from .solution import Steps
 __all__ = ["SaveEnd", "SaveRows", "SaveSteps", "SaveTimes", "Saver", "on_device", "scatter"]
 
 
-def on_device(ts: Tensor | list[Scalar], y: State) -> Tensor:
-    """Times, which the host may have kept, where the state lies."""
+def on_device(t: Any, y: State) -> Tensor:
+    """A time, or a list of times or rows of them, which the host may have kept, where the state
+    lies.
+    """
     device = leaves(y)[0].device
     kind: dict[str, Any] = {"dtype": widest(device), "device": device}
-    if isinstance(ts, Tensor) or not any(isinstance(t, Tensor) for t in ts):
-        return torch.as_tensor(ts, **kind)
-    return torch.stack([torch.as_tensor(t, **kind) for t in ts])
+    rows = [x for x in t if isinstance(x, Tensor)] if isinstance(t, (list, tuple)) else []
+    if not rows:
+        return torch.as_tensor(t, **kind)
+    shape = max((x.shape for x in rows), key=len)
+    return torch.stack([torch.as_tensor(x, **kind).expand(shape) for x in t])
 
 
 class Saver(ABC):

@@ -85,8 +85,8 @@ class TorchDiffEq(Engine):
                 raise _Own(error) from error
 
         device = flat[0].device
-        ends = [torch.as_tensor(t, dtype=widest(device), device=device) for t in (t0, t1)]
-        times = torch.stack(ends)
+        kind: dict[str, Any] = {"dtype": widest(device), "device": device}
+        times = torch.stack([torch.as_tensor(t, **kind) for t in (t0, t1)])
         try:
             ends = odeint(f, flat, times, method=self.method, **self.keywords)
         except _Own as own:
