@@ -195,6 +195,7 @@ class Loop:
                 again = self.integrator.init(self.field, plan.after(plan.t), y)
                 fresh = plan.fresh if landing is None else plan.fresh | landing.hit
                 carry = self._resumed(fresh, again, carry)
+            del step, landing  # their stages make room for those of the next
             stats.attempts += 1
             if self.progress is not None and accept is not False:
                 self.progress(plan.progress, plan.t, y)
@@ -234,6 +235,7 @@ class Loop:
             if not accept:
                 break
             y, carry = step.y1, step.carry
+            del step
         return y, carry
 
     def _go_on(

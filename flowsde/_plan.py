@@ -366,6 +366,7 @@ class AdaptivePlan(Plan):
     def interval(self) -> tuple[Scalar, Scalar]:
         self._lands = self._stepping.longest(self._dt) >= abs(self._aim - self._now)
         self._last = self._lands & (self._aim == self._host[1])
+        self._step = None
         going = self.status == Status.RUNNING  # rows that have ended stand still
         reach = choose(self._lands, self._aim, self._now + self._sign * self._dt)
         self._reach = choose(going, reach, self._now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -18,6 +19,7 @@ from flowsde.dynamics.field import Field
 from flowsde.integrators import (
     GMRES,
     RK4,
+    Dopri5,
     DPMSolverPP,
     EulerMaruyama,
     Integrator,
@@ -121,6 +123,50 @@ def test_solves_leave_no_cycles_behind(name: str) -> None:
         run()  # the compiler leaves what it likes
     with nothing_left():
         run()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"stepping": fs.Adaptive(per_sample=True)},
+        {"stepping": FIXED},
+        {"stepping": FIXED, "save_at": fs.Steps()},
+        {"adjoint": fs.Checkpointed()},
+        {"adjoint": fs.Checkpointed(), "stepping": FIXED},
+        {"adjoint": fs.Backsolve()},
+        {"save_at": torch.linspace(0.0, 4.0, 9)},
+        {"events": fs.Event(lambda t, y: y[0, 0] - 0.9, terminal=False)},
+    ],
+    ids=[
+        "chosen",
+        "of each sample",
+        "given",
+        "given, saved",
+        "checkpoints",
+        "given, checkpoints",
+        "backwards",
+        "saved",
+        "events",
+    ],
+)
+def test_the_stages_of_a_step_are_gone_before_the_next_one(more: dict[str, Any]) -> None:
+    made: list[weakref.ref[Tensor]] = []
+    alive = []
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        alive.append(sum(k() is not None for k in made))
+        k = torch.sin(9.0 * t).reshape(-1, 1) * y
+        made.append(weakref.ref(k))
+        return k
+
+    y0 = torch.ones(3, 2, requires_grad="adjoint" in more)
+    dynamics = fs.ODE(f, batched_time=True, rowwise=True)
+    with torch.set_grad_enabled("adjoint" in more):
+        fs.solve(dynamics, y0, 0.0, 4.0, integrator=Dopri5(), **more)
+    stages = len(Dopri5.tableau.b)
+    assert len(made) > 3 * stages
+    assert max(alive) <= stages  # all but the last one, and the solve's first
 
 
 @pytest.mark.parametrize(
