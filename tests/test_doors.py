@@ -52,6 +52,49 @@ def test_a_solve_stands_beside_anothers_graph(integrator: fs.Integrator, backend
     assert torch.allclose(*slopes, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "dynamics",
+    [
+        fs.ODE(Decay()),
+        fs.ODE(Decay(), linear=-1.0),
+        fs.ODE(Decay(), implicit=Decay()),
+        fs.SDE(Decay(), lambda t, y: y, noise="diagonal"),
+    ],
+    ids=["ODE", "linear", "implicit", "SDE"],
+)
+def test_hooks_see_every_evaluation(dynamics: fs.Dynamics) -> None:
+    def solve() -> fs.Solution:
+        method = fs.integrators.EulerMaruyama() if dynamics.noise is not None else RK4()
+        path = None if dynamics.noise is None else fs.Brownian(0)
+        return fs.solve(
+            dynamics, torch.ones(2, 3, requires_grad=True), 0.0, 1.0, integrator=method,
+            stepping=fs.Fixed(steps=3), path=path, adjoint=fs.Direct(),
+        )  # fmt: skip
+
+    plain, calls, slopes = solve(), [], []
+    everywhere = nn.modules.module.register_module_forward_hook(
+        lambda module, *_: calls.append("all") if module is dynamics else None
+    )
+    own = (
+        dynamics.register_forward_pre_hook(lambda *_: calls.append("before")),
+        dynamics.register_forward_hook(lambda *_: calls.append("after")),
+        dynamics.register_full_backward_hook(lambda *_: slopes.append(1)),
+    )
+    try:
+        seen = solve()
+        seen.y1.sum().backward()
+    finally:
+        everywhere.remove()
+        for hook in own:
+            hook.remove()
+    evaluations = plain.stats.evaluations
+    assert [calls.count(name) for name in ("all", "before", "after")] == 3 * [evaluations]
+    assert len(slopes) == evaluations
+    assert torch.equal(seen.y1, plain.y1)
+    solve()
+    assert calls.count("after") == evaluations
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_training_times_keep_their_digits(dtype: torch.dtype) -> None:
     law, seen = objectives.UniformTime(1e-3, 0.999), []

@@ -102,6 +102,9 @@ class ODE(Dynamics):
         k = self._nonlinear(t, y, *args)
         return k if self.linear is None else tree_map(lambda v, w: self.linear * v + w, y, k)
 
+    def shortcut(self) -> VectorField:
+        return self.f if self.linear is None and self.implicit is None else self
+
     def split(self) -> SemiLinear | None:
         return None if self.linear is None else _LinearPart(self._nonlinear, self.linear)
 
@@ -200,6 +203,9 @@ class SDE(Dynamics):
     def forward(self, t: Tensor, y: State, *args: Any) -> State:
         k = self.f(t, y, *args)
         return k if self.linear is None else tree_map(lambda v, w: self.linear * v + w, y, k)
+
+    def shortcut(self) -> VectorField:
+        return self.f if self.linear is None else self
 
     def split(self) -> SemiLinear | None:
         return None if self.linear is None else _LinearPart(self.f, self.linear)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.module import _has_any_global_hook
 
 from .._random import widest
 from .._scalar import Scalar
@@ -47,6 +48,16 @@ def _versions(tree: Any) -> list[tuple[Tensor, int]]:
     return [(x, x._version) for x in flat if isinstance(x, Tensor) and not x.is_inference()]
 
 
+def _hooked(module: nn.Module) -> bool:
+    """Whether a call of the module is more than its ``forward``."""
+    own = (
+        module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks,
+        module._backward_hooks, module._compiled_call_impl,
+        _has_any_global_hook(),  # type: ignore[no-untyped-call]
+    )  # fmt: skip
+    return any(own)
+
+
 class Product:
     """A diffusion that is known by what it makes of dW: ``g(dw)``. Sums of such are such."""
 
@@ -74,13 +85,14 @@ class Field:
     """
 
     __slots__ = (
-        "_device", "_dtype", "_given", "_made", "_t", "_tensor", "args", "dynamics", "evaluations",
-        "kinetic", "mixes", "noise", "parts", "products", "split",
+        "_device", "_drift", "_dtype", "_given", "_made", "_t", "_tensor", "args", "dynamics",
+        "evaluations", "kinetic", "mixes", "noise", "parts", "products", "split",
     )  # fmt: skip
 
     def __init__(self, dynamics: Dynamics, args: tuple[Any, ...], y0: State) -> None:
         first = leaves(y0)[0]
         self.dynamics, self.args = dynamics, args
+        self._drift = dynamics if _hooked(dynamics) else dynamics.shortcut()
         self.noise: Noise | None = dynamics.noise
         self.split: SemiLinear | None = dynamics.split()
         self.parts = dynamics.parts()
@@ -130,7 +142,7 @@ class Field:
 
     def drift(self, t: Scalar, y: State) -> State:
         """f(t, y), shaped as y."""
-        return self._ask(self.dynamics, t, y, "the vector field")
+        return self._ask(self._drift, t, y, "the vector field")
 
     def _ask(
         self, f: Callable[..., State], t: Scalar, y: State, what: str, **more: Any
