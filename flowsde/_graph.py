@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from ._once import refused
-from ._save import on_device
-from ._state import State, builder, leaves, tree_map
+from ._state import State, builder, leaves, on_device, tree_map
 from .integrators.base import Step
 
 __all__ = ["Calls", "Graph", "as_input", "of_sizes"]

@@ -5,33 +5,19 @@ from __future__ import annotations
 import copy
 from abc import ABC
 from bisect import bisect_left, bisect_right
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ._plan import Accept
-from ._random import widest
 from ._scalar import Scalar, moving, nonzero, to_float
 from ._scalar import where as choose
-from ._state import State, leaves, stack, tree_map, where
+from ._state import State, on_device, stack, tree_map, where
 from .integrators.base import Step
 from .solution import Steps
 
-__all__ = ["SaveEnd", "SaveRows", "SaveSteps", "SaveTimes", "Saver", "on_device", "scatter"]
-
-
-def on_device(t: Any, y: State) -> Tensor:
-    """A time, or a list of times or rows of them, which the host may have kept, where the state
-    lies.
-    """
-    device = leaves(y)[0].device
-    kind: dict[str, Any] = {"dtype": widest(device), "device": device}
-    rows = [x for x in t if isinstance(x, Tensor)] if isinstance(t, (list, tuple)) else []
-    if not rows:
-        return torch.as_tensor(t, **kind)
-    shape = max((x.shape for x in rows), key=len)
-    return torch.stack([torch.as_tensor(x, **kind).expand(shape) for x in t])
+__all__ = ["SaveEnd", "SaveRows", "SaveSteps", "SaveTimes", "Saver", "scatter"]
 
 
 class Saver(ABC):
@@ -181,32 +167,42 @@ class SaveRows(Saver):
 
     def __init__(self, times: Tensor, sign: Tensor) -> None:
         self.times, self._sign, self._moving = times, sign, moving(times)
-        self._at = times.detach() * sign
+        self._at = (times.detach() * sign).mT.contiguous()
         self._next = torch.zeros(times.shape[1], dtype=torch.int64, device=times.device)
-        self._rows = self._ids = torch.arange(times.shape[1], device=times.device)
+        self._ids = torch.arange(times.shape[1], device=times.device)
         self._found: list[Found] = []
         self._batch = times.shape[1]
 
     def select(self, index: Tensor) -> SaveRows:
         part = copy.copy(self)
-        part.times, part._at, part._sign = (
-            x[..., index] for x in (self.times, self._at, self._sign)
+        part.times = self.times[:, index]
+        part._at, part._sign, part._next, part._ids = (
+            x[index] for x in (self._at, self._sign, self._next, self._ids)
         )
-        part._next, part._ids = self._next[index], self._ids[index]
-        part._rows = torch.arange(len(index), device=index.device)
         return part  # what it finds goes into the list that both share
 
     def absorb(self, index: Tensor, part: Saver) -> None:
         assert isinstance(part, SaveRows)
         self._next = self._next.index_copy(0, index, part._next)
 
-    def _due(self, reached: Tensor) -> Tensor:
-        index = self._next.clamp(max=len(self._at) - 1)
-        return (self._next < len(self._at)) & (self._at[index, self._rows] <= reached)
-
-    def _record(self, due: Tensor, value: State) -> None:
-        self._found.append((due, self._next * self._batch + self._ids, value))
-        self._next = self._next + due
+    def _take(self, t: Scalar, accept: Accept, at: Callable[[Tensor, Tensor], State]) -> None:
+        """Keeps the states ``at(times, due)``, at each row's next times up to t, ``(n, batch)``, as
+        far as these are due.
+        """
+        if not self._batch:
+            return
+        reached = (torch.as_tensor(t).detach() * self._sign).to(self._at)
+        stop = torch.searchsorted(self._at, reached[:, None], right=True)[:, 0]
+        stop = where(accept, stop, self._next)
+        count = int((stop - self._next).max())
+        if count <= 0:
+            return
+        index = self._next + torch.arange(count, device=stop.device)[:, None]
+        due = index < stop
+        value = at(self.times.gather(0, torch.where(due, index, 0)), due)
+        value = tree_map(lambda leaf: leaf.flatten(0, 1), value)
+        self._found.append((due.flatten(), (index * self._batch + self._ids).flatten(), value))
+        self._next = stop
 
     def begin(self, t: Scalar, y: State) -> None:
         if not self._moving:
@@ -214,17 +210,17 @@ class SaveRows(Saver):
 
     def _rest(self, t: Scalar, y: State) -> None:
         """Times at which the row stands."""
-        reached = torch.as_tensor(t, device=self._at.device).detach() * self._sign
-        while len(self._at) and bool((due := self._due(reached)).any()):
-            self._record(due, y)
+        self._take(
+            t, True,
+            lambda times, _: tree_map(lambda leaf: leaf.expand(len(times), *leaf.shape), y),
+        )  # fmt: skip
 
     def keep(self, t0: Scalar, t1: Scalar, y: State, step: Step, accept: Accept) -> None:
-        reached = torch.as_tensor(t1).detach() * self._sign
-        width = torch.as_tensor(t1 - t0)
-        while len(self._at) and bool((due := self._due(reached) & accept).any()):
-            t = self.times[self._next.clamp(max=len(self._at) - 1), self._rows]
-            theta = torch.where(due, (t - t0) / torch.where(width == 0, 1.0, width), 1.0)
-            self._record(due, step.dense(theta))
+        width = nonzero(torch.as_tensor(t1 - t0))
+        self._take(
+            t1, accept,
+            lambda times, due: step.by_rows(torch.where(due, (times - t0) / width, 1.0)),
+        )  # fmt: skip
 
     def finish(self, t: Scalar, y: State) -> tuple[Tensor | None, State | None]:
         self._rest(t, y)

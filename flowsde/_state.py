@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ._random import widest
 from ._scalar import Scalar, expand, forwarding, forwards
 
 __all__ = [
     "NO_STATE", "State", "asked", "batch_size", "builder", "by_row", "check_like", "combine",
     "contract", "describe", "detach", "dual", "entangled", "factorable", "finite", "fits", "leaves",
-    "mapped", "pullback", "pulled", "put_rows", "rows_of", "sources", "squared", "stack",
-    "transformed", "tree_map", "unflatten", "unstack", "weigh", "where",
+    "mapped", "on_device", "pullback", "pulled", "put_rows", "rows_of", "sources", "squared",
+    "stack", "transformed", "tree_map", "unflatten", "unstack", "weigh", "where",
 ]  # fmt: skip
 
 State = Any
@@ -105,7 +106,8 @@ def stack(states: Sequence[State]) -> State:
 
 
 def unstack(states: State) -> list[State]:
-    return [unflatten(row, states) for row in zip(*map(torch.unbind, leaves(states)), strict=True)]
+    build, rows = builder(states), zip(*map(torch.unbind, leaves(states)), strict=True)
+    return [build(row) for row in rows]
 
 
 def where(mask: bool | Tensor, a: State, b: State) -> State:
@@ -149,6 +151,19 @@ def _add(y: Tensor, dt: float, weights: Weights, ks: Sequence[Tensor], fresh: bo
             y = y.add(ks[i], alpha=w * dt)
             fresh = not torch.is_grad_enabled()
     return y
+
+
+def on_device(t: Any, y: State) -> Tensor:
+    """A time, or a list of times or rows of them, which the host may have kept, where the state
+    lies.
+    """
+    device = leaves(y)[0].device
+    kind: dict[str, Any] = {"dtype": widest(device), "device": device}
+    rows = [x for x in t if isinstance(x, Tensor)] if isinstance(t, (list, tuple)) else []
+    if not rows:
+        return torch.as_tensor(t, **kind)
+    shape = max((x.shape for x in rows), key=len)
+    return torch.stack([torch.as_tensor(x, **kind).expand(shape) for x in t])
 
 
 def contract(matrix: Tensor, vector: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ._plan import Accept
 from ._random import widest
-from ._save import Found, on_device, scatter
+from ._save import Found, scatter
 from ._scalar import Scalar, to_float
-from ._state import State, by_row, check_like, dual, leaves, stack, tree_map, where
+from ._state import State, by_row, check_like, dual, leaves, on_device, stack, tree_map, where
 from .dynamics.field import Field
 from .integrators.base import Step
 from .solution import Crossings
@@ -198,9 +198,9 @@ class Watch:
         # The first look records a graph where one is wanted: a step may keep what it works out.
         first = t0 + _PLACES[0] * (t1 - t0), step.dense(_PLACES[0])
         with torch.no_grad():
-            values = [self._last, self._values(*first)]
-            for theta in _PLACES[1:-1]:
-                values.append(self._values(t0 + theta * (t1 - t0), step.dense(theta)))
+            values, inner = [self._last, self._values(*first)], _PLACES[1:-1]
+            for theta, y in zip(inner, step.between(inner), strict=True):
+                values.append(self._values(t0 + theta * (t1 - t0), y))
             return torch.stack([*values, self._values(t1, step.y1)])
 
     def _along(

@@ -24,6 +24,7 @@ from ._sweep import Sweeps
 from .dynamics.base import Dynamics
 from .dynamics.field import Field
 from .integrators.base import Carry, Integrator, Step
+from .integrators.interpolation import Interpolation
 from .stepping import Adaptive
 
 __all__ = ["Compiled", "Eager", "Executor", "Picard"]
@@ -284,6 +285,9 @@ class _End(Step):
 
     def error(self) -> State:
         return self._again().error()
+
+    def interpolation(self) -> Interpolation | None:
+        return self._again().interpolation()
 
     def dense(self, theta: Scalar) -> State:
         return self._again().dense(theta)

@@ -6,17 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from .._increment import Draws, Increment
-from .._random import widest
 from .._scalar import Scalar
-from .._state import State, leaves, unstack
+from .._state import State, on_device, stack, unstack
 from ..dynamics.base import Dynamics, Noise
 from ..dynamics.discrete import Chain
 from ..dynamics.field import Field
 from ..solution import Status
+from .interpolation import Interpolation
 
 if TYPE_CHECKING:
     from ..stepping import Stepping
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Carry", "Engine", "Integrator", "ReversibleIntegrator", "SlopeCarrying", "Step"]
 
 Carry = Any
-_MANY = 12  # places at which as many operations do for all of them as for each
+_MANY = 6  # places from which it costs less to work all of them out at once
 
 
 class Step(ABC):
@@ -36,12 +35,10 @@ class Step(ABC):
         spent: evaluations and products, ``(2,)``, where a graph took the step and their number
             depends on its values.
         failure: why a step of given length could not be taken at all; the solve ends before it.
-        formula: whether ``dense`` only weighs states in hand, so that it may be given many thetas.
     """
 
     __slots__ = ("carry", "size", "spent", "y1")
     failure: tuple[Status, str] | None = None
-    formula: bool = False
 
     def __init__(self, y1: State, carry: Carry = None) -> None:
         self.y1, self.carry = y1, carry
@@ -56,22 +53,29 @@ class Step(ABC):
         """Why the error, of this row or of any, is not finite."""
         return "the field is not finite"
 
-    @abstractmethod
+    def interpolation(self) -> Interpolation | None:
+        """The states between as a sum of states in hand; None where they take more than that, and
+        ``dense`` says how they are found.
+        """
+        return None
+
     def dense(self, theta: Scalar) -> State:
         """The state at t0 + theta (t1 - t0), to the method's ``dense_order``."""
+        found = self.interpolation()
+        assert found is not None
+        return found.at(theta)
 
     def between(self, thetas: Sequence[Scalar]) -> list[State]:
         """The states at places that all samples share, many of them at once."""
-        like, ranks = leaves(self.y1)[0], {leaf.ndim for leaf in leaves(self.y1)}
-        if not self.formula or len(thetas) < _MANY or len(ranks) > 1:
+        found = self.interpolation() if len(thetas) >= _MANY else None
+        if found is None:
             return [self.dense(theta) for theta in thetas]
-        wide = widest(like.device)
-        if isinstance(thetas[0], Tensor):
-            places = torch.stack([theta for theta in thetas if isinstance(theta, Tensor)])
-        else:
-            places = torch.tensor(thetas, dtype=wide)
-        places = places.to(like.device, wide).reshape(-1, *like.ndim * (1,))
-        return unstack(self.dense(places))
+        return unstack(found.many(on_device(thetas, self.y1)))
+
+    def by_rows(self, thetas: Tensor) -> State:
+        """The states at places ``(n, batch)`` of each sample's own, stacked."""
+        found = self.interpolation()
+        return stack([self.dense(x) for x in thetas]) if found is None else found.many(thetas)
 
 
 class Integrator(ABC):

@@ -18,9 +18,10 @@ from ..dynamics.base import Dynamics
 from ..dynamics.field import MIXED, Field
 from ..stepping import Adaptive, Stepping
 from .base import Carry, Integrator, Step
+from .interpolation import Interpolation, hermite, polynomial
 from .linear import Dense, Linearization, LinearSolver, Rows
 from .newton import PerRow, count_rows, stages
-from .runge_kutta import Row, demand, hermite, polynomial, sparse
+from .runge_kutta import Row, demand, sparse
 
 __all__ = [
     "ImplicitEuler", "ImplicitRK", "ImplicitTableau", "KenCarp3", "KenCarp4", "KenCarp5",
@@ -282,7 +283,6 @@ def _check_state(name: str, y: State) -> None:
 
 class _ImplicitStep(Step):
     __slots__ = ("_ks", "_lost", "_method", "_t0", "_t1", "_y0")
-    formula = True
 
     def __init__(
         self, method: ImplicitRK, t0: Scalar, t1: Scalar, y0: State, ks: list[State], lost: PerRow
@@ -302,11 +302,11 @@ class _ImplicitStep(Step):
     def error(self) -> State:
         return weigh(self._t1 - self._t0, self._method.tableau.error, self._ks)
 
-    def dense(self, theta: Scalar) -> State:
+    def interpolation(self) -> Interpolation:
         dense, dt = self._method.tableau.dense, self._t1 - self._t0
         if dense is not None:
-            return polynomial(self._y0, self._ks, dense, dt, theta)
-        return hermite(self._y0, self.y1, self._ks[0], self._ks[-1], dt, theta)
+            return polynomial(self._y0, self._ks, dense, dt)
+        return hermite(self._y0, self.y1, self._ks[0], self._ks[-1], dt)
 
 
 @dataclass(frozen=True)

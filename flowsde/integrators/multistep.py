@@ -8,10 +8,11 @@ from functools import reduce
 
 from .._increment import Increment
 from .._scalar import Scalar
-from .._state import State, combine, tree_map
+from .._state import State, tree_map
 from ..dynamics.field import Field
 from .base import Carry, Integrator, Step
 from .explicit import Bosh3, Dopri8, Tsit5
+from .interpolation import Interpolation
 from .runge_kutta import ExplicitRK
 
 __all__ = ["Adams"]
@@ -79,12 +80,13 @@ class Adams(Integrator):
             step.carry = (t1, *times), (end, *slopes)
             return step
         past = [(t - t0) / dt for t in times]
-        guess = _integrate(y, dt, past, slopes, 1.0)
+        guess = _through(y, dt, past, slopes).at(1.0)
         nodes, values = [1.0, *past], [field.drift(t1, guess), *slopes]
-        y1 = _integrate(y, dt, nodes, values, 1.0)
-        p, c = (_integral(_product(roots), 1.0) for roots in (past, nodes[:-1]))
+        corrected = _through(y, dt, nodes, values)
+        y1 = corrected.at(1.0)
+        p, c = (sum(_integral(_product(roots))) for roots in (past, nodes[:-1]))
         carry = (t1, *times[:-1]), (field.drift(t1, y1), *slopes[:-1])
-        return _AdamsStep(y, y1, carry, dt, nodes, values, guess, c / p)
+        return _AdamsStep(y1, carry, corrected, guess, c / p)
 
 
 def _product(roots: Sequence[Scalar]) -> list[Scalar]:
@@ -96,43 +98,38 @@ def _product(roots: Sequence[Scalar]) -> list[Scalar]:
     return reduce(times, roots, [1.0])
 
 
-def _integral(polynomial: Sequence[Scalar], theta: Scalar) -> Scalar:
-    """Over u from 0 to theta."""
-    total: Scalar = 0.0
-    for n, c in reversed(list(enumerate(polynomial, start=1))):
-        total = (total + c / n) * theta
-    return total
+def _integral(polynomial: Sequence[Scalar]) -> list[Scalar]:
+    """Coefficients of its integral from 0, the first power's first."""
+    return [c / n for n, c in enumerate(polynomial, start=1)]
 
 
-def _integrate(
-    y: State, dt: Scalar, nodes: Sequence[Scalar], values: Sequence[State], theta: Scalar
-) -> State:
+def _through(
+    y: State, dt: Scalar, nodes: Sequence[Scalar], values: Sequence[State]
+) -> Interpolation:
     """y + dt times the integral, from 0 to theta, of the polynomial through the values."""
-    for i, (node, value) in enumerate(zip(nodes, values, strict=True)):
+    powers, factors = [], []
+    for i, node in enumerate(nodes):
         others = [*nodes[:i], *nodes[i + 1 :]]
         height: Scalar = 1.0
         for other in others:
             height = height * (node - other)
-        weight = _integral(_product(others), theta) / height
-        y = combine(y, weight * dt, ((0, 1.0),), [value])
-    return y
+        powers.append(_integral(_product(others)))
+        factors.append(dt / height)
+    return Interpolation(y, values, powers, factors)
 
 
 class _AdamsStep(Step):
-    __slots__ = ("_dt", "_guess", "_nodes", "_ratio", "_values", "_y0")
-    formula = True
+    __slots__ = ("_corrected", "_guess", "_ratio")
 
     def __init__(
-        self, y0: State, y1: State, carry: Carry, dt: Scalar, nodes: Sequence[Scalar],
-        values: Sequence[State], guess: State, ratio: Scalar,
-    ) -> None:  # fmt: skip
+        self, y1: State, carry: Carry, corrected: Interpolation, guess: State, ratio: Scalar
+    ) -> None:
         super().__init__(y1, carry)
-        self._y0, self._dt, self._nodes, self._values = y0, dt, nodes, values
-        self._guess, self._ratio = guess, ratio
+        self._corrected, self._guess, self._ratio = corrected, guess, ratio
 
     def error(self) -> State:
         return tree_map(lambda a, b: (a - b) * self._ratio, self.y1, self._guess)
 
-    def dense(self, theta: Scalar) -> State:
+    def interpolation(self) -> Interpolation:
         """The integral of the corrector's polynomial, so far."""
-        return _integrate(self._y0, self._dt, self._nodes, self._values, theta)
+        return self._corrected

@@ -9,9 +9,10 @@ from typing import ClassVar
 
 from .._increment import Increment
 from .._scalar import Scalar
-from .._state import State, Weights, combine, tree_map, weigh
+from .._state import State, Weights, combine, weigh
 from ..dynamics.field import Field
 from .base import Carry, SlopeCarrying, Step
+from .interpolation import Interpolation, hermite, polynomial
 
 __all__ = ["ExplicitRK", "Tableau"]
 
@@ -117,7 +118,7 @@ class ExplicitRK(SlopeCarrying):
 
 
 class _RKStep(Step):
-    __slots__ = ("_end", "_field", "_ks", "_method", "_t0", "_t1", "_y0", "formula")
+    __slots__ = ("_end", "_field", "_ks", "_method", "_t0", "_t1", "_y0")
 
     def __init__(
         self, method: ExplicitRK, field: Field, t0: Scalar, t1: Scalar, y0: State, y1: State,
@@ -126,44 +127,26 @@ class _RKStep(Step):
         super().__init__(y1, end)
         self._method, self._field = method, field
         self._t0, self._t1, self._y0, self._ks, self._end = t0, t1, y0, ks, end
-        self.formula = method.tableau.dense is not None or method.tableau.order <= 4
 
     def error(self) -> State:
         weights = self._method.tableau.error
         assert weights is not None
         return weigh(self._t1 - self._t0, weights, self._ks)
 
-    def dense(self, theta: Scalar) -> State:
+    def interpolation(self) -> Interpolation | None:
         tableau, dt = self._method.tableau, self._t1 - self._t0
         if tableau.dense is not None:
-            return polynomial(self._y0, self._ks, tableau.dense, dt, theta)
-        if tableau.order > 4:  # a shorter step from the same start: as exact as the method
-            t = self._t0 + theta * dt
-            start = self._ks[0]
-            return self._method.step(self._field, self._t0, t, self._y0, None, start).y1
+            return polynomial(self._y0, self._ks, tableau.dense, dt)
+        if tableau.order > 4:
+            return None
         if self._end is None:
             self._end = self._field.drift(self._t1, self.y1)
-        return hermite(self._y0, self.y1, self._ks[0], self._end, dt, theta)
+        return hermite(self._y0, self.y1, self._ks[0], self._end, dt)
 
-
-def polynomial(
-    y0: State, ks: list[State], dense: tuple[Row, ...], dt: Scalar, theta: Scalar
-) -> State:
-    """y0 + dt sum_i b_i(theta) k_i."""
-    total = y0
-    for k, powers in zip(ks, dense, strict=True):
-        if any(powers):
-            weight: Scalar = 0.0
-            for p in reversed(powers):
-                weight = (weight + p) * theta
-            total = combine(total, weight * dt, ((0, 1.0),), [k])
-    return total
-
-
-def hermite(y0: State, y1: State, k0: State, k1: State, dt: Scalar, theta: Scalar) -> State:
-    """The cubic through both states with both slopes."""
-    rest = 1.0 - theta
-    jump = tree_map(lambda a, b: b - a, y0, y1)
-    total = combine(y0, theta * theta * (3.0 - 2.0 * theta), ((0, 1.0),), [jump])
-    total = combine(total, theta * rest * rest * dt, ((0, 1.0),), [k0])
-    return combine(total, -theta * theta * rest * dt, ((0, 1.0),), [k1])
+    def dense(self, theta: Scalar) -> State:
+        found = self.interpolation()
+        if found is not None:
+            return found.at(theta)
+        t = self._t0 + theta * (self._t1 - self._t0)  # a shorter step: as exact as the method
+        start = self._ks[0]
+        return self._method.step(self._field, self._t0, t, self._y0, None, start).y1

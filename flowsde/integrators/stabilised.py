@@ -9,7 +9,7 @@ from .._scalar import Scalar
 from .._state import State, combine, weigh
 from ..dynamics.field import Field
 from .base import Carry, SlopeCarrying, Step
-from .runge_kutta import hermite
+from .interpolation import Interpolation, hermite
 
 __all__ = ["RKC2"]
 
@@ -63,7 +63,6 @@ class RKC2(SlopeCarrying):
 
 class _ChebyshevStep(Step):
     __slots__ = ("_dt", "_f0", "_y0")
-    formula = True
 
     def __init__(self, y0: State, y1: State, dt: Scalar, f0: State, f1: State) -> None:
         super().__init__(y1, f1)
@@ -73,8 +72,8 @@ class _ChebyshevStep(Step):
         moved = weigh(1.0, ((0, 0.8), (1, -0.8)), [self._y0, self.y1])
         return combine(moved, self._dt, ((0, 0.4), (1, 0.4)), [self._f0, self.carry])
 
-    def dense(self, theta: Scalar) -> State:
-        return hermite(self._y0, self.y1, self._f0, self.carry, self._dt, theta)
+    def interpolation(self) -> Interpolation:
+        return hermite(self._y0, self.y1, self._f0, self.carry, self._dt)
 
 
 def _coefficients(s: int) -> tuple[tuple[float, ...], tuple[Row, ...]]:

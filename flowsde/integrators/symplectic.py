@@ -11,7 +11,7 @@ from .._state import State, combine, describe
 from ..dynamics.base import Dynamics
 from ..dynamics.field import Field
 from .base import Carry, Integrator, Step
-from .runge_kutta import hermite
+from .interpolation import Interpolation, hermite
 
 __all__ = ["Leapfrog", "Symplectic", "Yoshida4"]
 
@@ -71,7 +71,6 @@ class Symplectic(Integrator):
 
 class _SymplecticStep(Step):
     __slots__ = ("_field", "_slopes", "_t0", "_t1", "_y0")
-    formula = True
 
     def __init__(
         self, field: Field, t0: Scalar, t1: Scalar, y0: State, y1: State, carry: Carry
@@ -80,12 +79,12 @@ class _SymplecticStep(Step):
         self._field, self._t0, self._t1, self._y0 = field, t0, t1, y0
         self._slopes: tuple[State, State] | None = None
 
-    def dense(self, theta: Scalar) -> State:
+    def interpolation(self) -> Interpolation:
         """The cubic through both ends with their slopes, for two more evaluations a step."""
         if self._slopes is None:
             field = self._field
             self._slopes = field.drift(self._t0, self._y0), field.drift(self._t1, self.y1)
-        return hermite(self._y0, self.y1, *self._slopes, self._t1 - self._t0, theta)
+        return hermite(self._y0, self.y1, *self._slopes, self._t1 - self._t0)
 
 
 @dataclass(frozen=True)
