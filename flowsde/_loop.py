@@ -187,7 +187,7 @@ class Loop:
                 t1, step = landing.t1, landing
             saver.keep(t0, t1, y, step, accept)
             if dense is not None and accept is not False:
-                dense.pieces.append((t0, choose(accept, t1, t0), step.dense))
+                dense.pieces.append((t0, choose(accept, t1, t0), step))
             y, carry = where(accept, step.y1, y), where(accept, step.carry, carry)
             if landing is not None:
                 y = landing.resume(plan.t, y)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import groupby
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ._scalar import Scalar, clamp, nonzero, resolution, rounding, to_float
-from ._state import State, stack, tree_map, where
+from ._scalar import Scalar, clamp, moving, nonzero, resolution, rounding, to_float
+from ._state import State, on_device, stack, tree_map, unstack, where
 
 __all__ = ["Crossings", "Dense", "Solution", "Stats", "Status", "Steps"]
 
@@ -64,45 +66,66 @@ class Steps:
             raise ValueError(f"Steps(every) is >= 1; got {self.every}")
 
 
+class Between(Protocol):
+    """What a step knows of the states between its ends."""
+
+    def between(self, thetas: Sequence[Scalar]) -> list[State]:
+        """At places that all samples share."""
+
+    def by_rows(self, thetas: Tensor) -> State:
+        """At places ``(n, batch)`` of each sample's own."""
+
+
 @dataclass
 class Dense:
     """The solution between its steps, piece by piece, from a state on."""
 
     start: State
-    pieces: list[tuple[Scalar, Scalar, Callable[[Scalar], State]]] = field(default_factory=list)
+    pieces: list[tuple[Scalar, Scalar, Between]] = field(default_factory=list)
 
-    def __call__(self, t: Scalar) -> State:
+    def __call__(self, times: Sequence[Scalar]) -> list[State]:
+        """The states at these times; where samples have their own, each may be ``(batch,)``."""
         if not self.pieces:
             raise ValueError("the solve took no step: there is nothing between t0 and t1")
         if any(isinstance(side, Tensor) and side.ndim for side in self.pieces[0][:2]):
-            return self._per_sample(t)
+            return self._per_sample(times)
         sign = 1.0 if to_float(self.pieces[-1][1]) > to_float(self.pieces[0][0]) else -1.0
-        at = sign * to_float(t)
         ends = [sign * to_float(end) for _, end, _ in self.pieces]
-        start = sign * to_float(self.pieces[0][0])
-        late = resolution(t) * max(abs(start), abs(ends[-1]))
-        slack = late + rounding(t) * (ends[-1] - start)
-        if not start - slack <= at <= ends[-1] + slack:
-            raise ValueError(f"t = {to_float(t)} lies outside what was solved")
-        t0, t1, dense = self.pieces[min(bisect_left(ends, at), len(ends) - 1)]
-        return dense(clamp((t - t0) / nonzero(t1 - t0), 0.0, 1.0))
+        start, last = sign * to_float(self.pieces[0][0]), len(ends) - 1
+        late, inside = max(abs(start), abs(ends[-1])), list[tuple[int, Scalar]]()
+        for t in times:
+            at, slack = to_float(t), resolution(t) * late + rounding(t) * (ends[-1] - start)
+            if not start - slack <= sign * at <= ends[-1] + slack:
+                raise ValueError(f"t = {at} lies outside what was solved")
+            piece = min(bisect_left(ends, sign * at), last)
+            inside.append((piece, t if moving(t) else at))
 
-    def _per_sample(self, t: Scalar) -> State:
-        first, last = self.pieces[0], self.pieces[-1]
-        start, end = torch.as_tensor(first[0]), torch.as_tensor(last[1])
-        way = torch.as_tensor((t - start) / torch.where(end == start, 1.0, end - start))
-        if bool(
-            ((way < -rounding(t)) | (way > 1.0 + rounding(t)) | ((end == start) & (t != end))).any()
-        ):
-            raise ValueError(f"t = {t} lies outside what was solved")
+        def piece_of(n: int) -> int:
+            return inside[n][0]
+
+        found = dict[int, State]()
+        for piece, own in groupby(sorted(range(len(inside)), key=piece_of), piece_of):
+            (t0, t1, step), places = self.pieces[piece], list(own)
+            thetas = [clamp((inside[n][1] - t0) / nonzero(t1 - t0), 0.0, 1.0) for n in places]
+            found.update(zip(places, step.between(thetas), strict=True))
+        return [found[n] for n in range(len(inside))]
+
+    def _per_sample(self, times: Sequence[Scalar]) -> list[State]:
+        start, end = (torch.as_tensor(t) for t in (self.pieces[0][0], self.pieces[-1][1]))
+        t: Tensor = on_device([start + 0.0 * end, *times], self.start)[1:]
+        way = (t - start) / torch.where(end == start, 1.0, end - start)
+        slack = max((rounding(time) for time in times), default=0.0)
+        outside = (way < -slack) | (way > 1.0 + slack) | ((end == start) & (t != end))
+        if bool(outside.any()):
+            raise ValueError(f"t = {times} lies outside what was solved")
         t = start + way.clamp(0.0, 1.0) * (end - start)
-        total = self.start
-        for t0, t1, dense in self.pieces:
+        total = tree_map(lambda x: x.expand(len(t), *x.shape), self.start)
+        for t0, t1, step in self.pieces:
             width = torch.as_tensor(t1 - t0)
             theta = (t - t0) / torch.where(width == 0, 1.0, width)
             inside = (theta > 0) & (theta <= 1) & (width != 0)  # before the jump of an event
-            total = where(inside, dense(theta.clamp(0, 1)), total)
-        return total
+            total = where(inside, step.by_rows(theta.clamp(0, 1)), total)
+        return unstack(total)
 
 
 @dataclass(frozen=True)
@@ -167,10 +190,12 @@ class Solution:
         if isinstance(t, Tensor) and isinstance(self.status, Tensor):
             t = t.to(self.status.device)
         if isinstance(t, Tensor) and (t.ndim == 0 or t.shape == own):
-            return self.dense(t)
+            return self.dense([t])[0]
         if isinstance(t, Tensor) and t.ndim != 1 and t.shape[1:] != own:
             raise ValueError(f"times are numbers, (n,) or one a sample; got {tuple(t.shape)}")
         if isinstance(t, (int, float)):
-            return self.dense(float(t))
-        found = [self.dense(time) for time in t]
+            return self.dense([float(t)])[0]
+        if isinstance(t, Tensor) and own is None and not moving(t):
+            t = t.cpu()  # read at once
+        found = self.dense(list(t)) if len(t) else []
         return stack(found) if found else tree_map(lambda x: x.new_empty((0, *x.shape)), self.y1)

@@ -92,6 +92,29 @@ def test_every_method_gives_many_at_once(method: Integrator, own: bool) -> None:
             assert_close(step.by_rows(rows), stack([step.dense(theta) for theta in rows]))
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, list])
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("method", [integrators.Dopri5(), integrators.Dopri8()], ids=str)
+def test_many_times_of_a_dense_solution(method: Integrator, per_sample: bool, kind: Any) -> None:
+    ode = fs.ODE(lambda t, y: -y.square(), batched_time=True)
+    stepping = fs.Adaptive(1e-6, 1e-6, per_sample=per_sample)
+    sol = fs.solve(
+        ode, torch.rand(3, 2) + 0.5, 0.0, 2.0, integrator=method, stepping=stepping, dense=True
+    )
+    times: Any = 2.0 * torch.rand(40, generator=generator(), dtype=torch.float64)
+    times[:2] = torch.tensor([0.0, 2.0])
+    times = times.tolist() if kind is list else times.to(kind)
+    with Counter() as counter:
+        many = sol(times)
+    assert_close(many, stack([sol(t) for t in times]))
+    if kind is not list and not per_sample:
+        assert counter.reads <= len(times)
+    if isinstance(method, integrators.Dopri5):
+        with Counter() as more:
+            sol([*times, *times] if kind is list else times.repeat_interleave(2))
+        assert more.operations < 1.8 * counter.operations
+
+
 @pytest.mark.parametrize("method", [integrators.Dopri5(), integrators.Dopri8()], ids=str)
 def test_a_step_reads_once_however_many_times_it_saves(method: Integrator) -> None:
     def cost(saves: int) -> tuple[int, int]:
