@@ -174,6 +174,9 @@ class Watch:
         if self._batch == 0:
             return None
         values = self._sample(t0, t1, step)
+        if self._batch is None and _keeps_signs(values.tolist()):  # as most steps do
+            self._last = values[-1]
+            return None
         before, after = values[:-1], values[1:]
         crossing = (before < 0) & (after >= 0) & self._up | (before > 0) & (after <= 0) & self._down
         crossing = crossing & accept
@@ -198,10 +201,12 @@ class Watch:
         # The first look records a graph where one is wanted: a step may keep what it works out.
         first = t0 + _PLACES[0] * (t1 - t0), step.dense(_PLACES[0])
         with torch.no_grad():
-            values, inner = [self._last, self._values(*first)], _PLACES[1:-1]
-            for theta, y in zip(inner, step.between(inner), strict=True):
-                values.append(self._values(t0 + theta * (t1 - t0), y))
-            return torch.stack([*values, self._values(t1, step.y1)])
+            inner = _PLACES[1:-1]
+            times = [t0 + theta * (t1 - t0) for theta in inner]
+            looks = [first, *zip(times, step.between(inner), strict=True), (t1, step.y1)]
+            values = torch.stack([self._value(e, t, y) for t, y in looks for e in self.events])
+            values = values.reshape(len(looks), *self._last.shape)
+            return torch.cat((self._last[None], values))
 
     def _along(
         self, event: Event, t0: Scalar, t1: Scalar, step: Step
@@ -286,6 +291,14 @@ class Watch:
         count = int(self._counts[i].max()) if self._batch else 0
         like = self._last[0], y
         return scatter(found, count, like)
+
+
+def _keeps_signs(values: list[list[float]]) -> bool:
+    """Whether no event's value touches zero, or is not a number."""
+    return all(
+        all(value > 0.0 for value in own) or all(value < 0.0 for value in own)
+        for own in zip(*values, strict=True)
+    )
 
 
 def _any(masks: list[Any]) -> Any:
