@@ -32,8 +32,10 @@ def rows(
 
     Raises:
         ValueError: where x does not end with the event's shape, or conditions do not fit.
-        TypeError: where x is not floating point.
+        TypeError: where x is not a tensor of floating point.
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x is a tensor; got {type(x).__name__}: give torch.as_tensor(x)")
     split = x.ndim - len(event)
     if split < 0 or x.shape[split:] != event:
         raise ValueError(f"x ends with the event's shape {tuple(event)}; got {tuple(x.shape)}")
@@ -45,7 +47,7 @@ def rows(
     except RuntimeError:
         raise ValueError(
             f"x of shape {tuple(x.shape)} does not broadcast with {given[0]} conditions: give one, "
-            f"or (..., {given[0]}, *event_shape)"
+            f"or (..., {given[0]}, *event_shape). One condition of n numbers is (1, n)"
         ) from None
     flat = x.expand(*batch, *event).reshape(-1, *event)
     return flat, spread(args, len(flat)), batch
