@@ -225,7 +225,7 @@ class ImplicitRK(Integrator):
     ) -> Step:
         tableau, dt = self.tableau, t1 - t0
         first, *partner = self._start(field, t0, y) if carry is None else carry
-        ks, ls = [first], partner  # slopes of the stages, and of the explicit partner
+        ks, ls = [first], [*partner]  # slopes of the stages, and of the explicit partner
         newton = stages(self, field, t0, dt * tableau.gamma, y)
         past = newton.past
         for i, c in enumerate(tableau.c[1:]):
@@ -242,7 +242,7 @@ class ImplicitRK(Integrator):
             ks = [tree_map(torch.add, k, l) for k, l in zip(ks, ls, strict=True)]
         step = _ImplicitStep(self, t0, t1, y, ks, past.lost)
         if past.spent is not None:
-            known = len(tableau.partner) + (1 + bool(ls) if carry is None else 0)
+            known = len(tableau.partner) + (1 + len(partner) if carry is None else 0)
             step.spent = past.spent + torch.tensor([known, 0], device=past.spent.device)
         return step
 
