@@ -14,7 +14,7 @@ from torch.testing import assert_close
 import flowsde as fs
 from benchmarks.counting import Counter
 from flowsde import integrators
-from flowsde._state import stack
+from flowsde._state import leaves, stack
 from flowsde.dynamics.field import Field
 from flowsde.integrators import Adams, ExplicitRK, ImplicitRK, Integrator
 from flowsde.integrators.interpolation import Interpolation
@@ -113,6 +113,23 @@ def test_many_times_of_a_dense_solution(method: Integrator, per_sample: bool, ki
         with Counter() as more:
             sol([*times, *times] if kind is list else times.repeat_interleave(2))
         assert more.operations < 1.8 * counter.operations
+
+
+@pytest.mark.parametrize("method", SUMS, ids=str)
+def test_a_look_without_a_graph_drops_no_gradient(method: Integrator) -> None:
+    w = torch.tensor(1.0, requires_grad=True)
+    dynamics, y0 = suited(method, lambda t, y: -w * y.square(), torch.rand(3, 2) + 0.5)
+    slopes = []
+    for looked in (False, True):
+        sol = fs.solve(
+            dynamics, y0, 0.0, 1.0, integrator=method, stepping=fs.Fixed(steps=2),
+            adjoint=fs.Direct(), dense=True,
+        )  # fmt: skip
+        if looked:
+            with torch.no_grad():
+                sol(0.3)
+        slopes += torch.autograd.grad(leaves(sol(0.3))[0].sum(), w)
+    assert torch.equal(*slopes)
 
 
 @pytest.mark.parametrize("method", [integrators.Dopri5(), integrators.Dopri8()], ids=str)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from .._increment import Draws, Increment
@@ -37,13 +38,23 @@ class Step(ABC):
         failure: why a step of given length could not be taken at all; the solve ends before it.
     """
 
-    __slots__ = ("carry", "size", "spent", "y1")
+    __slots__ = ("_later", "carry", "size", "spent", "y1")
     failure: tuple[Status, str] | None = None
 
     def __init__(self, y1: State, carry: Carry = None) -> None:
         self.y1, self.carry = y1, carry
         self.size: Tensor | None = None
         self.spent: Tensor | None = None
+        self._later: tuple[bool, Any] | None = None
+
+    def later(self, make: Callable[[], Any]) -> Any:
+        """What make() returns, made when first asked for; again where that recorded no graph, and
+        one is wanted now.
+        """
+        graph = torch.is_grad_enabled()
+        if self._later is None or graph > self._later[0]:
+            self._later = graph, make()
+        return self._later[1]
 
     def error(self) -> State:
         """The embedded estimate of the local error, shaped as the state."""

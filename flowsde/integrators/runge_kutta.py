@@ -139,9 +139,10 @@ class _RKStep(Step):
             return polynomial(self._y0, self._ks, tableau.dense, dt)
         if tableau.order > 4:
             return None
-        if self._end is None:
-            self._end = self._field.drift(self._t1, self.y1)
-        return hermite(self._y0, self.y1, self._ks[0], self._end, dt)
+        end = self._end
+        if end is None:
+            end = self.later(lambda: self._field.drift(self._t1, self.y1))
+        return hermite(self._y0, self.y1, self._ks[0], end, dt)
 
     def dense(self, theta: Scalar) -> State:
         found = self.interpolation()

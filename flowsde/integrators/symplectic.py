@@ -70,21 +70,19 @@ class Symplectic(Integrator):
 
 
 class _SymplecticStep(Step):
-    __slots__ = ("_field", "_slopes", "_t0", "_t1", "_y0")
+    __slots__ = ("_field", "_t0", "_t1", "_y0")
 
     def __init__(
         self, field: Field, t0: Scalar, t1: Scalar, y0: State, y1: State, carry: Carry
     ) -> None:
         super().__init__(y1, carry)
         self._field, self._t0, self._t1, self._y0 = field, t0, t1, y0
-        self._slopes: tuple[State, State] | None = None
 
     def interpolation(self) -> Interpolation:
         """The cubic through both ends with their slopes, for two more evaluations a step."""
-        if self._slopes is None:
-            field = self._field
-            self._slopes = field.drift(self._t0, self._y0), field.drift(self._t1, self.y1)
-        return hermite(self._y0, self.y1, *self._slopes, self._t1 - self._t0)
+        drift = self._field.drift
+        first, last = self.later(lambda: (drift(self._t0, self._y0), drift(self._t1, self.y1)))
+        return hermite(self._y0, self.y1, first, last, self._t1 - self._t0)
 
 
 @dataclass(frozen=True)
