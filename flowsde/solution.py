@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import groupby
+from operator import itemgetter
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ._scalar import Scalar, clamp, moving, nonzero, resolution, rounding, to_float
-from ._state import State, on_device, stack, tree_map, unstack, where
+from ._state import State, on_device, stack, tree_map, where
 
 __all__ = ["Crossings", "Dense", "Solution", "Stats", "Status", "Steps"]
 
@@ -125,7 +126,7 @@ class Dense:
             theta = (t - t0) / torch.where(width == 0, 1.0, width)
             inside = (theta > 0) & (theta <= 1) & (width != 0)  # before the jump of an event
             total = where(inside, step.by_rows(theta.clamp(0, 1)), total)
-        return unstack(total)
+        return [tree_map(itemgetter(n), total) for n in range(len(t))]
 
 
 @dataclass(frozen=True)
@@ -197,5 +198,6 @@ class Solution:
             return self.dense([float(t)])[0]
         if isinstance(t, Tensor) and own is None and not moving(t):
             t = t.cpu()  # read at once
-        found = self.dense(list(t)) if len(t) else []
+        times = list(t)
+        found = self.dense(times) if times else []
         return stack(found) if found else tree_map(lambda x: x.new_empty((0, *x.shape)), self.y1)

@@ -95,6 +95,45 @@ def test_hooks_see_every_evaluation(dynamics: fs.Dynamics) -> None:
     assert calls.count("after") == evaluations
 
 
+class Damped(fs.ODE):  # type: ignore[misc]
+    def forward(self, t: Tensor, y: Tensor, *args: Any) -> Any:
+        return super().forward(t, y, *args) - y
+
+
+class Called(fs.ODE):  # type: ignore[misc]
+    def __call__(self, t: Tensor, y: Tensor, *args: Any) -> Any:
+        return super().__call__(t, y, *args) - y
+
+
+class Branched(fs.Dynamics):
+    """With a common name for one of its parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shortcut = Decay()
+
+    def forward(self, t: Tensor, y: Tensor, *args: Any) -> Any:
+        return 2.0 * self.shortcut(t, y)
+
+
+def _wrapped() -> fs.ODE:
+    ode = fs.ODE(Decay())
+    inner = ode.forward
+    ode.forward = lambda t, y: 2.0 * inner(t, y)  # type: ignore[method-assign]
+    return ode
+
+
+@pytest.mark.parametrize(
+    "dynamics", [Damped(Decay()), Called(Decay()), Branched(), _wrapped()],
+    ids=["subclass", "call", "name", "wrapped"],
+)  # fmt: skip
+def test_a_call_is_what_its_owner_made_of_it(dynamics: fs.Dynamics) -> None:
+    y0 = torch.ones(2, 3)
+    one = fs.solve(dynamics, y0, integrator=fs.integrators.Euler(), stepping=fs.Fixed(steps=1))
+    assert torch.equal(one.y1, y0 + dynamics(torch.tensor(0.0), y0))
+    assert torch.equal(one.y1, -y0)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_training_times_keep_their_digits(dtype: torch.dtype) -> None:
     law, seen = objectives.UniformTime(1e-3, 0.999), []

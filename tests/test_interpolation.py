@@ -115,6 +115,16 @@ def test_many_times_of_a_dense_solution(method: Integrator, per_sample: bool, ki
         assert more.operations < 1.8 * counter.operations
 
 
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_a_dense_states_own_memory(per_sample: bool) -> None:
+    """It may be written to, and times come in any form."""
+    y0 = torch.rand(3, 2, requires_grad=True)
+    ode, stepping = fs.ODE(lambda t, y: -y, batched_time=True), fs.Adaptive(per_sample=per_sample)
+    sol = fs.solve(ode, y0, stepping=stepping, dense=True)
+    assert_close(sol(0.5).mul_(2.0), 2.0 * sol(0.5))
+    assert_close(sol(n / 7 for n in range(8)), sol([n / 7 for n in range(8)]))
+
+
 @pytest.mark.parametrize("method", SUMS, ids=str)
 def test_a_look_without_a_graph_drops_no_gradient(method: Integrator) -> None:
     w = torch.tensor(1.0, requires_grad=True)

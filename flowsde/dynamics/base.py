@@ -223,7 +223,7 @@ class Dynamics(nn.Module, ABC):
     def forward(self, t: Tensor, y: State, *args: Any) -> State:
         """The whole drift dy/dt, shaped as y, at a 0-d or ``(batch,)`` time."""
 
-    def shortcut(self) -> VectorField:
+    def _bare(self) -> VectorField:
         """What a call comes to where nothing hooks into it: the user's own f, if that is all."""
         return self
 

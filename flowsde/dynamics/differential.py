@@ -102,8 +102,9 @@ class ODE(Dynamics):
         k = self._nonlinear(t, y, *args)
         return k if self.linear is None else tree_map(lambda v, w: self.linear * v + w, y, k)
 
-    def shortcut(self) -> VectorField:
-        return self.f if self.linear is None and self.implicit is None else self
+    def _bare(self) -> VectorField:
+        whole = type(self) is ODE and self.linear is None and self.implicit is None
+        return self.f if whole else self
 
     def split(self) -> SemiLinear | None:
         return None if self.linear is None else _LinearPart(self._nonlinear, self.linear)
@@ -204,8 +205,8 @@ class SDE(Dynamics):
         k = self.f(t, y, *args)
         return k if self.linear is None else tree_map(lambda v, w: self.linear * v + w, y, k)
 
-    def shortcut(self) -> VectorField:
-        return self.f if self.linear is None else self
+    def _bare(self) -> VectorField:
+        return self.f if type(self) is SDE and self.linear is None else self
 
     def split(self) -> SemiLinear | None:
         return None if self.linear is None else _LinearPart(self.f, self.linear)

@@ -49,10 +49,10 @@ def _versions(tree: Any) -> list[tuple[Tensor, int]]:
 
 
 def _hooked(module: nn.Module) -> bool:
-    """Whether a call of the module is more than its ``forward``."""
+    """Whether a call of the module is more than the ``forward`` of its class."""
     own = (
         module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks,
-        module._backward_hooks, module._compiled_call_impl,
+        module._backward_hooks, module._compiled_call_impl, "forward" in vars(module),
         _has_any_global_hook(),  # type: ignore[no-untyped-call]
     )  # fmt: skip
     return any(own)
@@ -92,7 +92,7 @@ class Field:
     def __init__(self, dynamics: Dynamics, args: tuple[Any, ...], y0: State) -> None:
         first = leaves(y0)[0]
         self.dynamics, self.args = dynamics, args
-        self._drift = dynamics if _hooked(dynamics) else dynamics.shortcut()
+        self._drift = dynamics if _hooked(dynamics) else dynamics._bare()
         self.noise: Noise | None = dynamics.noise
         self.split: SemiLinear | None = dynamics.split()
         self.parts = dynamics.parts()

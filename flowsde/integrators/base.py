@@ -73,7 +73,8 @@ class Step(ABC):
     def dense(self, theta: Scalar) -> State:
         """The state at t0 + theta (t1 - t0), to the method's ``dense_order``."""
         found = self.interpolation()
-        assert found is not None
+        if found is None:
+            raise NotImplementedError(f"{type(self).__name__} gives its interpolation, or dense")
         return found.at(theta)
 
     def between(self, thetas: Sequence[Scalar]) -> list[State]:
