@@ -272,7 +272,7 @@ def optimize_grid(
         dynamics: deterministic.
         integrator: any that takes a ``Grid``.
         steps: how many.
-        y0: what the trajectories start from, such as ``base.sample((256,), generator)``.
+        y0: what the trajectories start from, such as ``base.sample(256, seed)``.
         t0, t1: the ends.
         fine: what the trajectories are made with.
         iterations: of L-BFGS.

@@ -615,3 +615,9 @@ def test_conditions_within_trees_are_seen_by_couplings(pack: Any) -> None:
     objective = FlowMatching(ode, coupling=OptimalTransport())
     with pytest.raises(TypeError, match="condition_weight"):
         objective(torch.randn(16, 2), pack(torch.zeros(16)), generator=generator())
+
+
+@pytest.mark.parametrize("source", [[[0.0, 0.0]], 3, torch.distributions.Normal(0.0, 1.0)])
+def test_a_source_of_another_kind_is_refused(source: Any) -> None:
+    with pytest.raises(TypeError, match="Componentwise"):
+        FlowMatching(fs.ODE(lambda t, y: -y, batched_time=True), source=source)

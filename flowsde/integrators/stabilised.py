@@ -18,7 +18,8 @@ Row = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class RKC2(SlopeCarrying):
-    """Runge-Kutta-Chebyshev with damping 2/13: stable for dt lambda in [-0.65 s^2, 0]. Order 2.
+    """Runge-Kutta-Chebyshev with damping 2/13: order 2, stable for
+    dt lambda in [-0.653 (s^2 - 1), 0].
 
         Y_j = (1 - mu_j - nu_j) y0 + mu_j Y_{j-1} + nu_j Y_{j-2}
               + dt (m_j f(t0 + c_{j-1} dt, Y_{j-1}) + g_j f(t0, y0)),    y1 = Y_s

@@ -104,6 +104,11 @@ class FlowMatching(nn.Module):
                 f"the interpolant ends at {interpolant.horizon:g}, the dynamics, and with them a "
                 f"Flow of them, at {dynamics.horizon:g}: set dynamics.horizon to the former"
             )
+        if not isinstance(source, Base | Tensor | None):
+            raise TypeError(
+                f"source is a Base or samples (n, ...); got {type(source).__name__}: give "
+                "torch.as_tensor(samples), or Componentwise(law, ...) of torch.distributions"
+            )
         self.points = points
         self.coupling, self.denoiser, self.paired = coupling or Independent(), denoiser, paired
         horizon = interpolant.horizon
