@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._scalar import Scalar
-from .._state import State, combine, tree_map
+from .._state import State, combine, on_device, tree_map
 
 __all__ = ["Interpolation", "hermite", "polynomial"]
 
@@ -51,22 +51,14 @@ class Interpolation:
 
     def _weights(self, thetas: Tensor) -> list[Tensor]:
         """Of each vector, ``(n,)`` or ``(n, batch)``."""
-        table = [_row(row, thetas) for row in zip_longest(*self.powers, fillvalue=0.0)]
-        factors = _row(self.factors, thetas)
+        rows = [*zip_longest(*self.powers, fillvalue=0.0), tuple(self.factors)]
+        *table, factors = (on_device(row, thetas).movedim(0, -1) for row in rows)
         own = any(row.ndim > 1 for row in (*table, factors))
         places = thetas[:, None, None] if own and thetas.ndim == 1 else thetas[..., None]
         weight: Any = 0.0
         for row in reversed(table):
             weight = (weight + row) * places
         return list((weight * factors).unbind(-1))
-
-
-def _row(entries: Sequence[Scalar], like: Tensor) -> Tensor:
-    """``(j,)``, or ``(batch, j)`` where entries have rows."""
-    if not any(isinstance(x, Tensor) for x in entries):
-        return torch.tensor(entries, dtype=like.dtype, device=like.device)
-    made = [torch.as_tensor(x, dtype=like.dtype, device=like.device) for x in entries]
-    return torch.stack(torch.broadcast_tensors(*made), -1)  # type: ignore[no-untyped-call]
 
 
 def _summed(weights: Sequence[Tensor], start: Tensor, *vectors: Tensor) -> Tensor:
