@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, overload
 
 import torch
@@ -44,6 +45,7 @@ __all__ = [
     "still",
     "to_float",
     "where",
+    "whole",
 ]
 
 Scalar = float | Tensor
@@ -65,6 +67,11 @@ def forwards(x: Tensor) -> bool:
 def moving(x: Any) -> bool:
     """Whether this is a tensor by which something is differentiated, backwards or forwards."""
     return isinstance(x, Tensor) and (x.requires_grad or forwards(x))
+
+
+def whole(x: object, least: int) -> bool:
+    """Whether this is a whole number, Python's or numpy's, of at least so much."""
+    return isinstance(x, Integral) and not isinstance(x, bool) and int(x) >= least
 
 
 def narrowed(times: Tensor, dtype: torch.dtype) -> Tensor:

@@ -10,9 +10,8 @@ from torch import Tensor
 from ._increment import Increment
 from ._loop import Loop
 from ._plan import GivenPlan
-from ._random import widest
 from ._scalar import Scalar
-from ._state import State, batch_size, leaves, tree_map
+from ._state import State, batch_size, leaves, on_device, tree_map
 from .dynamics.field import Field
 from .integrators.base import Carry
 from .solution import Stats
@@ -90,10 +89,7 @@ class Sweeps:
 
     def _rows(self, times: list[Scalar]) -> tuple[Tensor, Tensor]:
         """Starts and ends of the steps, one a row."""
-        device = leaves(self._loop.y0)[0].device
-        wide = widest(device)
-        columns = [torch.as_tensor(t, dtype=wide, device=device) for t in times]
-        grid = torch.stack([t.expand(self._batch) for t in columns])
+        grid = on_device(times, self._loop.y0).reshape(len(times), -1).expand(-1, self._batch)
         return grid[:-1].flatten(), grid[1:].flatten()
 
     def _noise(self, first: int, times: list[Scalar]) -> Increment | None:

@@ -18,7 +18,7 @@ from ._increment import Increment, Source
 from ._leap import Leap, look, tried
 from ._loop import Loop
 from ._save import SaveEnd
-from ._scalar import Scalar, forwarding
+from ._scalar import Scalar, forwarding, whole
 from ._state import State, batch_size, describe
 from ._sweep import Sweeps
 from .dynamics.base import Dynamics
@@ -175,9 +175,9 @@ class Picard(Executor):
     tolerance: float = 1e-3
 
     def __post_init__(self) -> None:
-        if self.window < 1 or not self.tolerance >= 0.0:
+        if not whole(self.window, 1) or not self.tolerance >= 0.0:
             raise ValueError(
-                f"Picard takes window >= 1 and tolerance >= 0; got {self.window} and "
+                f"Picard takes a whole window >= 1 and tolerance >= 0; got {self.window} and "
                 f"{self.tolerance}"
             )
 

@@ -277,7 +277,11 @@ def _joined(dimensions: Sequence[dict[float, float]], label: float | None) -> Se
 
 def _number(text: str) -> float:
     text = text.strip()
-    return math.nan if text in ("", "?") else float(text)
+    if text in ("", "?"):
+        return math.nan
+    if math.isinf(value := float(text)):
+        raise ValueError(f"values are finite, and a missing one is empty, ? or NaN; got {text}")
+    return value
 
 
 def _place(name: str, classes: list[str]) -> int:
@@ -291,9 +295,9 @@ def read_csv(
 ) -> tuple[list[Series], list[str]]:
     """The series of a CSV file with a head and a row for each time, and the names of their classes.
 
-    All columns but those named are channels; a cell that is empty or ``?`` is a missing value. Rows
-    may stand in any order. Times are float64, as from ``read_ts``, and values of torch's default
-    dtype.
+    All columns but those named are channels; a cell that is empty, ``?`` or NaN is a missing value.
+    Rows may stand in any order. Times are float64, as from ``read_ts``, and values of torch's
+    default dtype.
 
     Args:
         series, time: names of the columns that say which series a row is of, and when it was.
@@ -322,8 +326,10 @@ def read_csv(
         said: dict[str, str] = {}
         for row in rows:
             try:
-                if None in row or None in row.values():
-                    raise ValueError(f"a row has {len(columns)} cells")
+                cells = len(columns) - sum(x is None for x in row.values())
+                cells += len(row.get(None, ()))  # what the reader keeps of a row that is too long
+                if cells != len(columns):
+                    raise ValueError(f"a row has {len(columns)} cells, as the head; this {cells}")
                 dimensions = found.setdefault(row[series], [{} for _ in channels])
                 about = row[label or target or series].strip()
                 if label is not None and not about:

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ._scalar import Scalar, clamp, moving, nonzero, resolution, rounding, to_float
+from ._scalar import Scalar, clamp, moving, nonzero, resolution, rounding, to_float, whole
 from ._state import State, on_device, stack, tree_map, where
 
 __all__ = ["Crossings", "Dense", "Solution", "Stats", "Status", "Steps"]
@@ -63,8 +63,8 @@ class Steps:
     every: int = 1
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"Steps(every) is >= 1; got {self.every}")
+        if not whole(self.every, 1):
+            raise ValueError(f"Steps(every) is a whole number >= 1; got {self.every}")
 
 
 class Between(Protocol):

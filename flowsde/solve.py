@@ -18,7 +18,7 @@ from ._increment import Draws, Source, Whole
 from ._loop import Loop, Report
 from ._plan import AdaptivePlan, GivenPlan, Plan
 from ._save import SaveEnd, Saver, SaveRows, SaveSteps, SaveTimes
-from ._scalar import Scalar, moving, resolution, still, to_float
+from ._scalar import Scalar, moving, resolution, still, to_float, whole
 from ._state import NO_STATE, State, batch_size, describe, finite, fits, leaves, mapped, transformed
 from .adjoint import Adjoint, Checkpointed, Direct
 from .dynamics.base import Dynamics
@@ -163,7 +163,7 @@ def solve(
     ):  # fmt: skip
         if not isinstance(value, kind):
             raise TypeError(f"{name} is {_KINDS[name]}; got {type(value).__name__}")
-    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 0:
+    if not whole(max_steps, 0):
         raise ValueError(f"max_steps is a whole number >= 0; got {max_steps}")
     t1 = _horizon(dynamics, t0) if t1 is None else t1
     integrator, stepping = _choose(dynamics, integrator, stepping)

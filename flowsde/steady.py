@@ -13,6 +13,7 @@ from ._once import once
 from ._random import widest
 from ._state import State, batch_size, describe, leaves, transformed, tree_map
 from .dynamics.base import Dynamics
+from .dynamics.discrete import Chain
 from .dynamics.field import Field
 from .errors import NotSettled
 from .events import Event
@@ -44,9 +45,9 @@ def steady_state(
     independently.
 
     Args:
-        dynamics: an ``ODE``, or other dynamics without noise. ``args`` and parameters of f are
-            differentiated; y0 is not, since y* does not change with it.
-        y0: batch first, of one real dtype.
+        dynamics: an ``ODE``, or other dynamics without noise; its parameters are differentiated.
+        y0: batch first, of one real dtype; not differentiated, since y* does not change with it.
+        args: further arguments of f, differentiated.
         t0, t1: the span within which to settle.
         solver: how to integrate; by default ``Adaptive``, per sample where f takes batched time.
         tol: settled is norm(f / (atol + rtol |y|)) <= tol, a rate, with the tolerances and the norm
@@ -57,8 +58,9 @@ def steady_state(
 
     Raises:
         ValueError: on tol <= 0, or a state that is not batch first.
-        TypeError: on a field in which samples depend on each other at y*; in
-            ``torch.inference_mode()`` and within ``torch.func``'s transformations.
+        TypeError: on dynamics with noise, maps and chains of them; on a field in which samples
+            depend on each other at y*; in ``torch.inference_mode()`` and within ``torch.func``'s
+            transformations.
         NotSettled: where the drift was not small by t1, or was where no rest is isolated: J has no
             inverse, as in systems that conserve something. With ``throw=False``, a sample's status,
             and the state as it was integrated.
@@ -74,6 +76,9 @@ def steady_state(
             "a steady state takes gradients of its own, which torch.func does not see: use "
             "torch.autograd.grad"
         )
+    if isinstance(dynamics, Chain) or dynamics.noise is not None:
+        why = "has noise: give ODE(sde.f)" if dynamics.noise else "moves in discrete steps"
+        raise TypeError(f"a steady state is one of a field; {type(dynamics).__name__} {why}")
     batch = batch_size(y0)
     dtypes = {leaf.dtype for leaf in leaves(y0)}
     if batch is None or len(dtypes) > 1 or any(dtype.is_complex for dtype in dtypes):

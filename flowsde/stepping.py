@@ -24,6 +24,7 @@ from ._scalar import (
     resolution,
     to_float,
     where,
+    whole,
 )
 from ._state import State, batch_size, by_row, leaves, tree_map
 
@@ -63,7 +64,7 @@ class Fixed(Given):
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.dt is None):
             raise ValueError("give Fixed(steps=50) or Fixed(dt=0.02), one of the two")
-        if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 1):
+        if self.steps is not None and not whole(self.steps, 1):
             raise ValueError(
                 f"Fixed(steps) is a whole number >= 1; got {self.steps}. A length is Fixed(dt=...)"
             )
@@ -93,7 +94,7 @@ class Grid(Given):
     """The given times, verbatim.
 
     Args:
-        times: ``(steps + 1,)`` or, per sample, ``(steps + 1, batch)``; strictly monotone, from t0
+        grid: ``(steps + 1,)`` or, per sample, ``(steps + 1, batch)``; strictly monotone, from t0
             to t1 of the solve. Differentiable: a grid can be learned.
 
     Raises:
@@ -226,8 +227,12 @@ class Adaptive(Stepping):
                 raise ValueError(f"{name} is a tolerance {bound}; got {value}")
         if self.dt0 is not None and not 0 < self.dt0 < math.inf:
             raise ValueError(f"dt0 is > 0, also where t1 < t0; got {self.dt0}")
-        if not all(math.isfinite(x) for x in (self.pcoeff, self.icoeff, self.dcoeff)):
-            raise ValueError("pcoeff, icoeff and dcoeff are finite numbers")
+        gains = self.pcoeff, self.icoeff, self.dcoeff
+        if not (all(map(math.isfinite, gains)) and sum(gains) > 0.0):
+            raise ValueError(
+                "pcoeff, icoeff and dcoeff are finite, and their sum is > 0: a greater error asks "
+                f"for a shorter step; got {gains}"
+            )
         if not (0 <= self.dt_min <= self.dt_max and self.dt_max > 0):
             raise ValueError(f"0 <= dt_min <= dt_max > 0; got {self.dt_min} and {self.dt_max}")
         if not (0 < self.safety < 1 and 0 < self.factor_min < 1 < self.factor_max):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from . import _random
 from ._files import load_checkpoint, save_checkpoint
+from ._scalar import whole
 from ._state import sources
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
+        """Takes the module's values as they are now into the averages: call it after each step."""
         self.count += 1
         decay = min(self.decay, (1 + self.count) / (10 + self.count))
         for name, value in module.state_dict().items():
@@ -138,7 +140,7 @@ def fit(
         augment: ``(batch, generator) -> batch``, such as dequantisation; of the first of several.
         accelerator: device, mixed precision and processes; by default accelerate's own choice.
         checkpoint: file to resume from where it exists, and to write.
-        checkpoint_every: steps between writes.
+        checkpoint_every: steps between writes, and between looks at the losses, >= 1.
         progress: show a bar with the loss.
         description: of the bar.
 
@@ -147,7 +149,7 @@ def fit(
 
     Raises:
         TypeError: on data that is no tensor, or tuple of them.
-        ValueError: on a checkpoint of another run, sizes below one, or an accelerator that gathers
+        ValueError: on a checkpoint of another run, counts below one, or an accelerator that gathers
             gradients over several steps.
         RuntimeError: where gradients are switched off.
         FloatingPointError: when the loss or its gradient is not finite, with the step and what to
@@ -159,7 +161,7 @@ def fit(
     parts = data if isinstance(data, tuple) else (data,)
     seed, steps, batch_size, warmup = map(operator.index, (seed, steps, batch_size, warmup))
     lr, weight_decay, ema, clip = map(float, (lr, weight_decay, ema, clip))  # none of numpy's
-    size = _rows(parts, steps, batch_size)
+    size = _rows(parts, steps, batch_size, checkpoint_every)
     accelerator = _ready(accelerator or Accelerator())
     with _own_forward(objective):
         optimizer = torch.optim.AdamW(
@@ -235,7 +237,7 @@ def _look_for_others(loss: Tensor, objective: nn.Module, now: bool) -> None:
         )
 
 
-def _rows(parts: tuple[Tensor, ...], steps: int, batch_size: int) -> int:
+def _rows(parts: tuple[Tensor, ...], steps: int, batch_size: int, every: int) -> int:
     """Of the data, checked."""
     if not all(isinstance(part, Tensor) for part in parts):
         kinds = [type(part).__name__ for part in parts]
@@ -244,10 +246,10 @@ def _rows(parts: tuple[Tensor, ...], steps: int, batch_size: int) -> int:
             "torch.as_tensor(array)"
         )
     size = len(parts[0]) if len({len(part) for part in parts}) == 1 else 0
-    if steps < 1 or batch_size < 1 or size < 1:
+    if steps < 1 or batch_size < 1 or size < 1 or not whole(every, 1):
         raise ValueError(
-            f"steps, batch_size and rows of data are at least one, and as many in each part; got "
-            f"{steps}, {batch_size} and {[len(part) for part in parts]}"
+            "steps, batch_size, checkpoint_every and rows of data are at least one, and as many in "
+            f"each part; got {steps}, {batch_size}, {every} and {[len(part) for part in parts]}"
         )
     return size
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,30 @@ from torch.overrides import _pop_mode_temporarily
 import flowsde as fs
 from flowsde import models, objectives, series
 from flowsde.dynamics import NoisePrediction
-from flowsde.integrators import DDIM, RK4, Dopri5, DPMSolverPP, Heun
-from flowsde.paths import EDM, VE, VP, Discrete, FlowMatching, Linear, SubVP, aligned
+from flowsde.integrators import (
+    DDIM,
+    GMRES,
+    RK4,
+    RKC2,
+    Dopri5,
+    DPMSolverPP,
+    Heun,
+    Kvaerno3,
+    PredictorCorrector,
+)  # fmt: skip
+from flowsde.paths import (
+    EDM,
+    VE,
+    VP,
+    Discrete,
+    FlowMatching,
+    Independent,
+    Linear,
+    LogSignature,
+    OptimalTransport,
+    SubVP,
+    aligned,
+)  # fmt: skip
 
 from .systems import DEVICE
 from .systems import generator as draws
@@ -237,6 +260,65 @@ def test_other_times_of_series_may_be_their_own() -> None:
     assert torch.equal(own[0], shared[0])
 
 
+@pytest.mark.parametrize("some", [0, 1.5, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: fs.Fixed(steps=n),
+        fs.Steps,
+        lambda n: fs.Picard(window=n),
+        fs.Hutchinson,
+        lambda n: GMRES(restart=n),
+        lambda n: GMRES(cycles=n),
+        RKC2,
+        lambda n: Kvaerno3(newton=n),
+        lambda n: PredictorCorrector(DDIM(), corrections=n),
+        lambda n: aligned(VP(), 1.0, 0.01, n),
+        lambda n: LogSignature(TIMES, torch.rand(2, 5, 1), 2, window=n),
+        lambda n: models.RationalQuadraticSpline(bins=n),
+        lambda n: objectives.FlowMatching(fs.ODE(Decay(), batched_time=True), points=n),
+    ],
+)  # fmt: skip
+def test_counts_are_whole_numbers(make: Callable[[Any], object], some: Any) -> None:
+    with pytest.raises(ValueError, match=f"got .*{some}"):
+        make(some)
+    make(np.int64(4))
+
+
+def test_gains_let_a_greater_error_shorten_the_step() -> None:
+    with pytest.raises(ValueError, match="their sum is > 0"):
+        fs.Adaptive(icoeff=-1.0)
+    with pytest.raises(ValueError, match="their sum is > 0"):
+        fs.Adaptive(icoeff=0.0)
+    assert fs.solve(
+        fs.ODE(Decay()), torch.ones(1), stepping=fs.Adaptive(icoeff=0, pcoeff=1)
+    ).success
+
+
+def test_rates_of_an_sde_are_real() -> None:
+    for rate in (1j, torch.tensor(1j)):
+        with pytest.raises(ValueError, match="real"):
+            fs.SDE(Decay(), Decay(), noise="diagonal", linear=rate)
+
+
+def test_points_take_the_coupling_that_they_have_anyway() -> None:
+    field = fs.ODE(Decay(), batched_time=True)
+    given = objectives.FlowMatching(field, coupling=Independent(), points=4)
+    data = torch.rand(8, 2)
+    assert torch.equal(
+        given(data, generator=draws()),
+        objectives.FlowMatching(field, points=4)(data, generator=draws()),
+    )
+    with pytest.raises(ValueError, match="leave out"):
+        objectives.FlowMatching(field, coupling=OptimalTransport(), points=4)
+
+
+def test_one_component_has_no_halves() -> None:
+    for make in (models.nice, models.realnvp, models.nsf):
+        with pytest.raises(ValueError, match="two components or more"):
+            make(1, generator=draws())
+
+
 @pytest.mark.parametrize(
     "make", [lambda: VE(50.0, 0.01), lambda: EDM(-1.0), lambda: VP(-1.0, -5.0), lambda: SubVP(0, 0)]
 )
@@ -263,3 +345,11 @@ def test_files_say_what_they_lack(tmp_path: Path) -> None:
     file.write_text("who,when\na,0\n")
     with pytest.raises(ValueError, match="none is left for values"):
         series.read_csv(file, series="who", time="when")
+    for row, complaint in (
+        ("a,1,inf", "line 3: values are finite"),
+        ("a,1", "a row has 3 cells, as the head; this 2"),
+        ("a,1,2,3,4", "a row has 3 cells, as the head; this 5"),
+    ):
+        file.write_text(f"who,when,what\na,0,NaN\n{row}\n")
+        with pytest.raises(ValueError, match=complaint):
+            series.read_csv(file, series="who", time="when")

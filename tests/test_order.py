@@ -283,6 +283,10 @@ def test_wrong_tableaus_are_refused_at_birth() -> None:
         Tableau(c=(0, 1), a=((1,),), b=(0, 1), order=2)
     with pytest.raises(ValueError, match="quadrature condition of order 1"):
         Tableau(c=(0,), a=(), b=(0.5,), order=1)
+    with pytest.raises(ValueError, match="first node is 0"):
+        Tableau(c=(1 / 2,), a=(), b=(1,), order=1)
+    with pytest.raises(ValueError, match="order 1 or more"):
+        Tableau(c=(0,), a=(), b=(0.5,), order=0)
 
 
 def test_first_same_as_last_is_seen_and_used() -> None:

@@ -185,7 +185,7 @@ def test_infinite_divergences_are_told() -> None:
     for noise in ("diagonal", "scalar"):
         with pytest.raises(fs.NonFiniteState):
             pair(sde(1.0, still, noise), sde(2.0, still, noise))
-    with pytest.raises(fs.NonFiniteState):
+    with pytest.raises(fs.NonFiniteState, match="the diffusions of posterior and prior differ"):
         pair(sde(1.0, still), sde(1.0, lambda t, y: 2 * still(t, y)))
     assert torch.equal(
         pair(sde(1.0, still), sde(1.0, lambda t, y: 1.0 * still(t, y))), torch.zeros(3)

@@ -82,6 +82,15 @@ def test_second_derivatives_are_refused() -> None:
         (g.square().sum() + w.sum()).backward()
 
 
+def test_noise_and_discrete_steps_have_no_rest() -> None:
+    y0 = torch.rand(2, 2)
+    sde = fs.SDE(lambda t, y: -y, lambda t, y: y, noise="diagonal")
+    with pytest.raises(TypeError, match=r"has noise: give ODE\(sde.f\)"):
+        fs.steady_state(sde, y0)
+    with pytest.raises(TypeError, match="moves in discrete steps"):
+        fs.steady_state(fs.models.ActNorm(2), y0)
+
+
 def test_bad_input() -> None:
     ode = fs.ODE(lambda t, y: -y)
     bad: list[tuple[Any, dict[str, Any]]] = [

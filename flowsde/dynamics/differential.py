@@ -193,7 +193,7 @@ class SDE(Dynamics):
         _check_callable(g)
         self.f, self.g, self.batched_time, self.rowwise = f, g, batched_time, rowwise
         self.noise = Noise(noise, not stratonovich, additive, commutative, noise_size)
-        if isinstance(linear, Tensor) and linear.is_complex():
+        if linear.is_complex() if isinstance(linear, Tensor) else isinstance(linear, complex):
             raise ValueError("the linear rate of an SDE is real: put a complex one into f")
         self.hold("linear", linear)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._scalar import Scalar, exp, expand, expm1, sqrt, where
+from .._scalar import Scalar, exp, expand, expm1, sqrt, where, whole
 from ..paths.schedule import Schedule
 from .base import Dynamics, Noise, SemiLinear
 from .denoiser import Data, Denoiser, Point
@@ -256,10 +256,10 @@ class AnnealedLangevin(Dynamics):
 
     def __init__(self, denoiser: Denoiser, levels: Tensor, steps: int, eps: float) -> None:
         super().__init__()
-        if levels.ndim != 1 or not len(levels) or steps < 1 or not eps > 0.0:
+        if levels.ndim != 1 or not len(levels) or not whole(steps, 1) or not eps > 0.0:
             raise ValueError(
-                "annealed Langevin dynamics takes levels of shape (n,), steps >= 1 and eps > 0; "
-                f"got {tuple(levels.shape)}, {steps} and {eps}"
+                "annealed Langevin dynamics takes levels of shape (n,), a whole number of steps >= "
+                f"1 and eps > 0; got {tuple(levels.shape)}, {steps} and {eps}"
             )
         if bool((levels.diff() > 0).any()):
             raise ValueError(

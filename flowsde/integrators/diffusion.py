@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .._increment import Draws, Increment
-from .._scalar import Scalar, exp, expand, expm1, isfinite, sqrt, where
+from .._scalar import Scalar, exp, expand, expm1, isfinite, sqrt, where, whole
 from .._state import State, tree_map
 from ..dynamics.base import Dynamics, SemiLinear
 from ..dynamics.field import Field
@@ -379,10 +379,10 @@ class PredictorCorrector(Integrator):
     snr: float = 0.16
 
     def __post_init__(self) -> None:
-        if self.corrections < 1 or not self.snr > 0.0:
+        if not whole(self.corrections, 1) or not self.snr > 0.0:
             raise ValueError(
-                f"PredictorCorrector takes corrections >= 1 and snr > 0; got {self.corrections} "
-                f"and {self.snr}"
+                "PredictorCorrector takes a whole number of corrections >= 1 and snr > 0; got "
+                f"{self.corrections} and {self.snr}"
             )
         if self.predictor.remembers:
             raise TypeError(

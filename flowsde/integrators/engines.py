@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from .._increment import Draws, Increment
-from .._random import widest
 from .._scalar import Scalar, to_float
-from .._state import State, describe, leaves, unflatten
+from .._state import State, describe, leaves, on_device, unflatten
 from ..dynamics.base import Dynamics, Noise
 from ..dynamics.field import Field
 from ..solution import Status
@@ -84,11 +83,8 @@ class TorchDiffEq(Engine):
             except AssertionError as error:
                 raise _Own(error) from error
 
-        device = flat[0].device
-        kind: dict[str, Any] = {"dtype": widest(device), "device": device}
-        times = torch.stack([torch.as_tensor(t, **kind) for t in (t0, t1)])
         try:
-            ends = odeint(f, flat, times, method=self.method, **self.keywords)
+            ends = odeint(f, flat, on_device([t0, t1], y), method=self.method, **self.keywords)
         except _Own as own:
             raise own.error from None
         except AssertionError as error:  # of its controller
@@ -127,14 +123,15 @@ class SciPy(Engine):
 
     For references and for stiff systems: "Radau", "BDF" and "LSODA" are implicit, with Jacobians
     by finite differences of the whole state. Takes rtol, atol, dt0 and dt_max from
-    ``Adaptive(...)``; ``max_steps`` does not reach it. No gradients pass.
+    ``Adaptive(...)``; ``max_steps`` does not reach it. No gradients pass through it;
+    ``adjoint=Backsolve(integrator=Tsit5())`` finds them by a method of the library.
 
     Args:
         method: SciPy's name of it.
 
     Raises:
         ValueError: on another name.
-        TypeError: in a solve of which anything asks for a gradient.
+        TypeError: in a solve of which anything asks for a gradient by another adjoint.
 
     Source: https://scipy.org; Virtanen et al. 2020.
     """
@@ -297,15 +294,14 @@ class TorchSDE(Engine):
 
         assert dw is not None
         assert dw.within is not None
-        times = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in (t0, t1)])
         if t1 < t0:
             raise TypeError("torchsde runs forwards in time: use EulerMaruyama() or another")
         calculus = "ito" if "ito" in _TORCHSDE[self.method][0] else "stratonovich"
         if field.noise is not None and not field.noise.additive:
             calculus = "ito" if field.noise.ito else "stratonovich"
         ends = sdeint(
-            _Sde(field, calculus), y, times.to(y.device, widest(y.device)),
-            bm=_Driver(dw.within, dw.w), method=self.method, **self.keywords,
+            _Sde(field, calculus), y, on_device([t0, t1], y), bm=_Driver(dw.within, dw.w),
+            method=self.method, **self.keywords,
         )  # fmt: skip
         return _Span(ends[-1])
 
@@ -364,8 +360,8 @@ _NOT_FINITE = (
 def _refuse_gradients(values: list[Any]) -> None:
     if any(isinstance(x, Tensor) and x.requires_grad for x in values):
         raise TypeError(
-            "no gradient passes through SciPy: solve inside torch.no_grad(), or use an "
-            "integrator such as Tsit5()"
+            "no gradient passes through SciPy: solve inside torch.no_grad(), give "
+            "adjoint=Backsolve(integrator=Tsit5()), or use an integrator such as Tsit5()"
         )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .._increment import Increment
-from .._scalar import Scalar, still
+from .._scalar import Scalar, still, whole
 from .._state import State, Weights, combine, describe, leaves, transformed, tree_map, weigh
 from ..dynamics.base import Dynamics
 from ..dynamics.field import MIXED, Field
@@ -169,8 +169,8 @@ class ImplicitRK(Integrator):
             cls.dense_order = tableau.dense_order
 
     def __post_init__(self) -> None:
-        if isinstance(self.newton, bool) or not isinstance(self.newton, int) or self.newton < 1:
-            raise ValueError(f"newton is a number of corrections >= 1; got {self.newton}")
+        if not whole(self.newton, 1):
+            raise ValueError(f"newton is a whole number of corrections >= 1; got {self.newton}")
         if not isinstance(self.linear, LinearSolver):
             raise TypeError(f"linear is Dense() or GMRES(); got {self.linear!r}")
 

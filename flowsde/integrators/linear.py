@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from .._scalar import Scalar
+from .._scalar import Scalar, whole
 from .._state import State, leaves, pullback, tree_map, unflatten
 
 __all__ = [
@@ -230,8 +230,11 @@ class GMRES(LinearSolver):
     tol: float = 1e-3
 
     def __post_init__(self) -> None:
-        if self.restart < 1 or self.cycles < 1 or not 0 < self.tol < 1:
-            raise ValueError("GMRES takes restart >= 1, cycles >= 1 and 0 < tol < 1")
+        if not (whole(self.restart, 1) and whole(self.cycles, 1) and 0 < self.tol < 1):
+            raise ValueError(
+                "GMRES takes whole restart >= 1 and cycles >= 1, and 0 < tol < 1; got "
+                f"{self.restart}, {self.cycles} and {self.tol}"
+            )
 
     def inverse(self, at: Linearization, h: Scalar, *, transpose: bool = False) -> Solve:
         product = at.pull if transpose else at.push

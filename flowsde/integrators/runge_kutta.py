@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from .._increment import Increment
-from .._scalar import Scalar
+from .._scalar import Scalar, whole
 from .._state import State, Weights, combine, weigh
 from ..dynamics.field import Field
 from .base import Carry, SlopeCarrying, Step
@@ -42,8 +42,9 @@ class Tableau:
         dense_order: of those polynomials.
 
     Raises:
-        ValueError: if rows do not sum to c, weights not to one, or the weights miss a quadrature
-            condition sum_i b_i c_i^(q-1) = 1/q of their order.
+        ValueError: if c_0 is not 0 or the order not >= 1, rows do not sum to c, weights not to
+            one, or the weights miss a quadrature condition sum_i b_i c_i^(q-1) = 1/q of their
+            order.
     """
 
     c: Row
@@ -63,6 +64,10 @@ class Tableau:
         stages = len(self.b)
         if len(self.c) != stages or [len(row) for row in self.a] != list(range(1, stages)):
             raise ValueError(f"{stages} weights need {stages} nodes and rows of 1..{stages - 1}")
+        if self.c[0] != 0 or not whole(self.order, 1):
+            raise ValueError(
+                f"the first node is 0, and the order 1 or more; got {self.c[0]} and {self.order}"
+            )
         for c, row in zip(self.c[1:], self.a, strict=True):
             demand(sum(row), c, "a row does not sum to its node")
         self._check(self.b, self.order)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .._increment import Increment
-from .._scalar import Scalar
+from .._scalar import Scalar, whole
 from .._state import State, combine, weigh
 from ..dynamics.field import Field
 from .base import Carry, SlopeCarrying, Step
@@ -44,7 +44,7 @@ class RKC2(SlopeCarrying):
     error_order = 3
 
     def __post_init__(self) -> None:
-        if isinstance(self.stages, bool) or not isinstance(self.stages, int) or self.stages < 2:
+        if not whole(self.stages, 2):
             raise ValueError(f"RKC2 takes a whole number of stages >= 2; got {self.stages}")
         nodes, rows = _coefficients(self.stages)
         object.__setattr__(self, "nodes", nodes)

@@ -17,8 +17,14 @@ __all__ = ["Coupling", "checkerboard", "half"]
 
 
 def half(shape: int | Sequence[int]) -> Tensor:
-    """A mask of this shape, True in the first half of the first axis: channels, of an image."""
+    """A mask of this shape, True in the first half of the first axis: channels, of an image.
+
+    Raises:
+        ValueError: on an axis of fewer than two.
+    """
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    if not shape or shape[0] < 2:
+        raise ValueError(f"two components or more can be halved; got {shape}")
     mask = torch.zeros(shape, dtype=torch.bool, device="cpu")  # read, whatever the default is
     mask[: shape[0] // 2] = True
     return mask

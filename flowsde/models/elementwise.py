@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.distributions.transforms import Transform
 from torch.nn import functional
 
+from .._scalar import whole
+
 __all__ = ["Additive", "Affine", "Elementwise", "FromTorch", "RationalQuadraticSpline"]
 
 
@@ -112,7 +114,7 @@ class RationalQuadraticSpline(Elementwise):
     tail: float = 3.0
 
     def __post_init__(self) -> None:
-        if not (0 < self.bins < 1.0 / _LEAST and 0 < self.tail < math.inf):
+        if not (whole(self.bins, 1) and self.bins < 1.0 / _LEAST and 0 < self.tail < math.inf):
             raise ValueError(
                 f"a spline has 1 to 999 bins and a finite tail > 0; got {self.bins}, {self.tail}"
             )

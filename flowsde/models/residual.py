@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .. import _random
 from .._once import once
+from .._scalar import whole
 from .._state import factorable, pulled
 from ..dynamics.discrete import Map
 from ..stepping import max_norm
@@ -75,8 +76,10 @@ class RouletteLogDet(LogDet):
     random = True
 
     def __post_init__(self) -> None:
-        if self.terms < 0 or not 0 < self.keep < 1:
-            raise ValueError(f"terms >= 0, and keep between 0 and 1; got {self.terms}, {self.keep}")
+        if not whole(self.terms, 0) or not 0 < self.keep < 1:
+            raise ValueError(
+                f"whole terms >= 0, and keep between 0 and 1; got {self.terms}, {self.keep}"
+            )
 
     def prepare(self, seed: int | None) -> LogDet:
         return replace(self, seed=seed)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _random
-from .._scalar import Scalar, expand
+from .._scalar import Scalar, expand, whole
 from .._state import check_like
 from ..bases import Base
 from ..dynamics.base import Dynamics
@@ -92,9 +92,10 @@ class FlowMatching(nn.Module):
         if paired and source is not None:
             raise ValueError("pairs bring their x1: leave out source, or paired=True")
         if points is not None:
-            if points < 1:
-                raise ValueError(f"points are >= 1 of a batch's rows; got {points}")
-            if paired or source is not None or coupling is not None or interpolant.bridge:
+            if not whole(points, 1):
+                raise ValueError(f"points are a whole number >= 1 of a batch's rows; got {points}")
+            known = source is None and isinstance(coupling, Independent | None)
+            if paired or not known or interpolant.bridge:
                 raise ValueError(
                     "the mean target of a batch is known for independent normal noise: leave out "
                     "source, coupling, bridge and paired, or points"

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._scalar import whole
 from .schedule import Schedule
 
 __all__ = [
@@ -120,8 +121,8 @@ def resampled(schedule: Schedule, ratios: Sequence[float], steps: int) -> Tensor
 
 
 def _ramp(first: float, last: float, steps: int) -> Tensor:
-    if steps < 1:
-        raise ValueError(f"a grid has at least one step; got steps={steps}")
+    if not whole(steps, 1):
+        raise ValueError(f"a grid has a whole number of steps, at least one; got steps={steps}")
     return torch.linspace(first, last, steps + 1, dtype=torch.float64)
 
 

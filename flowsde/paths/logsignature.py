@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .._scalar import whole
 from .control import Linear, Straight
 
 __all__ = ["LogSignature", "log_signature", "signature"]
@@ -122,8 +123,8 @@ class LogSignature(Straight):
     """
 
     def __init__(self, times: Tensor, values: Tensor, depth: int, window: int) -> None:
-        if window < 1:
-            raise ValueError(f"a window holds one gap or more; got {window}")
+        if not whole(window, 1):
+            raise ValueError(f"a window holds a whole number of gaps, one or more; got {window}")
         through = Linear(times, values)
         times, n = through.times, through.times.shape[-1]
         last = through.evaluate(times[..., -1])

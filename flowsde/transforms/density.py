@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _random
-from .._scalar import Scalar, expand, isfinite, log, where
+from .._scalar import Scalar, expand, isfinite, log, where, whole
 from .._state import State, asked, check_like, entangled, factorable, pullback, pulled
 from ..dynamics.base import Dynamics, SemiLinear
 from ..dynamics.discrete import Chain, Map
@@ -133,9 +133,10 @@ class _Drawn(Divergence):
     draws = 1  # probes drawn for each of the samples
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or self.probe not in ("rademacher", "gaussian"):
+        if not whole(self.samples, 1) or self.probe not in ("rademacher", "gaussian"):
             raise ValueError(
-                f"{type(self).__name__} takes samples >= 1, 'rademacher' or 'gaussian' probes"
+                f"{type(self).__name__} takes a whole number of samples >= 1, 'rademacher' or "
+                f"'gaussian' probes; got {self.samples} and {self.probe!r}"
             )
 
     def prepare(self, y0: Tensor, seed: int | None) -> Divergence:

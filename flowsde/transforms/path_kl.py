@@ -90,6 +90,12 @@ class _Pair(Augmented):
         self.posterior.check_span(t0, t1)
         self.prior.check_span(t0, t1)
 
+    def hint(self, t: float) -> str:
+        return self.posterior.hint(t) or (
+            ". The divergence is infinite where the diffusions of posterior and prior differ, or "
+            "their drifts do where the noise does not reach: give both the same function g"
+        )
+
     def _diffusion(self, dynamics: Dynamics, t: Tensor, y: Tensor, args: tuple[Any, ...]) -> Tensor:
         g = dynamics.diffusion(t, y, *args)
         return g if self._kind == "general" else fill(g, y)
