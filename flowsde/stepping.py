@@ -95,7 +95,8 @@ class Grid(Given):
 
     Args:
         grid: ``(steps + 1,)`` or, per sample, ``(steps + 1, batch)``; strictly monotone, from t0
-            to t1 of the solve. Differentiable: a grid can be learned.
+            to t1 of the solve. Differentiable: a grid can be learned; by its ends, too, unless t0
+            and t1 are differentiated themselves.
 
     Raises:
         ValueError: on times that turn back, or do not start at t0 and end at t1.
@@ -135,7 +136,12 @@ class Grid(Given):
         if self.grid.ndim == 1 and not moving(self.grid):
             return [t0, *self.grid[1:-1].tolist(), t1]
         first, *inner, last = self.grid.double().unbind()
-        return [first + (t0 - first.detach()), *inner, last + (t1 - last.detach())]
+        return [_end(first, t0), *inner, _end(last, t1)]
+
+
+def _end(own: Tensor, t: Scalar) -> Tensor:
+    """The solve's t, where a grid of its own ends: differentiated once, by t if that moves."""
+    return t + 0.0 * own.detach() if moving(t) else own + (t - own.detach())
 
 
 def rms_norm(scaled: State, per_sample: bool) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.autograd import gradcheck
 
 import flowsde as fs
 from flowsde import _tape, integrators
@@ -192,6 +193,20 @@ def test_a_grid_can_be_learned() -> None:
     with torch.no_grad():
         slope = float(loss(grid + way) - loss(grid - way)) / 2
     assert slope == pytest.approx(float((g * way).sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("adjoint", [fs.Direct(), fs.Checkpointed(1)], ids=str)
+def test_ends_that_are_told_twice_count_once(adjoint: fs.Adjoint) -> None:
+    """Times that are the grid, the ends and the saved times of a solve at once."""
+    net, y0 = Net(), torch.randn(2, 3)
+
+    def loss(t: Tensor) -> Tensor:
+        return fs.solve(
+            fs.ODE(net), y0, t[0], t[-1], integrator=RK4(), stepping=fs.Grid(t), save_at=t,
+            adjoint=adjoint,
+        ).ys.square().sum()  # fmt: skip
+
+    assert gradcheck(loss, [torch.tensor([0.0, 0.2, 0.7, 1.0], requires_grad=True)], atol=1e-6)
 
 
 @pytest.mark.parametrize("adjoint", [fs.Direct(), fs.Checkpointed(1)], ids=str)

@@ -30,7 +30,7 @@ FLOORS = [
     {"models"},
     {"training"},
     {"fitting"},
-    {"interop"},
+    {"interop", "compat"},
     {"__init__"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -51,7 +51,7 @@ from .noncommutative import LogODE, NinomiyaNinomiya, PlatenWeak2
 from .reversible import AsynchronousLeapfrog, ReversibleHeun, ReversibleRK
 from .runge_kutta import ExplicitRK, Tableau
 from .stabilised import RKC2
-from .stochastic import EulerMaruyama, Stochastic, StochasticHeun, StochasticMidpoint
+from .stochastic import EulerHeun, EulerMaruyama, Stochastic, StochasticHeun, StochasticMidpoint
 from .stochastic_rk import (
     SEA,
     SRA,
@@ -71,12 +71,12 @@ __all__ = [
     "ALIGN", "BAOAB", "DDIM", "DEIS", "ETDRK4", "GMRES", "QUICSORT", "RK4", "RKC2", "SEA", "SEEDS",
     "SRA", "SRA1", "SRA3", "SRI", "SRI2", "SRIW1", "Adams", "AsynchronousLeapfrog", "Bosh3",
     "DPMSolver", "DPMSolverPP", "DPMSolverPPSingle", "Dense", "Dopri5", "Dopri8", "Draws",
-    "DriftImplicitEuler", "EDMHeun", "Euler", "EulerMaruyama", "ExplicitRK", "ExponentialAdams",
-    "ExponentialEuler", "Heun", "ImplicitEuler", "ImplicitRK", "ImplicitTableau", "Increment",
-    "Integrator", "Iterate", "KenCarp3", "KenCarp4", "KenCarp5", "Kvaerno3", "Kvaerno4", "Kvaerno5",
-    "Leapfrog", "LinearSolver", "LogODE", "Midpoint", "Milstein", "MilsteinRK", "NinomiyaNinomiya",
-    "PlatenWeak2", "PredictorCorrector", "Ralston", "ReversibleHeun", "ReversibleIntegrator",
-    "ReversibleRK", "SRATableau", "SRITableau", "SciPy", "ShARK", "SlowRK", "Step", "StepDoubling",
-    "Stochastic", "StochasticHeun", "StochasticMidpoint", "Tableau", "TorchDiffEq", "TorchSDE",
-    "Trapezoid", "Tsit5", "UniPC", "Vern7", "Yoshida4",
+    "DriftImplicitEuler", "EDMHeun", "Euler", "EulerHeun", "EulerMaruyama", "ExplicitRK",
+    "ExponentialAdams", "ExponentialEuler", "Heun", "ImplicitEuler", "ImplicitRK",
+    "ImplicitTableau", "Increment", "Integrator", "Iterate", "KenCarp3", "KenCarp4", "KenCarp5",
+    "Kvaerno3", "Kvaerno4", "Kvaerno5", "Leapfrog", "LinearSolver", "LogODE", "Midpoint",
+    "Milstein", "MilsteinRK", "NinomiyaNinomiya", "PlatenWeak2", "PredictorCorrector", "Ralston",
+    "ReversibleHeun", "ReversibleIntegrator", "ReversibleRK", "SRATableau", "SRITableau", "SciPy",
+    "ShARK", "SlowRK", "Step", "StepDoubling", "Stochastic", "StochasticHeun", "StochasticMidpoint",
+    "Tableau", "TorchDiffEq", "TorchSDE", "Trapezoid", "Tsit5", "UniPC", "Vern7", "Yoshida4",
 ]  # fmt: skip

@@ -17,8 +17,8 @@ from ..dynamics.field import Field
 from .base import Carry, Integrator, Step, check_noise
 
 __all__ = [
-    "EulerMaruyama", "Stochastic", "StochasticHeun", "StochasticMidpoint", "StraightStep",
-    "TwoSlope", "TwoSlopeStep", "euler", "trapezoid",
+    "EulerHeun", "EulerMaruyama", "Stochastic", "StochasticHeun", "StochasticMidpoint",
+    "StraightStep", "TwoSlope", "TwoSlopeStep", "euler", "trapezoid",
 ]  # fmt: skip
 
 
@@ -193,6 +193,38 @@ class EulerMaruyama(Stochastic):
         assert dw is not None
         f, g = field.drift(t0, y), field.diffusion(t0, y)
         return StraightStep(y, euler(field, y, t1 - t0, dw.w, f, g))
+
+
+@dataclass(frozen=True)
+class EulerHeun(Stochastic):
+    """Euler's step in the drift, the mean of both ends in the noise. Stratonovich.
+
+        y1 = y0 + f0 dt + (g0 + g(t1, y0 + g0 dW)) dW/2
+
+    Strong order 1 for commutative noise (diagonal, scalar, additive), else 1/2; weak order 1. One
+    evaluation of f, two of g.
+
+    Source: Rumelin 1982; Kloeden and Platen 1992.
+    """
+
+    calculus = "stratonovich"
+    correlated = True
+    by_products = True
+
+    def strong_order(self, noise: Noise) -> float:
+        return 1.0 if noise.commutes else 0.5
+
+    def weak_order(self, noise: Noise) -> float:
+        return 1.0
+
+    def step(
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
+    ) -> Step:
+        assert dw is not None
+        f, g0 = field.drift(t0, y), field.diffusion(t0, y)
+        g1 = field.diffusion(t1, field.diffuse(y, g0, dw.w))
+        drifted = combine(y, t1 - t0, ((0, 1.0),), [f])
+        return StraightStep(y, field.diffuse(drifted, tree_map(operator.add, g0, g1), dw.w, 0.5))
 
 
 class TwoSlope(Stochastic):
