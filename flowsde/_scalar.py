@@ -12,6 +12,7 @@ from collections.abc import Callable
 from numbers import Integral
 from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -35,6 +36,7 @@ __all__ = [
     "moving",
     "narrowed",
     "nonzero",
+    "on_host",
     "phi1",
     "power",
     "resolution",
@@ -181,6 +183,14 @@ def still(x: Scalar) -> Scalar:
 def to_float(x: Scalar) -> float:
     """The host's reading of one shared time."""
     return float(x.detach()) if isinstance(x, Tensor) else float(x)
+
+
+def on_host(t: Tensor) -> Any:
+    """A row of times as numpy's numbers, where looking at a few is cheaper than on any device.
+
+    By way of a list: within torch.func's transformations there is no ``numpy()``.
+    """
+    return np.array(t.detach().tolist(), dtype=np.float64)
 
 
 def rounding(t: object) -> float:

@@ -18,7 +18,7 @@ from ._increment import Draws, Source, Whole
 from ._loop import Loop, Report
 from ._plan import AdaptivePlan, GivenPlan, Plan
 from ._save import SaveEnd, Saver, SaveRows, SaveSteps, SaveTimes
-from ._scalar import Scalar, moving, resolution, still, to_float, whole
+from ._scalar import Scalar, moving, on_host, resolution, still, to_float, whole
 from ._state import NO_STATE, State, batch_size, describe, finite, fits, leaves, mapped, transformed
 from .adjoint import Adjoint, Checkpointed, Direct
 from .dynamics.base import Dynamics
@@ -422,22 +422,21 @@ class _Span:
     def _check_saves(self, rounding: float) -> None:
         if self.saves is None:
             return
-        at = self.saves.detach()
-        ends = self.t0, self.t1
-        places: list[Any] = [still(t) for t in ends]
-        t0, t1 = places
+        ends, shared = (self.t0, self.t1), self.batch is None
+        at: Any = on_host(self.saves) if shared else self.saves.detach()
+        t0, t1 = places = _places(ends, shared)
         slack = rounding * (abs(t0) + abs(t1)) + _FINE * abs(t1 - t0)
         inside = ((at - t0) * self.sign >= -slack) & ((at - t1) * self.sign <= slack)
-        if at.numel() and not bool(inside.all()):
+        if len(at) and not bool(inside.all()):
             raise ValueError("save_at reaches outside [t0, t1]: save between the ends of the solve")
-        if moving(self.saves) and at.numel() and bool(torch.as_tensor(t1 - t0 == 0).any()):
+        if moving(self.saves) and len(at) and bool(torch.as_tensor(t1 - t0 == 0).any()):
             raise ValueError(
                 "states saved on a span of no length have no derivative by their times here: "
                 "detach() save_at, or take that of y1 by t1"
             )
-        if not bool((at.diff(dim=0) * self.sign >= 0).all()):
+        if not bool(((at[1:] - at[:-1]) * self.sign >= 0).all()):
             raise ValueError("save_at runs from t0 towards t1: sort it in that direction")
-        self.saves = _snap(self.saves, ((t0, t1) if self.empty else ends), self.sign, rounding)
+        self.saves = _snap(self.saves, places if self.empty else ends, self.sign, rounding, shared)
 
     @property
     def empty(self) -> bool:
@@ -456,20 +455,29 @@ class _Span:
         return SaveSteps(save_at) if isinstance(save_at, Steps) else SaveEnd()
 
 
-def _snap(saves: Tensor, ends: tuple[Any, Any], sign: Any, rounding: float) -> Tensor:
+def _places(ends: tuple[Any, Any], shared: bool) -> tuple[Any, Any]:
+    """Where they are, whatever moves by them."""
+    t0, t1 = (to_float(t) if shared else still(t) for t in ends)
+    return t0, t1
+
+
+def _snap(
+    saves: Tensor, ends: tuple[Any, Any], sign: Any, rounding: float, shared: bool
+) -> Tensor:  # fmt: skip
     """Times within rounding of an end, or beyond it, are that end; they move with it, or in their
     own way.
     """
-    own = moving(saves)
-    places: list[Any] = [still(t) for t in ends]
+    own, places = moving(saves), _places(ends, shared)
     fine = _FINE * abs(places[1] - places[0])
     for end, place, way in zip(ends, places, (-sign, sign), strict=True):
-        at = saves.detach()
-        gap = abs(at - place)
-        near = gap <= fine + 0.5 * rounding * abs(place)
+        at: Any = on_host(saves) if shared else saves.detach()
+        near = abs(at - place) <= fine + 0.5 * rounding * abs(place)
         near = near | ((at - place) * way > 0)
+        if isinstance(end, float) and not (near & (at != place)).any():  # they are there already
+            continue
+        near = torch.as_tensor(near, device=saves.device)
         target = place if own or not bool(near.any()) else end
-        saves = saves + torch.where(near, target - at, 0.0)
+        saves = saves + torch.where(near, target - saves.detach(), 0.0)
     return saves
 
 

@@ -20,6 +20,7 @@ from ._scalar import (
     magnitude,
     minimum,
     moving,
+    on_host,
     power,
     resolution,
     to_float,
@@ -126,12 +127,14 @@ class Grid(Given):
         return self if up == (t1 > t0) else Grid(self.grid.flip(0))
 
     def times(self, t0: Scalar, t1: Scalar) -> list[Scalar]:
-        own = self.grid.detach().double().cpu()
-        slack = resolution(self.grid) * own.abs().amax(0) + 1e-6 * (own[-1] - own[0]).abs()
-        slack = torch.minimum(slack, 0.5 * own.diff(dim=0).abs().amin(0))  # never past the next
-        for t, end, name in ((t0, own[0], "t0"), (t1, own[-1], "t1")):
-            mine = torch.as_tensor(t, dtype=torch.float64).detach().cpu()
-            if not bool(((end - mine).abs() <= slack).all()):
+        rows = self.grid.ndim == 2
+        own: Any = self.grid.detach().double().cpu() if rows else on_host(self.grid)
+        ends = abs(own[0]) + abs(own[-1])
+        slack = resolution(self.grid) * ends + 1e-6 * abs(own[-1] - own[0])
+        for t, end, near, name in ((t0, own[0], own[1], "t0"), (t1, own[-1], own[-2], "t1")):
+            mine = torch.as_tensor(t, dtype=torch.float64).detach().cpu() if rows else to_float(t)
+            off = abs(end - mine)
+            if not bool(((off <= slack) & (off <= 0.5 * abs(end - near))).all()):
                 raise ValueError(f"the grid's end {end} is not the solve's {name} = {t}")
         if self.grid.ndim == 1 and not moving(self.grid):
             return [t0, *self.grid[1:-1].tolist(), t1]

@@ -122,7 +122,7 @@ def resampled(schedule: Schedule, ratios: Sequence[float], steps: int) -> Tensor
 
 def _ramp(first: float, last: float, steps: int) -> Tensor:
     if not whole(steps, 1):
-        raise ValueError(f"a grid has a whole number of steps, at least one; got steps={steps}")
+        raise ValueError(f"a grid has at least one step, a whole number; got steps={steps}")
     return torch.linspace(first, last, steps + 1, dtype=torch.float64)
 
 
