@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import pytest
@@ -187,11 +188,77 @@ def test_events_run_back_too_and_the_first_number_counts() -> None:
     assert float(at.detach()) == pytest.approx(0.5 - (2 * 5.0 / FALL) ** 0.5)
     (moved,) = torch.autograd.grad(at, start)
     assert float(moved) == pytest.approx(1.0)
-    with pytest.raises(fs.MaxStepsReached):
-        compat.odeint_event(
-            falling, (T(1.0), zero), zero, event_fn=lambda t, y: y[0] - 2.0,
-            options={"max_num_steps": 50},
-        )  # fmt: skip
+    for more in ({}, {"method": "rk4"}):
+        with pytest.raises(fs.MaxStepsReached, match="did not cross zero in 50 steps, up to t = "):
+            compat.odeint_event(
+                falling, (T(1.0), zero), zero, event_fn=lambda t, y: y[0] - 2.0, **more,
+                options={"max_num_steps": 50, **({"step_size": 0.1} if more else {})},
+            )  # fmt: skip
+    with pytest.raises(ValueError, match="zero at"):
+        compat.odeint_event(falling, (T(1.0), zero), zero, event_fn=lambda t, y: y[0] - 1.0)
+
+
+def test_times_of_events_keep_their_digits() -> None:
+    """Whatever torch's default dtype; whole numbers are times too."""
+    torch.set_default_dtype(torch.float32)
+    y0, start = torch.ones(1, dtype=torch.float64), T(100.0, dtype=torch.float64)
+    half = lambda t, y: y - 0.5
+    with torch.no_grad():
+        at, _ = compat.odeint_event(lambda t, y: -y, y0, start, event_fn=half)
+    assert at.dtype == torch.float64
+    assert float(at) == pytest.approx(100.0 + math.log(2.0), abs=1e-8)
+    at, _ = compat.odeint(lambda t, y: -y, torch.ones(1), T([0, 1]), event_fn=half)
+    assert float(at) == pytest.approx(math.log(2.0), abs=1e-6)
+    assert compat.odeint(lambda t, y: -y, torch.ones(1), T([0, 1])).shape == (2, 1)
+
+
+def test_functions_of_tuples_return_lists_and_options_may_be_none() -> None:
+    y0, t = (torch.ones(2), torch.zeros(3)), T([0.0, 1.0])
+    ends = compat.odeint(
+        lambda t, y: [-y[0], torch.ones_like(y[1])], y0, t, method="dopri5",
+        options={"first_step": None, "step_t": None, "jump_t": None, "norm": None},
+    )  # fmt: skip
+    assert torch.allclose(ends[0][1], torch.ones(2) * math.exp(-1.0))
+    assert torch.allclose(ends[1][1], torch.ones(3))
+    with pytest.raises(TypeError, match="all parts"):
+        compat.odeint(lambda t, y: y, y0, t, rtol=(1e-3, 1e-4))  # type: ignore[arg-type]
+
+
+def test_step_sizes_are_numbers_without_a_gradient() -> None:
+    size = T(0.1, requires_grad=True)
+    with pytest.raises(ValueError, match="no gradient comes back by dt"):
+        compat.odeint(
+            lambda t, y: -y, torch.ones(1), T([0.0, 1.0]), method="rk4", options={"step_size": size}
+        )
+    made, y0 = Sde("diagonal", "ito"), torch.ones(5, 3)
+    for more in ({"ts": TS.clone().requires_grad_()}, {"dt": size}):
+        with pytest.raises(TypeError, match="no gradient passes by ts or dt"):
+            compat.sdeint(**{"sde": made, "y0": y0, "ts": TS, **more})  # type: ignore[arg-type]
+
+
+def test_gradients_of_scipys_solves_come_back_by_an_adjoint() -> None:
+    field, y0, t = Field(), torch.randn(4, 3), T([0.0, 0.5, 2.0])
+    by = list(field.parameters())
+    near(*(
+        slopes(compat.odeint_adjoint(field, y0, t, method=m, rtol=1e-9, atol=1e-9), *by)
+        for m in ("scipy_solver", "dopri5")
+    ), 1e-6)  # fmt: skip
+    with pytest.raises(TypeError, match="SciPy"):
+        compat.odeint(field, y0, t, method="scipy_solver")
+
+
+@pytest.mark.parametrize("method", ["reversible_heun", "midpoint"])
+def test_gradients_reach_what_an_sde_was_told(method: str) -> None:
+    """A context that is no parameter, as of a latent SDE."""
+    made, y0 = Sde("diagonal", "stratonovich"), torch.randn(5, 3)
+    context = torch.randn(5, 3, requires_grad=True)
+    plain = made.f
+    made.f = lambda t, y: plain(t, y) + context.sin()  # type: ignore[method-assign]
+    found = [
+        slopes(run(made, y0, TS, bm=fs.Brownian(1), method=method, dt=DT), context, made.rate)
+        for run in (compat.sdeint, compat.sdeint_adjoint)
+    ]
+    near(*found, 1e-12)
 
 
 def test_what_is_not_there_is_refused_with_the_cure() -> None:

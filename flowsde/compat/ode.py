@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._scalar import moving
-from .._state import State, leaves, tree_map
-from ..adjoint import Adjoint, Checkpointed, Direct
+from .._state import State, leaves, on_device, tree_map
+from ..adjoint import Adjoint, Backsolve, Checkpointed, Direct
 from ..dynamics.differential import ODE
+from ..errors import MaxStepsReached
 from ..events import Event
 from ..integrators.base import Integrator
 from ..integrators.engines import SciPy
@@ -21,11 +23,11 @@ from ..integrators.explicit import Bosh3, Dopri5, Dopri8, Euler, Heun, Midpoint
 from ..integrators.runge_kutta import ExplicitRK, Tableau
 from ..solution import Status
 from ..solve import Solver
-from ..stepping import Adaptive, Fixed, Grid, Stepping, rms_norm
+from ..stepping import Adaptive, Fixed, Grid, Norm, Stepping, rms_norm
 
 __all__ = ["odeint", "odeint_adjoint", "odeint_event"]
 
-_PATIENCE = 100_000  # steps in which an event has to come, if nobody says how many
+_PATIENCE = 20_000  # steps in which an event has to come, if nobody says how many
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,10 @@ _NAMES = {  # of options, there and here
     "ifactor": "factor_max", "dfactor": "factor_min",
 }  # fmt: skip
 _TIMES = {"step_t": "step_at", "jump_t": "jump_at"}
-_CALLBACKS = "callback_step", "callback_accept_step", "callback_reject_step"
+_CALLBACKS = [
+    f"callback_{when}{way}"
+    for when in ("step", "accept_step", "reject_step") for way in ("", "_adjoint")
+]  # fmt: skip
 
 
 def odeint(
@@ -96,22 +101,24 @@ def odeint(
         method: ``"dopri5"`` (the default), ``"dopri8"``, ``"bosh3"``, ``"fehlberg2"``,
             ``"adaptive_heun"``, which choose their steps; ``"euler"``, ``"midpoint"``, ``"heun2"``,
             ``"heun3"``, ``"rk4"`` (the 3/8 rule), which step from one of t to the next unless
-            options say otherwise; ``"scipy_solver"``.
+            options say otherwise; ``"scipy_solver"``. For each of t within a step ``"dopri8"``
+            takes one more, to there: states between are of its full order.
         options: ``first_step``, ``min_step``, ``max_step``, ``step_t``, ``jump_t``, ``safety``,
             ``ifactor``, ``dfactor``, ``max_num_steps`` (of the whole solve) and ``norm`` of the
             former methods, ``step_size`` or ``grid_constructor`` of the latter, ``solver`` of
             SciPy's.
         event_fn: ``event_fn(t, y)``, of any shape: the solve starts at t[0] towards t[1] and goes
-            on, beyond it too, until one of its numbers is zero, for ``max_num_steps`` at the most,
-            100,000 if none are given.
+            on, beyond it too, until one of its numbers, none of which is zero at t[0], crosses
+            zero, for ``max_num_steps`` at the most, 20,000 if none are given.
 
     Returns:
         ``(n, *y0.shape)``, or a tuple of such, the first being y0. With event_fn the time of the
         event, and the states at t[0] and there, differentiable as those of ``Event``.
 
     Raises:
-        ValueError: on other methods, or times that are not ``(n,)`` and monotone.
-        TypeError: on other options, and on functions with callbacks.
+        ValueError: on other methods, times that are not ``(n,)`` and monotone, an event at t[0].
+        TypeError: on other options, tolerances of each part's own, functions with callbacks, and
+            where a gradient would have to pass through SciPy.
         SolveError: with ``solution``, what was computed, if the solve fails.
 
     Source: https://github.com/rtqichen/torchdiffeq; Chen et al. 2018, arXiv 1806.07366.
@@ -143,14 +150,16 @@ def odeint_adjoint(
     is none, and nothing for them to say. ``solve(..., adjoint=Backsolve())`` is that solve.
 
     Args:
-        func, y0, t, rtol, atol, method, options, event_fn: as of ``odeint``.
+        func, y0, t, rtol, atol, method, options, event_fn: as of ``odeint``. The way back of
+            ``"scipy_solver"`` is ``Backsolve(Dopri5())``, with the same tolerances.
         adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options, adjoint_params: not used.
 
     Returns:
         As ``odeint``.
 
     Raises:
-        TypeError: as ``odeint``; and on functions that do not repeat themselves, as with dropout.
+        ValueError, TypeError, SolveError: as ``odeint``.
+        RuntimeError: from the backward pass, if func does not repeat itself, as with dropout.
     """
     return _run(Checkpointed(), func, y0, t, rtol, atol, method, options, event_fn)
 
@@ -199,14 +208,29 @@ def _run(
                 f"func has a {name}, which is not called here: solve(..., progress=call) calls "
                 "call(done, t, y) after each step"
             )
-    ode = ODE(func)
+    t = t if t.is_floating_point() else t.to(torch.get_default_dtype())
+    ode = ODE(func if isinstance(y0, Tensor) else _Parts(func))
+    known = {name: value for name, value in (options or {}).items() if value is not None}
     if event_fn is not None:
-        return _until(event_fn, adjoint, ode, y0, t, rtol, atol, method, options)
+        known.setdefault("max_num_steps", _PATIENCE)
+    solver = _solver(adjoint, ode, y0, t, rtol, atol, method or "dopri5", known)
+    if event_fn is not None:
+        return _until(event_fn, solver, ode, y0, t)
     if len(t) == 1:
         return tree_map(lambda x: x[None], y0)
-    solver = _solver(adjoint, ode, y0, t, rtol, atol, method or "dopri5", dict(options or {}))
     t0, t1 = (t[0], t[-1]) if moving(t) else (float(t[0]), float(t[-1]))
     return solver.solve(ode, y0, t0, t1, save_at=t).ys
+
+
+class _Parts(nn.Module):
+    """A function of a tuple, which may return a list."""
+
+    def __init__(self, func: Callable[..., Any]) -> None:
+        super().__init__()
+        self.func = func
+
+    def forward(self, t: Tensor, y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(self.func(t, y))
 
 
 def _solver(
@@ -214,33 +238,32 @@ def _solver(
     method: str, options: dict[str, Any],
 ) -> Solver:  # fmt: skip
     """What these words ask for."""
-    known, stepping, most = _methods(method, options), None, options.pop("max_num_steps", None)
+    most, stepping = int(options.pop("max_num_steps", sys.maxsize)), None
     if method in _GIVEN:
-        stepping = _given(ode, y0, t, options)
+        known, stepping = _GIVEN[method], _given(ode, y0, t, options)
+    elif method in _CHOSEN:
+        norm = rms_norm if isinstance(y0, Tensor) else _mixed
+        known, stepping = _CHOSEN[method], _chosen(rtol, atol, options, norm)
+    elif method == "scipy_solver":
+        known = SciPy(options.pop("solver", "LSODA"))
+        stepping = _chosen(rtol, atol, options, rms_norm)
+        adjoint = adjoint if isinstance(adjoint, Direct) else Backsolve(Dopri5(), stepping)
     else:
-        stepping = _chosen(rtol, atol, options, isinstance(y0, Tensor), method in _CHOSEN)
+        raise ValueError(
+            f"method is one of {sorted([*_GIVEN, *_CHOSEN])} and 'scipy_solver'; got {method!r}. "
+            "Of multistep methods solve has Adams(), of implicit ones Kvaerno5() and others"
+        )
     if options:
         raise TypeError(f"{method} has no options {sorted(options)}")
-    return Solver(known, stepping, adjoint, max_steps=sys.maxsize if most is None else int(most))
-
-
-def _methods(method: str, options: dict[str, Any]) -> Integrator:
-    known = {**_GIVEN, **_CHOSEN}
-    if method == "scipy_solver":
-        return SciPy(options.pop("solver", "LSODA"))
-    if method not in known:
-        raise ValueError(
-            f"method is one of {sorted(known)} and 'scipy_solver'; got {method!r}. Of multistep "
-            "methods solve has Adams(), of implicit ones Kvaerno5() and others"
-        )
-    return known[method]
+    return Solver(known, stepping, adjoint, max_steps=most)
 
 
 def _given(ode: ODE, y0: State, t: Tensor, options: dict[str, Any]) -> Stepping:
     size, make = options.pop("step_size", None), options.pop("grid_constructor", None)
-    if options.pop("interp", "cubic") not in ("linear", "cubic"):
+    interp, perturb = options.pop("interp", "cubic"), options.pop("perturb", False)
+    if interp not in ("linear", "cubic"):
         raise TypeError("interp is 'linear' or 'cubic'; states between steps are dense output")
-    if options.pop("perturb", False):
+    if perturb:
         raise TypeError(
             "perturb=True, a look at either side of each time, is for fields that jump there: "
             "give their times to a method that chooses its steps, options={'jump_t': times}"
@@ -248,25 +271,25 @@ def _given(ode: ODE, y0: State, t: Tensor, options: dict[str, Any]) -> Stepping:
     if size is not None and make is not None:
         raise ValueError("give step_size or grid_constructor, one of the two")
     if size is not None:
-        return Fixed(dt=float(size))
+        return Fixed(dt=size if moving(size) else float(size))
     return Grid(t if make is None else make(ode.f, y0, t))
 
 
 def _chosen(
-    rtol: float | Tensor, atol: float | Tensor, options: dict[str, Any], one: bool, own: bool
+    rtol: float | Tensor, atol: float | Tensor, options: dict[str, Any], norm: Norm
 ) -> Adaptive:
-    if options.pop("dtype", torch.float64) not in (torch.float64, None):
+    if isinstance(rtol, tuple | list) or isinstance(atol, tuple | list):
+        raise TypeError("rtol and atol are for all parts of a state: scale the parts, or give norm")
+    if options.pop("dtype", torch.float64) != torch.float64:
         raise TypeError("times are float64 on the host: leave out dtype")
     more: dict[str, Any] = {
         mine: float(options.pop(name)) for name, mine in _NAMES.items() if name in options
     }
     more |= {mine: options.pop(name) for name, mine in _TIMES.items() if name in options}
-    norm = options.pop("norm", None)
-    if norm is not None:
-        more["norm"] = lambda scaled, per_sample: norm(scaled)
-    elif own and not one:
-        more["norm"] = _mixed
-    return Adaptive(rtol, atol, **more)
+    own = options.pop("norm", None)
+    if own is not None:
+        norm = lambda scaled, per_sample: own(scaled)  # noqa: E731
+    return Adaptive(rtol, atol, norm=norm, **more)
 
 
 def _mixed(scaled: State, per_sample: bool) -> Tensor:
@@ -275,35 +298,35 @@ def _mixed(scaled: State, per_sample: bool) -> Tensor:
 
 
 def _until(
-    event_fn: Callable[..., Tensor], adjoint: Adjoint, ode: ODE, y0: State, t: Tensor,
-    rtol: float | Tensor, atol: float | Tensor, method: str | None,
-    options: Mapping[str, Any] | None,
-) -> tuple[Tensor, State]:  # fmt: skip
-    """On, over twice as long a stretch each time, until a number of event_fn is zero."""
+    event_fn: Callable[..., Tensor], solver: Solver, ode: ODE, y0: State, t: Tensor
+) -> tuple[Tensor, State]:
+    """On, over twice as long a stretch each time, until a number of event_fn crosses zero."""
     if len(t) != 2:
         raise ValueError(f"with event_fn t is a start and a time in the direction; got {len(t)}")
-    if method in _GIVEN and "step_size" not in (options or {}):
-        raise ValueError(f"nobody knows where {method} ends: give options={{'step_size': dt}}")
-    told = {"max_num_steps": _PATIENCE, **(options or {})}
-    solver = _solver(adjoint, ode, y0, t, rtol, atol, method or "dopri5", told)
-    start: Any = t[0] if moving(t) else float(t[0])
-    width = float((t[1] - t[0]).detach())
+    if isinstance(solver.stepping, Grid):
+        raise ValueError("nobody knows where the steps end: give options={'step_size': dt}")
+    with torch.no_grad():
+        signs = event_fn(t[0].detach(), y0).sign()
+    if not bool(signs.all()):
+        raise ValueError("event_fn is zero at t[0] already: start a little beyond")
+    event = Event(lambda t, y: (event_fn(t, y) * signs).amin(), direction=-1)  # the first of them
+    start, width = t[0] if moving(t) else float(t[0]), float((t[1] - t[0]).detach())
     if isinstance(solver.stepping, Fixed) and solver.stepping.dt is not None:
         steps = max(1.0, round(abs(width) / solver.stepping.dt))
-        width = steps * solver.stepping.dt * (1.0 if width > 0 else -1.0)
-    with torch.no_grad():
-        count = event_fn(t[0].detach(), y0).numel()
-    events = [Event(_number(event_fn, i)) for i in range(count)]
-    y = y0
+        width = math.copysign(steps * solver.stepping.dt, width)
+    y, part = y0, solver
     while True:
-        found = solver.solve(ode, y, start, start + width, events=events)
+        try:
+            found = part.solve(ode, y, start, start + width, events=event)
+        except MaxStepsReached as error:
+            raise MaxStepsReached(
+                f"event_fn did not cross zero in {solver.max_steps} steps, up to t = "
+                f"{float(error.solution.t1):g}: raise options={{'max_num_steps': ...}}, or look at "
+                "its sign there",
+                error.solution,
+            ) from None
         if found.status == Status.EVENT:
             states = tree_map(lambda a, b: torch.stack((a, b)), y0, found.y1)
-            return torch.as_tensor(found.t1).to(t), states
-        left = solver.max_steps - found.stats.attempts
+            return on_device(found.t1, y0).to(t), states
         y, start, width = found.y1, found.t1, 2.0 * width
-        solver = replace(solver, max_steps=left)
-
-
-def _number(event_fn: Callable[..., Tensor], i: int) -> Callable[..., Tensor]:
-    return lambda t, y: event_fn(t, y).reshape(-1)[i]
+        part = replace(part, max_steps=part.max_steps - found.stats.attempts)

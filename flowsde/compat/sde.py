@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import _random
-from ..adjoint import Adjoint, Checkpointed, Direct, Reversible
+from .._scalar import moving
+from ..adjoint import Adjoint, Checkpointed, Direct
 from ..dynamics.differential import SDE
 from ..integrators.base import Integrator
 from ..integrators.doubling import StepDoubling
 from ..integrators.milstein import Milstein, MilsteinRK
+from ..integrators.noncommutative import LogODE
 from ..integrators.reversible import ReversibleHeun
 from ..integrators.stochastic import (
     EulerHeun,
@@ -55,21 +57,24 @@ def sdeint(
     Args:
         sde: with ``noise_type`` ("diagonal", "scalar", "additive", "general"), ``sde_type`` ("ito",
             "stratonovich"), ``f(t, y)``, ``(batch, d)``, and ``g(t, y)``, ``(batch, d)`` for
-            diagonal noise, else ``(batch, d, m)``; or ``f_and_g(t, y)``, both.
+            diagonal noise, else ``(batch, d, m)``; or ``f_and_g(t, y)``, which is asked for each.
         y0: ``(batch, d)``.
         ts: rising times.
         bm: torchsde's ``BrownianInterval``, a function ``bm(ta, tb)`` of that kind, or a path of
             this library. None draws the seed of one from torch's default generator, so that
             ``torch.manual_seed`` decides.
         method: ``"euler"``, ``"milstein"``, ``"srk"``, ``"midpoint"``, ``"heun"``,
-            ``"euler_heun"``, ``"reversible_heun"``; by default as torchsde: ``"srk"`` for Ito noise
-            but general one, which takes ``"euler"``, and ``"midpoint"`` for Stratonovich.
+            ``"euler_heun"``, ``"reversible_heun"``, ``"log_ode"``; by default as torchsde:
+            ``"srk"`` for Ito noise but general one, which takes ``"euler"``, and ``"midpoint"`` for
+            Stratonovich.
         dt: size of the steps, or of the first; states between them lie on chords.
-        adaptive: choose the steps, by ``rtol``, ``atol`` and ``dt_min``. Methods without an error
-            estimate of their own take ``StepDoubling``.
+        adaptive: choose the steps, by ``rtol``, ``atol`` and ``dt_min``, of methods whose strong
+            order for that noise is 1 at least. Those without an error estimate of their own take
+            ``StepDoubling``.
         options: ``{"grad_free": True}`` for Milstein's method without derivatives of g.
         names: what f and g are called: of "drift", "diffusion", "prior_drift".
-        logqp: gather the divergence from the law with drift ``h(t, y)``, as ``path_kl``.
+        logqp: gather the divergence from the law with drift ``h(t, y)``, as ``path_kl``: where
+            f - h lies outside of what g reaches it is infinite, and the solve fails.
 
     Returns:
         ``(n, batch, d)``, the first being y0. With logqp also ``(n - 1, batch)``, what was gathered
@@ -77,7 +82,8 @@ def sdeint(
 
     Raises:
         ValueError: on other methods, noise or SDE types, or times that do not rise.
-        TypeError: on an sde without f or g, a method that does not fit its noise, other options.
+        TypeError: on an sde without f or g, a method that does not fit its noise, other options,
+            and times that ask for a gradient.
         SolveError: with ``solution``, what was computed, if the solve fails.
 
     Source: https://github.com/google-research/torchsde; Li et al. 2020, arXiv 2001.01328.
@@ -110,10 +116,9 @@ def sdeint_adjoint(
 ) -> Any:
     """torchsde's ``sdeint_adjoint``: ``sdeint`` in little memory.
 
-    By ``Checkpointed()``, or ``Reversible()`` for given steps of ``"reversible_heun"``. Either way
-    the gradient is that of the solve, on its path, to rounding, and reaches all that f and g depend
-    on. What torchsde's adjoint_* arguments say is how a second solve backwards finds another one:
-    here there is none, and nothing for them to say.
+    By ``Checkpointed()``: the gradient is that of the solve, on its path, to rounding, and reaches
+    all that f and g depend on. What torchsde's adjoint_* arguments say is how a second solve
+    backwards finds another one: here there is none, and nothing for them to say.
 
     Args:
         sde, y0, ts, bm, method, dt, adaptive, rtol, atol, dt_min, options, names, logqp: as of
@@ -125,14 +130,13 @@ def sdeint_adjoint(
         As ``sdeint``.
 
     Raises:
-        TypeError: as ``sdeint``; and on fields that do not repeat themselves, as with dropout.
+        ValueError, TypeError, SolveError: as ``sdeint``.
+        RuntimeError: from the backward pass, if f or g does not repeat itself, as with dropout.
     """
-    back: Adjoint = Checkpointed()
-    if method == "reversible_heun" and not adaptive:
-        back = Reversible()
     return _run(
-        back, sde, y0, ts, bm, method, dt, adaptive, rtol, atol, dt_min, options, names, logqp
-    )
+        Checkpointed(), sde, y0, ts, bm, method, dt, adaptive, rtol, atol, dt_min, options, names,
+        logqp,
+    )  # fmt: skip
 
 
 def _run(
@@ -142,7 +146,9 @@ def _run(
 ) -> Any:  # fmt: skip
     if not isinstance(y0, Tensor) or y0.ndim != 2:
         raise ValueError("y0 is a tensor (batch, d)")
-    times = torch.as_tensor(ts).detach()
+    if moving(ts) or moving(dt):
+        raise TypeError("no gradient passes by ts or dt: detach() them")
+    times = ts if isinstance(ts, Tensor) else torch.tensor(ts, dtype=torch.float64)
     if times.ndim != 1 or len(times) < 2 or not bool((times.diff() > 0).all()):
         raise ValueError("ts are two times or more, (n,), strictly rising")
     form = _Form(sde, names or {}, float(times[0]), y0)
@@ -197,15 +203,12 @@ class _Form:
 
     def _part(self, role: str) -> _Part:
         name, place = self._names[role], {"drift": 0, "diffusion": 1}.get(role)
-        if not callable(getattr(self._owner, name, None)):
-            if place is None or not callable(getattr(self._owner, "f_and_g", None)):
-                raise TypeError(
-                    f"an sde has a {role}, {name}(t, y); of products with dW alone, g_prod, "
-                    "flowsde has dynamics with Dynamics.product"
-                )
-            name = "f_and_g"
         column = role == "diffusion" and self._kind == "scalar"  # (batch, d, 1), there
-        return _Part(self._owner, name, place if name == "f_and_g" else None, column)
+        if callable(getattr(self._owner, name, None)):
+            return _Part(self._owner, name, None, column)
+        if place is None or not callable(getattr(self._owner, "f_and_g", None)):
+            raise TypeError(f"an sde has a {role}, {name}(t, y), or f_and_g(t, y) for f and g")
+        return _Part(self._owner, "f_and_g", place, column)
 
     def method(self, name: str | None, options: dict[str, Any]) -> Integrator:
         """By its name there."""
@@ -216,13 +219,10 @@ class _Form:
             "euler": EulerMaruyama(), "milstein": MilsteinRK() if free else Milstein(),
             "srk": SRA1() if self._kind == "additive" else SRI2(),
             "midpoint": StochasticMidpoint(), "heun": StochasticHeun(),
-            "euler_heun": EulerHeun(), "reversible_heun": ReversibleHeun(),
+            "euler_heun": EulerHeun(), "reversible_heun": ReversibleHeun(), "log_ode": LogODE(),
         }  # fmt: skip
         if name not in known:
-            raise ValueError(
-                f"method is one of {sorted(known)}; got {name!r}. For general Stratonovich noise "
-                "solve has LogODE() too"
-            )
+            raise ValueError(f"method is one of {sorted(known)}; got {name!r}")
         if options:
             raise TypeError(f"{name} has no options {sorted(options)}")
         return known[name]
