@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import flowsde as fs
+from flowsde._state import pushforward
 from flowsde.integrators import EulerMaruyama, StochasticHeun
-from flowsde.transforms.calculus import _forward
 
 A, B = 0.3, 0.6  # geometric Brownian motion: dy = A y dt + B y dW
 
@@ -88,8 +88,29 @@ def test_the_correction_is_the_jacobians(kind: str) -> None:
     ]
     found = 2.0 * (sde(t, y) - fs.to_stratonovich(sde)(t, y))
     assert torch.allclose(found, torch.stack(expected), atol=1e-13)
-    compiled = _forward(lambda x: sde.diffusion(t, x), y, sde.noise.size)  # type: ignore[union-attr]
-    assert torch.allclose(compiled, torch.stack(expected), atol=1e-13)
+    with torch.inference_mode():
+        still = fs.to_stratonovich(sde)(t, y) - sde(t, y)  # by forward mode, as in a graph
+    assert torch.allclose(-2.0 * still, torch.stack(expected), atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "scalar", "general"])
+def test_derivatives_along_a_direction_are_those_of_forward_mode(kind: str) -> None:
+    """Values, and gradients by the state, the direction and the parameters; none if g is still."""
+    sde, t = mixing(kind), torch.tensor(0.4)
+    y, v = (torch.randn(3, 2, requires_grad=True) for _ in range(2))
+    g = lambda x: sde.diffusion(t, x)
+    by = [y, v, *(p for p in sde.parameters() if p.requires_grad)]
+    found = []
+    for slope in (pushforward(g, y)[1](v), torch.func.jvp(g, (y,), (v,))[1]):
+        slopes = torch.autograd.grad(slope.square().sum(), by, allow_unused=True)
+        found.append([slope, *(torch.zeros(()) if s is None else s for s in slopes)])
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
+    with torch.no_grad():
+        value, push = pushforward(g, y)
+        assert torch.equal(value, g(y))
+        assert torch.allclose(push(v), found[1][0], atol=1e-12)
+    assert torch.equal(pushforward(torch.ones_like, y)[1](v), torch.zeros(3, 2))
 
 
 @pytest.mark.parametrize("kind", ["diagonal", "scalar"])

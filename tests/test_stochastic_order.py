@@ -315,9 +315,10 @@ def test_error_estimates_fall_as_declared(method: Stochastic) -> None:
 
 
 EVALUATIONS = {
-    "EulerMaruyama": (1, 1), "Milstein": (1, 2), "MilsteinRK": (1, 2), "StochasticHeun": (2, 2),
-    "StochasticMidpoint": (2, 2), "ReversibleHeun": (1, 1), "SRIW1": (2, 4), "SRI2": (3, 4),
-    "SEA": (1, 1), "ShARK": (2, 1), "SRA1": (2, 1), "SRA3": (3, 1), "SlowRK": (2, 5),
+    "EulerHeun": (1, 2), "EulerMaruyama": (1, 1), "Milstein": (1, 1), "MilsteinRK": (1, 2),
+    "StochasticHeun": (2, 2), "StochasticMidpoint": (2, 2), "ReversibleHeun": (1, 1),
+    "SRIW1": (2, 4), "SRI2": (3, 4), "SEA": (1, 1), "ShARK": (2, 1), "SRA1": (2, 1),
+    "SRA3": (3, 1), "SlowRK": (2, 5),
 }  # fmt: skip
 
 

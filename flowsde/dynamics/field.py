@@ -26,6 +26,7 @@ from .._state import (
     entangled,
     fits,
     leaves,
+    pushforward,
     rows_of,
     tree_map,
 )
@@ -309,17 +310,10 @@ class Field:
             )
         return check_like(g, y.unsqueeze(-1).expand(shape), "the diffusion")
 
-    def diffusion_along(self, t: Scalar, y: State, v: State) -> State:
-        """The derivative of g(t, y) by y along v, shaped as ``diffusion`` returns."""
+    def diffusion_along(self, t: Scalar, y: State) -> tuple[State, Callable[[State], State]]:
+        """g(t, y), and what takes a direction at y to the derivative of g along it, shaped as g."""
         at = self.time(t)  # made outside of what is differentiated, where others may use it
-        y = tree_map(Tensor.contiguous, y)  # a tangent is laid out as its point, and written to
-
-        def g(y: State) -> State:
-            return self.diffusion(at, y)
-
-        found: Any = torch.func.jvp(g, (y,), (v,))
-        value, slope = found  # of which that of no dimensions comes in another precision
-        return tree_map(lambda s, of: s.to(of.dtype), slope, value)
+        return pushforward(lambda x: self.diffusion(at, x), y)
 
     def product(self, g: State, dw: State) -> State:
         """g dW, shaped as the state, for a g that ``diffusion`` returned."""

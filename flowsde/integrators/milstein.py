@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -39,23 +38,21 @@ class _Milstein(Stochastic):
     ) -> Step:
         assert dw is not None
         assert field.noise is not None
-        dt, noise = t1 - t0, field.noise
-        f, g = field.drift(t0, y), field.diffusion(t0, y)
-        y1 = euler(field, y, dt, dw.w, f, g)
+        dt, noise, f = t1 - t0, field.noise, field.drift(t0, y)
         if noise.additive:
-            return StraightStep(y, y1)
+            return StraightStep(y, euler(field, y, dt, dw.w, f, field.diffusion(t0, y)))
+        g, along = self._along(field, t0, y, sqrt_abs(dt) if noise.ito else 1.0)
+        y1 = euler(field, y, dt, dw.w, f, g)
         if not noise.ito:
-            bend = self._slope(field, t0, y, g, field.product(g, dw.w), 1.0)
-            return StraightStep(y, field.diffuse(y1, bend, dw.w, 0.5))
+            return StraightStep(y, field.diffuse(y1, along(field.product(g, dw.w)), dw.w, 0.5))
         h = magnitude(dt)
-        along = partial(self._slope, field, t0, y, g, scale=sqrt_abs(dt))
         if noise.kind == "general":
             return StraightStep(y, _general(along, y1, g, dw.w, h))
         return StraightStep(y, field.diffuse(y1, along(g), tree_map(_product(h), dw.w), 0.5))
 
     @abstractmethod
-    def _slope(self, field: Field, t: Scalar, y: State, g: State, v: State, scale: Scalar) -> State:
-        """Dg(t, y)[v], shaped as g; differences go as far as scale v."""
+    def _along(self, field: Field, t: Scalar, y: State, scale: Scalar) -> tuple[State, Slope]:
+        """g(t, y) and v to Dg(t, y)[v], shaped as g; differences go as far as scale v."""
 
 
 def _product(h: Scalar) -> Callable[[Tensor], Tensor]:
@@ -80,14 +77,14 @@ class Milstein(_Milstein):
 
     and without the last dt for Stratonovich. Reads dW as the dynamics does. Strong and weak order
     1, for noise that commutes: diagonal (where g_i depends on y_i alone), scalar, additive, or
-    declared commutative. Costs one Jacobian-vector product of g by forward differentiation; for
-    general noise in the sense of Ito, m.
+    declared commutative. Costs one derivative of g along a direction; for general noise in the
+    sense of Ito, m.
 
     Source: Milstein 1974; Kloeden and Platen 1992, section 10.3.
     """
 
-    def _slope(self, field: Field, t: Scalar, y: State, g: State, v: State, scale: Scalar) -> State:
-        return field.diffusion_along(t, y, v)
+    def _along(self, field: Field, t: Scalar, y: State, scale: Scalar) -> tuple[State, Slope]:
+        return field.diffusion_along(t, y)
 
 
 @dataclass(frozen=True)
@@ -103,6 +100,11 @@ class MilsteinRK(_Milstein):
     Source: Kloeden and Platen 1992, section 11.1.
     """
 
-    def _slope(self, field: Field, t: Scalar, y: State, g: State, v: State, scale: Scalar) -> State:
-        ahead = field.diffusion(t, combine(y, scale, ((0, 1.0),), [v]))
-        return weigh(1.0 / nonzero(scale), ((0, 1.0), (1, -1.0)), [ahead, g])
+    def _along(self, field: Field, t: Scalar, y: State, scale: Scalar) -> tuple[State, Slope]:
+        g = field.diffusion(t, y)
+
+        def along(v: State) -> State:
+            ahead = field.diffusion(t, combine(y, scale, ((0, 1.0),), [v]))
+            return weigh(1.0 / nonzero(scale), ((0, 1.0), (1, -1.0)), [ahead, g])
+
+        return g, along

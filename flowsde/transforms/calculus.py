@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, final
 from weakref import WeakSet
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import _random
 from .._scalar import Scalar
-from .._state import State, asked, leaves, transformed, tree_map, unflatten
+from .._state import State, leaves, pushforward, transformed, tree_map
 from ..dynamics.base import Dynamics, Noise
 from ..dynamics.field import Field
 from .augmented import fill, noise_of
@@ -82,8 +82,12 @@ class Converted(Dynamics):
                 return matrix
             return tree_map(fill, matrix, x)
 
-        compiled = torch.compiler.is_compiling()  # which knows no backward pass within a step
-        return (_forward if compiled else _backward)(g, y, self._noise.size)
+        out, push = pushforward(g, y)
+        total = tree_map(torch.zeros_like, y)
+        for j in _columns(self._noise.size):
+            pushed = push(tree_map(lambda v: v[j], out))  # noqa: B023
+            total = tree_map(lambda s, p: s + p[j], total, pushed)  # noqa: B023
+        return total
 
     def prepare(self, y0: State, seed: int | None) -> Converted:
         sde = self.sde.prepare(y0, seed)
@@ -99,50 +103,6 @@ class Converted(Dynamics):
 
 def _columns(size: int | None) -> list[Any]:
     return [...] if size is None else [(..., k) for k in range(size)]
-
-
-def _forward(g: Callable[[State], State], y: State, size: int | None) -> State:
-    """(dg/dy) g, summed over the columns of g if it has a further axis of this size."""
-    out, total = g(y), tree_map(torch.zeros_like, y)
-    for j in _columns(size):
-        pushed = torch.func.jvp(g, (y,), (tree_map(lambda v: v[j], out),))[1]  # noqa: B023
-        total = tree_map(lambda s, v: s + v[j], total, pushed)  # noqa: B023
-    return total
-
-
-def _backward(g: Callable[[State], State], y: State, size: int | None) -> State:
-    """The same by a backward pass through a backward pass, which is linear in its cotangent: one
-    call takes a tenth of the time of eager forward mode. Differentiable where gradients are asked
-    for.
-    """
-    if torch.is_inference_mode_enabled():
-        raise TypeError("a conversion needs autograd: use torch.no_grad(), not inference_mode()")
-    graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        x = tree_map(lambda v: v.view_as(v) if graph and v.requires_grad else _leaf(v), y)
-        values = leaves(g(x))
-        graph = graph and (any(v.requires_grad for v in leaves(y)) or asked(values, x))
-        live = [v for v in values if v.requires_grad]
-        duals = [torch.zeros_like(v, requires_grad=True) for v in live]
-        pulled: Sequence[Tensor] = ()
-        if live:
-            pulled = torch.autograd.grad(
-                live, leaves(x), duals, create_graph=True, materialize_grads=True
-            )
-        rows = [i for i, p in enumerate(pulled) if p.requires_grad]
-        total = [torch.zeros_like(v) for v in leaves(y)]
-        for j in _columns(size):
-            if not rows:
-                break
-            pushed = iter(torch.autograd.grad(
-                [pulled[i] for i in rows], duals, [values[i][j] for i in rows], retain_graph=True,
-                create_graph=graph, materialize_grads=True,
-            ))  # fmt: skip
-            total = [
-                s + next(pushed)[j] if v.requires_grad else s
-                for s, v in zip(total, values, strict=True)
-            ]
-    return unflatten(total, y)
 
 
 def _leaf(v: Tensor) -> Tensor:
