@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from .._state import State, squared
+from .._state import State, pushforward, squared
 from ..dynamics.base import Dynamics
 from ..dynamics.discrete import Chain
 from .density import Divergence, FlowDensity, Hutchinson
@@ -147,4 +147,6 @@ def _along(
     y: Tensor,
 ) -> Tensor:  # fmt: skip
     """The derivative of g(t, y(t)) where dy/dt = f(t, y)."""
-    return torch.func.jvp(g, (t, y), (torch.ones_like(t), f(t, y)))[1]
+    _, push = pushforward(lambda at: g(*at), (t, y))
+    slope: Tensor = push((torch.ones_like(t), f(t, y)))
+    return slope
