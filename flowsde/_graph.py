@@ -9,7 +9,7 @@ import re
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ._once import refused
-from ._state import State, builder, leaves, on_device, tree_map
+from ._state import State, builder, leaves, on_device, tree_map, unhooked
 from .integrators.base import Step
 
 __all__ = ["Calls", "Graph", "as_input", "of_sizes"]
@@ -48,6 +48,7 @@ class Graph:
         self.sure: set[Callable[..., Any]] = set()  # graphs seen to be called alike twice
         self.fits = True  # whether the compiler takes it as it is
         self.costs: dict[Any, int | None] = {}  # evaluations in one step, for each kind of inputs
+        logging.getLogger("torch._inductor.ir").addFilter(_shimmed)  # the same one, once
         with quiet():
             self._compiled = torch.compile(
                 own, backend=self._lower, options={"guard_filter_fn": _needed}
@@ -79,7 +80,7 @@ class Graph:
     def __call__(self, *args: Any) -> tuple[Any, list[Call]]:
         """What the function returns, and the calls of graphs that it took."""
         self._heard.clear()
-        with quiet():
+        with quiet(), _traced_apart():
             result = self._compiled(*args)
         heard, self._heard = self._heard, []
         return result, heard
@@ -110,18 +111,37 @@ def _refused(
 @contextmanager
 def quiet() -> Iterator[None]:
     """What the compiler says of itself is not the user's."""
-    log = logging.getLogger("torch._inductor.ir")
-    log.addFilter(_errors)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _traced_apart() -> Iterator[None]:
+    """Has the compiler trace without the hooks of saved tensors; the graphs run with them."""
+    handler = torch._dynamo.callback.callback_handler
+    with ExitStack() as stack:
+
+        def start(_: Any) -> None:
+            stack.enter_context(unhooked())
+
+        def end(_: Any) -> None:
+            stack.close()
+
+        handler.register_start_callback(start)
+        handler.register_end_callback(end)
+        try:
             yield
-    finally:
-        log.removeFilter(_errors)
+        finally:
+            handler.remove_start_callback(start)
+            handler.remove_end_callback(end)
 
 
-def _errors(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
+def _shimmed(record: logging.LogRecord) -> bool:
+    """Leaves out that linear systems go through Python under ``cpp_wrapper``: backward passes are
+    compiled when they are first taken, by nobody who could keep quiet about it.
+    """
+    return "missing a c-shim" not in record.msg
 
 
 def _renamed(code: types.CodeType) -> types.CodeType:

@@ -19,7 +19,7 @@ from ._outset import Outset
 from ._plan import AdaptivePlan, GivenPlan, coarse, too_small
 from ._save import SaveEnd
 from ._scalar import Scalar
-from ._state import State, builder, leaves, mapped, tree_map, where
+from ._state import State, builder, leaves, mapped, tree_map, unhooked, where
 from .dynamics.field import Field
 from .integrators.base import Carry, Integrator, Step
 from .solution import Stats
@@ -171,16 +171,22 @@ def _builder(like: Any) -> Callable[[Sequence[Tensor]], Any]:
     return rebuild
 
 
+_BETWEEN = "torch.autograd", "torch.overrides", "torch.utils", __name__
+_TRACED = __name__.partition(".")[0], "torch._functorch"
+
+
 class _Listener(TorchFunctionMode):
-    """Hears whether somebody takes gradients, but the library, which has other ways in a graph."""
+    """Hears whether somebody takes gradients, but ``torch.func``, which the compiler traces, and
+    the library, which has other ways in a graph.
+    """
 
     heard = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.autograd.grad:
             names = (frame.f_globals["__name__"] for frame, _ in traceback.walk_stack(None))
-            caller = next(name for name in names if not name.startswith(("torch.", __name__)))
-            self.heard |= not caller.startswith(__name__.partition(".")[0])
+            caller = next(name for name in names if not name.startswith(_BETWEEN))
+            self.heard |= not caller.startswith(_TRACED)
         return func(*args, **(kwargs or {}))
 
 
@@ -190,7 +196,7 @@ def tried(loop: Loop, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) ->
     """
     field, asks = loop.field, torch.is_grad_enabled()
     asks &= any(x.requires_grad for x in (*leaves(y), *field.parameters()))
-    with field.aside(), torch.no_grad():
+    with field.aside(), torch.no_grad(), unhooked():
         dw = None if loop.noise is None else loop.noise(n, t0, t1)  # by graphs that hear the mode
         before = field.evaluations
         with _Listener() as listener:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import cmath
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,8 @@ __all__ = [
     "NO_STATE", "State", "asked", "batch_size", "builder", "by_row", "check_like", "combine",
     "contract", "describe", "detach", "dual", "entangled", "factorable", "finite", "fits", "leaves",
     "mapped", "on_device", "pullback", "pulled", "pushforward", "put_rows", "rows_of", "sources",
-    "squared", "stack", "transformed", "tree_map", "unflatten", "unstack", "weigh", "where",
+    "squared", "stack", "transformed", "tree_map", "unflatten", "unhooked", "unstack", "weigh",
+    "where",
 ]  # fmt: skip
 
 State = Any
@@ -325,6 +327,22 @@ def mapped(y: State) -> bool:
 def transformed() -> bool:
     """Whether this is called within one of ``torch.func``'s transformations."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+@contextmanager
+def unhooked() -> Iterator[None]:
+    """Without the hooks of saved tensors that stand around this: what an inner graph saves is no
+    business of theirs, and ``torch.func`` takes no derivatives beside them.
+    """
+    autograd, held = torch._C._autograd, list[Any]()
+    while (hooks := autograd._top_saved_tensors_default_hooks(False)) is not None:
+        held.append(hooks)
+        autograd._pop_saved_tensors_default_hooks()
+    try:
+        yield
+    finally:
+        while held:
+            autograd._push_saved_tensors_default_hooks(*held.pop())
 
 
 def dual(y: State) -> bool:

@@ -25,6 +25,7 @@ from .dynamics.base import Dynamics
 from .dynamics.field import Field
 from .integrators.base import Carry, Integrator, Step
 from .integrators.interpolation import Interpolation
+from .integrators.newton import Implicit, Solved
 from .stepping import Adaptive
 
 __all__ = ["Compiled", "Eager", "Executor", "Picard"]
@@ -85,9 +86,9 @@ class Compiled(Executor):
 
     Raises:
         TypeError: on an integrator whose steps are not all of one kind (multistep, maps and chains,
-            engines from outside), on an implicit one where gradients are recorded or with
-            ``GMRES()``, and on dynamics that take derivatives of a field otherwise than densities
-            by ``Exact()`` or ``Hutchinson()`` do (``HutchPlusPlus()``, costates, conversions).
+            engines from outside), on an implicit one with ``GMRES()``, and on dynamics that take
+            derivatives of a field otherwise than densities by ``Exact()`` or ``Hutchinson()`` do
+            (``HutchPlusPlus()``, costates, conversions).
     """
 
     backend: Any = "inductor"
@@ -113,7 +114,8 @@ class Compiled(Executor):
         source = None if loop.noise is None else loop.noise.traced()
         graph = functools.partial(self._graph, loop, dynamics, source is None)
         within = loop.dense or loop.watch is not None or loop.saver.times is not None
-        loop.stepper = _Steps(loop, graph(_whole if within else _end), source, within)
+        solving = graph(_solved) if isinstance(loop.integrator, Implicit) else None
+        loop.stepper = _Steps(loop, graph(_whole if within else _end), solving, source, within)
         if Leap.suits(loop, source):
             loop.leap = Leap(loop, graph, source)
 
@@ -222,23 +224,25 @@ def _normal(size: int, dtype: torch.dtype, key: Tensor, steps: Tensor) -> Tensor
 class _Steps:
     """The steps of one solve, each of them a call of one graph."""
 
-    def __init__(self, loop: Loop, graph: Graph, source: Source | None, within: bool) -> None:
+    def __init__(
+        self, loop: Loop, graph: Graph, solving: Graph | None, source: Source | None, within: bool
+    ) -> None:
         stepping = loop.stepping if isinstance(loop.stepping, Adaptive) else None
+        fixed = loop.integrator, stepping, loop.field, source
         self._graph, self._within = graph, within
         self._inputs = loop.noise if source is None else None
-        self._calls = Calls(graph, loop.integrator, stepping, loop.field, source)
+        self._calls = Calls(graph, *fixed)
+        self._solving = None if solving is None else Calls(solving, *fixed)
 
     def __call__(
         self, loop: Loop, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry, /
     ) -> Step:
         dw = None if self._inputs is None else self._inputs(n, t0, t1)
         before = loop.field.evaluations
-        if not loop.integrator.static:
-            y, carry = of_sizes((y, carry))
-        else:
+        if loop.integrator.static:
             cost = self._cost(loop, n, t0, t1, y, carry)
         try:
-            found = self._calls(as_input(t0, y), as_input(t1, y), y, dw, carry)
+            found = self._taken(as_input(t0, y), as_input(t1, y), y, dw, carry)
         except torch._dynamo.exc.TorchDynamoException as error:
             if loop.integrator.static:
                 raise
@@ -255,6 +259,16 @@ class _Steps:
         else:
             loop.field.spend(step.spent)
         return step
+
+    def _taken(self, t0: Tensor, t1: Tensor, y: State, dw: Increment | None, carry: Carry) -> Any:
+        if self._solving is None:
+            return self._calls(t0, t1, y, dw, carry, None)
+        off = of_sizes((y, carry))
+        if not torch.is_grad_enabled():
+            return self._calls(t0, t1, off[0], dw, off[1], None)
+        with torch.no_grad():
+            solved = self._solving(t0, t1, off[0], dw, off[1])
+        return self._calls(t0, t1, y, dw, carry, solved)
 
     def _cost(self, loop: Loop, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> int:
         """Evaluations in a step from such a state: one is taken to count them."""
@@ -293,23 +307,38 @@ class _End(Step):
         return self._again().dense(theta)
 
 
-def _whole(
-    _flowsde_method: Integrator, _flowsde_stepping: Adaptive | None, field: Field,
+def _solved(
+    _flowsde_method: Implicit, _flowsde_stepping: Adaptive | None, field: Field,
     source: Source | None, t0: Tensor, t1: Tensor, y: State, dw: Increment | None, carry: Carry,
-) -> Step:  # fmt: skip
-    """A step with its error's norm; ``source`` in the place of ``dw``, or ``dw`` itself."""
+) -> Any:  # fmt: skip
+    """What a step's iterations come to; ``source`` in the place of ``dw``, or ``dw`` itself."""
     dw = dw if source is None else source(0, t0, t1)
-    step = _flowsde_method.step(field, t0, t1, y, dw, carry)
-    step.size = _size(_flowsde_stepping, step, y)
+    return _flowsde_method.step(field, t0, t1, y, dw, carry).solved
+
+
+def _whole(
+    _flowsde_method: Any, _flowsde_stepping: Adaptive | None, field: Field,
+    source: Source | None, t0: Tensor, t1: Tensor, y: State, dw: Increment | None, carry: Carry,
+    solved: Solved | None,
+) -> Step:  # fmt: skip
+    """A step with its error's norm, by what its iterations came to, if another graph took them."""
+    dw = dw if source is None else source(0, t0, t1)
+    taken = field, t0, t1, y, dw, carry
+    step: Step = (
+        _flowsde_method.step(*taken) if solved is None
+        else _flowsde_method.recorded(*taken, solved)
+    )  # fmt: skip
+    step.size, step.solved = _size(_flowsde_stepping, step, y), None
     return step
 
 
 def _end(
     _flowsde_method: Integrator, _flowsde_stepping: Adaptive | None, field: Field,
     source: Source | None, t0: Tensor, t1: Tensor, y: State, dw: Increment | None, carry: Carry,
+    solved: Solved | None,
 ) -> tuple[State, Carry, Tensor | None, Tensor | None]:  # fmt: skip
     """Of the same, what the next step needs."""
-    step = _whole(_flowsde_method, None, field, source, t0, t1, y, dw, carry)
+    step = _whole(_flowsde_method, None, field, source, t0, t1, y, dw, carry, solved)
     return step.y1, step.carry, _size(_flowsde_stepping, step, y), step.spent
 
 

@@ -35,16 +35,18 @@ class Step(ABC):
         size: the norm of the error over the tolerance, where an executor has worked it out.
         spent: evaluations and products, ``(2,)``, where a graph took the step and their number
             depends on its values.
+        solved: what its iterations came to, where a graph took it off the record.
         failure: why a step of given length could not be taken at all; the solve ends before it.
     """
 
-    __slots__ = ("_later", "carry", "size", "spent", "y1")
+    __slots__ = ("_later", "carry", "size", "solved", "spent", "y1")
     failure: tuple[Status, str] | None = None
 
     def __init__(self, y1: State, carry: Carry = None) -> None:
         self.y1, self.carry = y1, carry
         self.size: Tensor | None = None
         self.spent: Tensor | None = None
+        self.solved: Any = None
         self._later: tuple[bool, Any] | None = None
 
     def later(self, make: Callable[[], Any]) -> Any:

@@ -12,14 +12,14 @@ from ..dynamics.field import Field
 from ..stepping import Stepping
 from .base import Carry, Integrator, Step
 from .implicit import ImplicitEuler, Trapezoid
-from .newton import stages
+from .newton import Equations, Implicit, Newton
 from .stochastic import Stochastic, StraightStep
 
 __all__ = ["DriftImplicitEuler"]
 
 
 @dataclass(frozen=True)
-class DriftImplicitEuler(Stochastic):
+class DriftImplicitEuler(Implicit, Stochastic):
     """y1 = y0 + (1 - theta) f0 dt + theta f(t1, y1) dt + g0 dW. Ito.
 
     Orders are those of ``EulerMaruyama``: strong 1/2, 1 for additive noise; weak 1. Steps are not
@@ -41,7 +41,6 @@ class DriftImplicitEuler(Stochastic):
     drift: ImplicitEuler | Trapezoid = ImplicitEuler()
     calculus = "ito"
     correlated = True
-    static = False
     cure = ImplicitEuler.cure
 
     def __post_init__(self) -> None:
@@ -62,19 +61,21 @@ class DriftImplicitEuler(Stochastic):
         assert isinstance(drift, (ImplicitEuler, Trapezoid))
         return replace(self, drift=drift)
 
+    @property
+    def equations(self) -> Equations:
+        return self.drift
+
     def init(self, field: Field, t: Scalar, y: State) -> Carry:
         return self.drift.init(field, t, y)
 
-    def step(
-        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
-    ) -> Step:
+    def through(
+        self, newton: Newton, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None,
+        carry: Carry,
+    ) -> Step:  # fmt: skip
         assert dw is not None
         table, dt = self.drift.tableau, t1 - t0
         start = combine(y, dt, table.rows[0], carry)
         start = field.diffuse(start, field.diffusion(t0, y), dw.w)
-        newton = stages(self.drift, field, t0, dt * table.gamma, y)
         k, past = newton.solve(t1, start, carry[0], newton.past)
         y1 = combine(start, dt * table.gamma, ((0, 1.0),), [k])
-        step = StraightStep(y, y1, (k,))
-        step.spent = past.spent
-        return step
+        return self.told(StraightStep(y, y1, (k,)), [k], past)

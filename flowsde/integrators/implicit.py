@@ -20,7 +20,7 @@ from ..stepping import Adaptive, Stepping
 from .base import Carry, Integrator, Step
 from .interpolation import Interpolation, hermite, polynomial
 from .linear import Dense, Linearization, LinearSolver, Rows
-from .newton import PerRow, count_rows, stages
+from .newton import Equations, Implicit, Newton, PerRow, count_rows
 from .runge_kutta import Row, demand, sparse
 
 __all__ = [
@@ -116,7 +116,7 @@ class ImplicitTableau:
 
 
 @dataclass(frozen=True)
-class ImplicitRK(Integrator):
+class ImplicitRK(Implicit):
     """Any diagonally implicit method with an explicit first stage. A subclass is its tableau.
 
     Each stage is solved for its slope by simplified Newton iteration, every sample by itself: the
@@ -137,8 +137,9 @@ class ImplicitRK(Integrator):
     Gradients are exact for the discrete solve, by the implicit function theorem: recording costs
     one more evaluation a stage, the backward pass one Jacobian at its solution and one transposed
     solve. They cannot be differentiated again: that raises. Under ``torch.no_grad()`` neither is
-    paid, and ``Compiled`` takes steps by ``Dense()``, iterations and all, as loops in its graph; it
-    makes the Jacobian anew after a rejected step.
+    paid. ``Compiled`` takes steps by ``Dense()``, iterations and all, as loops in its graph, and
+    makes the Jacobian anew after a rejected step; where gradients are recorded, a second graph
+    makes those at the solutions.
 
     Args:
         newton: corrections allowed for each stage.
@@ -156,7 +157,6 @@ class ImplicitRK(Integrator):
     newton: int = 10
     linear: LinearSolver = Dense()
     stepping: Adaptive | None = field(default=None, repr=False, compare=False)
-    static = False
     cure = "take smaller steps, allow Newton's iteration more corrections (newton=30)"
     tableau: ClassVar[ImplicitTableau]
 
@@ -189,11 +189,6 @@ class ImplicitRK(Integrator):
                 f"one graph does not hold {type(self.linear).__name__}'s products: give "
                 f"{type(self).__name__}(linear=Dense()), or use executor=Eager()"
             )
-        if torch.is_grad_enabled():
-            raise TypeError(
-                f"gradients of {type(self).__name__} are not those of a graph: solve under "
-                "torch.no_grad(), or use executor=Eager()"
-            )
 
     def bind(self, stepping: Stepping) -> Integrator:
         if not isinstance(stepping, Adaptive):
@@ -220,13 +215,21 @@ class ImplicitRK(Integrator):
         k, *partner = carry
         return tree_map(torch.add, k, partner[0]) if partner else k
 
-    def step(
-        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
-    ) -> Step:
+    @property
+    def equations(self) -> Equations:
+        return self
+
+    @property
+    def gamma(self) -> float:
+        return self.tableau.gamma
+
+    def through(
+        self, newton: Newton, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None,
+        carry: Carry,
+    ) -> Step:  # fmt: skip
         tableau, dt = self.tableau, t1 - t0
         first, *partner = self._start(field, t0, y) if carry is None else carry
         ks, ls = [first], [*partner]  # slopes of the stages, and of the explicit partner
-        newton = stages(self, field, t0, dt * tableau.gamma, y)
         past = newton.past
         for i, c in enumerate(tableau.c[1:]):
             t = t1 if c == 1.0 else t0 + c * dt
@@ -238,13 +241,12 @@ class ImplicitRK(Integrator):
             if ls:
                 stage = combine(start, dt * tableau.gamma, ((0, 1.0),), [ks[-1]])
                 ls.append(field.explicit(t, stage))
+        solutions = ks[1:]
         if ls:
             ks = [tree_map(torch.add, k, l) for k, l in zip(ks, ls, strict=True)]
         step = _ImplicitStep(self, t0, t1, y, ks, past.lost)
-        if past.spent is not None:
-            known = len(tableau.partner) + (1 + len(partner) if carry is None else 0)
-            step.spent = past.spent + torch.tensor([known, 0], device=past.spent.device)
-        return step
+        others = len(tableau.partner) + (1 + len(partner) if carry is None else 0)
+        return self.told(step, solutions, past, others)
 
     def _start(self, field: Field, t: Scalar, y: State) -> Carry:
         """The slopes of the first stage."""

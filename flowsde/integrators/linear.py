@@ -10,21 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
 from .._scalar import Scalar, whole
-from .._state import State, leaves, pullback, tree_map, unflatten
+from .._state import State, leaves, pullback, tree_map, unflatten, unhooked
 
 __all__ = [
-    "GMRES", "Dense", "LinearSolver", "Linearization", "Rows", "Solve", "jacobian", "unrecorded",
+    "GMRES", "Dense", "LinearSolver", "Linearization", "Rows", "Solve", "jacobian",
 ]  # fmt: skip
 
 Solve = Callable[[Tensor], Tensor]
-
-
-def unrecorded() -> saved_tensors_hooks:
-    """What an inner graph saves is no business of the outer one's hooks."""
-    return saved_tensors_hooks(lambda x: x, lambda x: x)
 
 
 class Rows:
@@ -98,7 +92,7 @@ class Linearization:
         cls, f: Callable[[State], State], y: State, rows: Rows, count: Callable[[int], None]
     ) -> Linearization:
         """That of f at y, off the record."""
-        with torch.enable_grad(), unrecorded():
+        with torch.enable_grad(), unhooked():
             y = tree_map(lambda leaf: leaf.detach().requires_grad_(), y)
             out = rows.flat(f(y))
         return cls(out, leaves(y), rows, out, count)

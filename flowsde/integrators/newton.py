@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol
@@ -13,15 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from .._increment import Increment
 from .._once import once
 from .._random import widest
 from .._scalar import Scalar, still
-from .._state import State, batch_size, dual, leaves, tree_map
+from .._state import State, batch_size, dual, leaves, tree_map, unhooked
 from ..dynamics.field import MIXED, Field
 from ..stepping import Adaptive, Norm, max_norm, rms_norm
-from .linear import Dense, Linearization, LinearSolver, Rows, Solve, jacobian, unrecorded
+from .base import Carry, Integrator, Step
+from .linear import Dense, Linearization, LinearSolver, Rows, Solve, jacobian
 
-__all__ = ["PerRow", "count_rows", "stages"]
+__all__ = ["Equations", "Implicit", "Newton", "Past", "PerRow", "Solved", "count_rows"]
 
 PerRow = Any  # an array of one number a row: of numpy's on the host, of torch's in a graph
 
@@ -45,6 +48,10 @@ class Equations(Protocol):
     @property
     def linear(self) -> LinearSolver:
         """What solves for them."""
+
+    @property
+    def gamma(self) -> float:
+        """The part of a step that stands before the slope that is solved for."""
 
     @property
     def stepping(self) -> Adaptive | None:
@@ -71,17 +78,31 @@ class Past(NamedTuple):
     spent: Tensor | None = None
 
 
-class _Newton:
+class Solved(NamedTuple):
+    """What the iterations of a step came to: the slopes of its stages, off the record."""
+
+    slopes: list[State]
+    past: Past
+
+
+class Newton:
     """The implicit equations of one step's stages, k = g(t, start + h k), row by row."""
 
-    def __init__(self, method: Equations, field: Field, h: Scalar, y: State, rows: Rows) -> None:
+    past: Past
+
+    def __init__(self, method: Equations, field: Field, dt: Scalar, y: State, rows: Rows) -> None:
         self._method, self._field, self._y, self._rows = method, field, y, rows
         self._stiff = method.stiff(field)
-        self._own = isinstance(h, Tensor) and h.ndim > 0
-        self._h = self._column(h)
+        self._own = isinstance(dt, Tensor) and dt.ndim > 0
+        self._h = self._column(dt * method.gamma)
+        self._still = still(self._h)
         with torch.no_grad():
             self._scale = self._tolerance(y)
             self._sizes = rows.flat(y).abs() if method.stepping is None else None
+
+    def solve(self, t: Scalar, start: State, guess: State, past: Past) -> tuple[State, Past]:
+        """The k of one stage, from a guess."""
+        raise NotImplementedError
 
     def _column(self, h: Scalar) -> Scalar:
         """h ready to multiply ``(n, d)`` rows."""
@@ -106,7 +127,7 @@ class _Newton:
         """Norm of a correction of r + h k over what is tolerated, ``(n,)`` or ``(1,)``."""
         stepping = self._method.stepping
         if self._sizes is not None:  # what is near 0 counts by the largest of its row, or by 1
-            peaks = [max_norm(x, True) for x in (self._sizes, r, self._h * k)]
+            peaks = [max_norm(x, True) for x in (self._sizes, r, self._still * k)]
             eps, ways = self._rows.flat(self._scale), torch.maximum(*peaks[1:])
             least = torch.maximum(peaks[0], ways) + torch.finfo(ways.dtype).tiny
             fine = eps**0.8 * (self._sizes + least.clamp(max=1.0)[:, None])
@@ -141,20 +162,19 @@ class _Newton:
         return active & (expected * size <= 1.0), diverges, expected
 
 
-class Stages(_Newton):
+class _Eager(Newton):
     """The same, one operation after the other, with gradients."""
 
-    def __init__(self, method: Equations, field: Field, t0: Scalar, h: Scalar, y: State) -> None:
+    def __init__(self, method: Equations, field: Field, t0: Scalar, dt: Scalar, y: State) -> None:
         self._at = at = field.once(t0, y, lambda: method.linearize(field, t0, y))
-        super().__init__(method, field, h, y, at.rows)
+        super().__init__(method, field, dt, y, at.rows)
         with torch.no_grad():
-            self._inverse = method.linear.inverse(at, still(self._h))
+            self._inverse = method.linear.inverse(at, self._still)
         self.past = Past(np.ones(at.rows.count), np.zeros(at.rows.count, dtype=bool))
         self._dual = False  # whether forward-mode differentiation follows the field
 
     def solve(self, t: Scalar, start: State, guess: State, past: Past) -> tuple[State, Past]:
-        """The k of one stage, from a guess."""
-        with unrecorded():
+        with unhooked():
             k, past, recorded = self._iterate(t, start, guess, past)
         if dual((t, start, self._h)) or self._dual:
             raise TypeError(
@@ -175,7 +195,7 @@ class Stages(_Newton):
 
         Which rows go on is the host's to decide, and a matter of a few numbers there.
         """
-        rows, t, h = self._rows, still(t), still(self._h)
+        rows, t, h = self._rows, still(t), self._still
         r, k = rows.flat(start).detach(), rows.flat(guess).detach()
         active, (expected, lost, _) = np.ones(rows.count, dtype=bool), past
         solved, before, recorded = ~active, np.full(1, math.inf), False
@@ -232,36 +252,42 @@ class Stages(_Newton):
         value = rows.flat(self._stiff(t, state))
         if not value.requires_grad:
             return k
-        h = torch.as_tensor(still(self._h), dtype=flat.dtype, device=flat.device)
+        h = torch.as_tensor(self._still, dtype=flat.dtype, device=flat.device)
         ends = get_gradient_edge(value), [get_gradient_edge(leaf) for leaf in leaves(state)]
         at = partial(Linearization, *ends, rows, count=self._field.count)
         correct: Callable[..., Tensor] = _Correction.apply
         return rows.state(flat + correct(value - flat, h, at, inverse, self._method.linear))
 
 
-class _Traced(_Newton):
-    """The same within a graph of torch.compile, without gradients: iterations are loops there."""
+class _InGraph(Newton):
+    """The same within a graph of torch.compile."""
 
-    def __init__(self, method: Equations, field: Field, t0: Scalar, h: Scalar, y: State) -> None:
-        rows = Rows(y, count_rows(field, t0, y))
-        super().__init__(method, field, h, y, rows)
+    def __init__(self, method: Equations, field: Field, t0: Scalar, dt: Scalar, y: State) -> None:
+        super().__init__(method, field, dt, y, Rows(y, count_rows(field, t0, y)))
+
+    def _linearized(self, t: Scalar, flat: Tensor) -> tuple[Tensor, Solve]:
+        value, matrix = jacobian(partial(self._stiff, t), flat, self._rows)
+        linear = self._method.linear
+        assert isinstance(linear, Dense)
+        return value, linear.factored(matrix, self._still)
+
+
+class _Traced(_InGraph):
+    """Without gradients: iterations are loops."""
+
+    def __init__(self, method: Equations, field: Field, t0: Scalar, dt: Scalar, y: State) -> None:
+        super().__init__(method, field, t0, dt, y)
+        rows, device = self._rows, leaves(y)[0].device
         _, self._inverse = self._linearized(t0, rows.flat(y))
-        device = leaves(y)[0].device
         self.past = Past(
             torch.ones(rows.count, dtype=widest(device), device=device),
             torch.zeros(rows.count, dtype=torch.bool, device=device),
             torch.tensor([1, rows.size], device=device),
         )
 
-    def _linearized(self, t: Scalar, flat: Tensor) -> tuple[Tensor, Solve]:
-        value, matrix = jacobian(partial(self._stiff, t), flat, self._rows)
-        linear = self._method.linear
-        assert isinstance(linear, Dense)
-        return value, linear.factored(matrix, self._h)
-
     def solve(self, t: Scalar, start: State, guess: State, past: Past) -> tuple[State, Past]:
         """The same. What it leaves is returned: the compiler loses what is set beside a loop."""
-        rows, h, method = self._rows, self._h, self._method
+        rows, h, method = self._rows, self._still, self._method
         r, k = rows.flat(start), rows.flat(guess)
 
         def below(most: int) -> Callable[..., Tensor]:
@@ -308,10 +334,78 @@ class _Traced(_Newton):
         return rows.state(torch.where(solved[:, None], k, torch.nan)), past
 
 
-def stages(method: Equations, field: Field, t0: Scalar, h: Scalar, y: State) -> Stages | _Traced:
-    """The equations of a step from y at t0, with h = dt gamma."""
-    traced = torch.compiler.is_compiling()
-    return (_Traced if traced else Stages)(method, field, t0, h, y)
+class _Known(_InGraph):
+    """With gradients, where another graph has solved the equations: no loops."""
+
+    def __init__(
+        self, method: Equations, field: Field, t0: Scalar, dt: Scalar, y: State, solved: Solved
+    ) -> None:
+        super().__init__(method, field, t0, dt, y)
+        self._slopes, self.past = iter(solved.slopes), solved.past
+
+    def solve(self, t: Scalar, start: State, guess: State, past: Past) -> tuple[State, Past]:
+        """The slope with one correction, recorded: by the Jacobian at the solution, as gradients
+        are by the implicit function theorem.
+        """
+        rows, k = self._rows, next(self._slopes)
+        flat = rows.flat(k)
+        state = rows.flat(start) + self._h * flat
+        value = rows.flat(self._stiff(t, rows.state(state)))
+        if not value.requires_grad:
+            return k, past
+        with torch.no_grad():
+            _, inverse = self._linearized(still(t), state.detach())
+        assert past.spent is not None
+        cost = torch.tensor([1, rows.size], device=flat.device)
+        found = rows.state(flat + inverse(value - flat))
+        return found, past._replace(spent=past.spent + cost)
+
+
+class Implicit(Integrator):
+    """A method whose stages are solutions of equations.
+
+    Where steps are graphs and gradients are recorded, one graph finds the solutions, which steps
+    tell as ``solved``, and another one takes the step with them: of loops there are no gradients.
+    """
+
+    static = False
+
+    @property
+    @abstractmethod
+    def equations(self) -> Equations:
+        """What is solved."""
+
+    @abstractmethod
+    def through(
+        self, newton: Newton, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None,
+        carry: Carry,
+    ) -> Step:  # fmt: skip
+        """The step, by what solves its equations."""
+
+    def step(
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry
+    ) -> Step:
+        kind = _Traced if torch.compiler.is_compiling() else _Eager
+        newton = kind(self.equations, field, t0, t1 - t0, y)
+        return self.through(newton, field, t0, t1, y, dw, carry)
+
+    def recorded(
+        self, field: Field, t0: Scalar, t1: Scalar, y: State, dw: Increment | None, carry: Carry,
+        solved: Solved,
+    ) -> Step:  # fmt: skip
+        """The same step within a graph, its equations solved, with gradients."""
+        newton = _Known(self.equations, field, t0, t1 - t0, y, solved)
+        return self.through(newton, field, t0, t1, y, dw, carry)
+
+    @staticmethod
+    def told(step: Step, slopes: list[State], past: Past, others: int = 0) -> Step:
+        """The step, with what it took where a graph takes it; ``others`` are evaluations beside
+        the equations.
+        """
+        if past.spent is not None:
+            step.spent = past.spent + torch.tensor([others, 0], device=past.spent.device)
+            step.solved = Solved(slopes, past)
+        return step
 
 
 def _eased(expected: PerRow) -> PerRow:
