@@ -292,7 +292,7 @@ def test_implicit_gradients_are_graphs(
 
 
 def test_implicit_gradients_of_inductor() -> None:
-    """Trees, args and a tensor out of a closure; steps that need few corrections and many.
+    """Pairs, args and a tensor out of a closure; steps that need few corrections and many.
 
     Its loops that end before they begin, where gradients are recorded, came to something else.
     """
@@ -300,10 +300,10 @@ def test_implicit_gradients_of_inductor() -> None:
     rate.requires_grad_()
 
     def field(t: Tensor, y: Any, u: Tensor) -> Any:
-        a, b = y["a"], y["b"]
-        return {"a": net(a).tanh() - rate * a**3 + u, "b": -50.0 * (b - a.sum(-1, keepdim=True))}
+        a, b = y
+        return net(a).tanh() - rate * a**3 + u, -50.0 * (b - a.sum(-1, keepdim=True))
 
-    y0 = {"a": torch.randn(5, 2), "b": torch.randn(5, 1)}
+    y0 = torch.randn(5, 2), torch.randn(5, 1)
     dynamics, executor = fs.ODE(field), fs.Compiled()
     for steps in (2, 40):
         found = []
@@ -312,7 +312,7 @@ def test_implicit_gradients_of_inductor() -> None:
                 dynamics, y0, args=(u,), integrator=integrators.ImplicitEuler(), executor=run,
                 stepping=fs.Fixed(steps=steps),
             ).y1  # fmt: skip
-            loss = end["a"].square().sum() + end["b"].sum()
+            loss = end[0].square().sum() + end[1].sum()
             found.append([loss, *torch.autograd.grad(loss, [u, rate, *net.parameters()])])
         for mine, theirs in zip(*found, strict=True):
             assert torch.allclose(mine, theirs, rtol=1e-9)
