@@ -93,9 +93,15 @@ GRADIENT: dict[str, Solve] = {
     "by hand Euler": by_hand,
     "flowsde Euler, Direct": ours(EulerMaruyama()),
     "flowsde Euler, Direct, Compiled": ours(EulerMaruyama(), executor=fs.Compiled()),
+    "flowsde Euler, Direct, Compiled, tuned": ours(
+        EulerMaruyama(), executor=fs.Compiled(options=TUNED)
+    ),
     "flowsde Euler, Checkpointed": ours(EulerMaruyama(), adjoint=fs.Checkpointed()),
     "flowsde Midpoint, Direct": ours(StochasticMidpoint()),
     "flowsde Midpoint, Direct, Compiled": ours(StochasticMidpoint(), executor=fs.Compiled()),
+    "flowsde Midpoint, Direct, Compiled, tuned": ours(
+        StochasticMidpoint(), executor=fs.Compiled(options=TUNED)
+    ),
     "flowsde Midpoint, Checkpointed": ours(StochasticMidpoint(), adjoint=fs.Checkpointed()),
     "flowsde Midpoint, Backsolve": ours(StochasticMidpoint(), adjoint=fs.Backsolve()),
     "flowsde ReversibleHeun, Reversible": ours(ReversibleHeun(), adjoint=fs.Reversible()),
