@@ -1,4 +1,4 @@
-"""What a gradient costs, by adjoint: ``python -m benchmarks.adjoints [--table times memory]``.
+"""What a gradient costs: ``python -m benchmarks.adjoints [--table times memory implicit]``.
 
 times: forward and gradient of the squared norm of y(4), by the parameters and y0, at the sizes of
 benchmarks/overhead.py: every adjoint that flowsde exports beside torchdiffeq's ``odeint`` (through
@@ -7,6 +7,9 @@ through a Dopri5 loop written out by hand. Alternating turns, medians; ``gap`` i
 distance of the gradient from Direct's. An adjoint that does not take Dopri5 gets the first
 integrator of the catalogue that it takes, with 50 fixed steps where it takes none that adapts; the
 reversible form of the wanted one stands before the catalogue.
+
+implicit: the same of implicit integrators on a stiff field, rates up to 1000, over a unit of time,
+at tolerances 1e-4 or by 50 steps: eager beside compiled; ``gap`` is from the eager gradient.
 
 memory: the most bytes of tensors alive at once during forward and gradient, over the number of
 fixed steps of one span (the allocator's own peak on a GPU).
@@ -18,6 +21,7 @@ import dataclasses
 import inspect
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,11 +29,11 @@ from torch import Tensor, nn
 
 import flowsde as fs
 from flowsde import integrators
-from flowsde.integrators import RK4, Dopri5
+from flowsde.integrators import RK4, Dopri5, ImplicitEuler, KenCarp4, Kvaerno3, Kvaerno5
 from flowsde.integrators.base import Engine
 
 from . import reporting
-from .overhead import SIZES, TOLERANCE, Field, by_hand, dynamics
+from .overhead import SIZES, TOLERANCE, TUNED, Field, by_hand, dynamics
 from .peers import peers
 from .storages import Storages
 from .timing import alternate, clock, ratio
@@ -172,6 +176,56 @@ def times(options: Any, solves: dict[str, Solve]) -> dict[str, dict[str, dict[st
     return found
 
 
+class Stiff(nn.Module):
+    """-r y + h(y), with rates r from 1 to 1000."""
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.others = Field(dim, width)
+        self.register_buffer("rates", torch.logspace(0.0, 3.0, dim))
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.others(t, y) - self.rates * y
+
+
+def implicit(options: Any) -> dict[str, dict[str, dict[str, float]]]:
+    """Seconds of forward and gradient, eager and compiled, by size and method."""
+    chosen = () if options.small else (Kvaerno3(), Kvaerno5(), KenCarp4())
+    methods: dict[fs.Integrator, fs.Stepping] = dict.fromkeys(chosen, fs.Adaptive(1e-4, 1e-4))
+    methods[ImplicitEuler()] = fs.Fixed(steps=50)
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for batch, dim, width in ((64, 4, 32),) if options.small else ((64, 4, 32), (256, 16, 64)):
+        f = Stiff(dim, width).to(device=options.device, dtype=options.real)
+        y0 = torch.randn(batch, dim, device=options.device, dtype=options.real, requires_grad=True)
+        executors = {"eager": fs.Eager(), "compiled": fs.Compiled()}
+        dynamics = fs.ODE(f.others, implicit=lambda t, y, f=f: -f.rates * y)
+        row = found[str((batch, dim, width))] = {}
+        for method, stepping in methods.items():
+            whole = dynamics if isinstance(method, KenCarp4) else fs.ODE(f)
+
+            def solve(
+                executor: fs.Executor, f: nn.Module, y0: Tensor, whole: fs.ODE = whole,
+                method: fs.Integrator = method, stepping: fs.Stepping = stepping,
+            ) -> Tensor:  # fmt: skip
+                return fs.solve(
+                    whole, y0, 0.0, 1.0, integrator=method, stepping=stepping, executor=executor
+                ).y1
+
+            runs = {
+                name: partial(gradient, partial(solve, executor), f, y0)
+                for name, executor in executors.items()
+            }
+            exact, other = (run() for run in runs.values())
+            clocks = {name: partial(clock, run, options.device) for name, run in runs.items()}
+            readings = alternate(clocks, options.turns)
+            row[type(method).__name__] = {
+                **{name: statistics.median(own) for name, own in readings.items()},
+                "times faster": ratio(*readings.values()),
+                "gap": float((other - exact).norm() / exact.norm()),
+            }
+    return found
+
+
 def peak(run: Callable[[], object], device: str) -> int:
     """The most bytes alive at once, beyond what was there before."""
     if device == "cpu":
@@ -224,7 +278,9 @@ def table_times(options: Any, with_peer: bool) -> dict[str, Any]:
     chosen, skipped = choices(Dopri5(), steppings)
     solves = {name: solving(*choice) for name, choice in chosen.items()}
     compiled = fs.Compiled()
+    tuned = fs.Compiled(options=TUNED)
     solves["flowsde Direct, Compiled"] = solving(fs.Direct(), Dopri5(), steppings[0], compiled)
+    solves["flowsde Direct, Compiled, tuned"] = solving(fs.Direct(), Dopri5(), steppings[0], tuned)
     solves["by hand"] = by_hand
     if with_peer:
         solves |= torchdiffeq_solves(method="dopri5", rtol=TOLERANCE, atol=TOLERANCE)
@@ -263,7 +319,20 @@ def table_memory(options: Any, with_peer: bool) -> dict[str, Any]:
     return {"peak bytes": found}
 
 
-TABLES = {"times": table_times, "memory": table_memory}
+def table_implicit(options: Any, with_peer: bool) -> dict[str, Any]:
+    found = implicit(options)
+    print("Forward and gradient of implicit integrators, milliseconds\n")
+    rows = (
+        [size, name, 1e3 * row["eager"], 1e3 * row["compiled"], row["times faster"], row["gap"]]
+        for size, of in found.items()
+        for name, row in of.items()
+    )
+    head = ["batch, dimension, width", "", "eager", "compiled", "times faster", "gap"]
+    reporting.table(head, rows)
+    return {"implicit": found}
+
+
+TABLES = {"times": table_times, "memory": table_memory, "implicit": table_implicit}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

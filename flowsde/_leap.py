@@ -50,7 +50,7 @@ def chosen(
     """
     method, stepping, (start, end) = _flowsde_method, _flowsde_stepping, ends.unbind()
     here = None if source is None else source.at(marks[0])
-    spent = None if method.static else torch.zeros(2, dtype=limit.dtype, device=limit.device)
+    spent = None if method.static else torch.zeros(3, dtype=limit.dtype, device=limit.device)
     build, span = _builder((y, carry, here, spent)), end - start
     exponent = method.exponent(field.dynamics)
 

@@ -19,10 +19,10 @@ from ._leap import Leap, look, tried
 from ._loop import Loop
 from ._save import SaveEnd
 from ._scalar import Scalar, forwarding, whole
-from ._state import State, batch_size, describe
+from ._state import State, batch_size, describe, unhooked
 from ._sweep import Sweeps
 from .dynamics.base import Dynamics
-from .dynamics.field import Field
+from .dynamics.field import MIXED, Field
 from .integrators.base import Carry, Integrator, Step
 from .integrators.interpolation import Interpolation
 from .integrators.newton import Implicit, Solved
@@ -228,17 +228,21 @@ class _Steps:
         self, loop: Loop, graph: Graph, solving: Graph | None, source: Source | None, within: bool
     ) -> None:
         stepping = loop.stepping if isinstance(loop.stepping, Adaptive) else None
-        fixed = loop.integrator, stepping, loop.field, source
-        self._graph, self._within = graph, within
+        self._fixed = loop.integrator, stepping, loop.field, source
+        self._graph, self._iterating, self._within = graph, solving, within
         self._inputs = loop.noise if source is None else None
-        self._calls = Calls(graph, *fixed)
-        self._solving = None if solving is None else Calls(solving, *fixed)
+        self._begin()
+
+    def _begin(self) -> None:
+        iterating = self._iterating
+        self._calls = Calls(self._graph, *self._fixed)
+        self._solving = None if iterating is None else Calls(iterating, *self._fixed)
 
     def __call__(
         self, loop: Loop, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry, /
     ) -> Step:
         dw = None if self._inputs is None else self._inputs(n, t0, t1)
-        before = loop.field.evaluations
+        before, mixed = loop.field.evaluations, loop.field.mixes
         if loop.integrator.static:
             cost = self._cost(loop, n, t0, t1, y, carry)
         try:
@@ -250,25 +254,35 @@ class _Steps:
                 f"this field does not go into one graph, as the iterations of "
                 f"{type(loop.integrator).__name__} need: use executor=Eager(), or leave out what "
                 "the compiler does not take (branches on values, print, item(), BatchNorm in "
-                "training)"
+                "training; for torch.autograd.grad take torch.func.grad)"
             ) from error
+        if found is None:
+            loop.field.evaluations = before
+            return loop.step(n, t0, t1, y, carry)
         step = found if self._within else _End(loop, n, t0, t1, y, carry, found)
-        loop.field.evaluations = before
-        if step.spent is None:
-            loop.field.evaluations += cost
-        else:
+        if loop.integrator.static:
+            loop.field.evaluations = before + cost
+        elif step.spent is not None:  # else it was taken eagerly, and has counted
+            loop.field.evaluations = before
             loop.field.spend(step.spent)
+        if loop.field.mixes and not mixed:  # gradients of all samples together, from here on
+            span = t1 - t0
+            if isinstance(span, Tensor) and span.ndim:
+                raise TypeError(MIXED)
+            self._begin()
+            return self(loop, n, t0, t1, y, carry)
         return step
 
     def _taken(self, t0: Tensor, t1: Tensor, y: State, dw: Increment | None, carry: Carry) -> Any:
+        """What the graphs return; None where the compiler, beyond its limits, makes none."""
         if self._solving is None:
             return self._calls(t0, t1, y, dw, carry, None)
         off = of_sizes((y, carry))
         if not torch.is_grad_enabled():
             return self._calls(t0, t1, off[0], dw, off[1], None)
-        with torch.no_grad():
+        with torch.no_grad(), unhooked():
             solved = self._solving(t0, t1, off[0], dw, off[1])
-        return self._calls(t0, t1, y, dw, carry, solved)
+        return solved and self._calls(t0, t1, y, dw, carry, solved)
 
     def _cost(self, loop: Loop, n: int, t0: Scalar, t1: Scalar, y: State, carry: Carry) -> int:
         """Evaluations in a step from such a state: one is taken to count them."""

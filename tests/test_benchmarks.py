@@ -139,6 +139,8 @@ def test_adjoints(tmp_path: Path) -> None:
     assert all(row["gap"] < 1e-2 for row in times.values())
     assert peak["flowsde Direct"]["30"] > 2 * peak["flowsde Direct"]["10"]
     assert peak["flowsde Checkpointed"]["30"] < 2 * peak["flowsde Checkpointed"]["10"]
+    (implicit,) = record(tmp_path, "adjoints-implicit")["implicit"].values()
+    assert all(row["gap"] < 1e-5 for row in implicit.values())
     for table in ("times", "memory"):
         assert (tmp_path / f"adjoints-{table}.png").stat().st_size > 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import logging
@@ -327,6 +328,67 @@ def test_implicit_gradients_in_graphs_are_first_ones() -> None:
     (slope,) = torch.autograd.grad(end.sum(), y0, create_graph=True)
     with pytest.raises(RuntimeError, match="double backward"):
         torch.autograd.grad(slope.sum(), y0)
+
+
+@pytest.mark.parametrize(
+    ("method", "stepping"),
+    [
+        (integrators.Kvaerno3(), fs.Adaptive(1e-9, 1e-9)),
+        (integrators.ImplicitEuler(newton=60), fs.Fixed(steps=8)),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_samples_that_meet_on_the_way_have_their_gradients(
+    method: Integrator, stepping: fs.Stepping
+) -> None:
+    """At the start they are apart; their gradients were off by 1e-3, eagerly in the first step."""
+    w, y0 = torch.randn(3, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
+    ode, found = fs.ODE(lambda t, y: -2.0 * y + 3.0 * t * torch.tanh(y @ w).mean(0)), []
+
+    def end(y0: Tensor, run: fs.Executor) -> Tensor:
+        return fs.solve(ode, y0, integrator=method, stepping=stepping, executor=run).y1
+
+    for run in (fs.Eager(), graphs("aot_eager")[0]):
+        y1 = end(y0, run)
+        found.append([y1, *gradients(y1.sum(), [y0, w])])
+    assert_same(*found, 1e-9)
+    along = torch.randn(4, 3)
+    with torch.no_grad():
+        ahead, behind = (end(y0 + x * along, fs.Eager()).sum() for x in (1e-4, -1e-4))
+    assert_same([(found[0][1] * along).sum()], [(ahead - behind) / 2e-4], 1e-6)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("adjoint", [fs.Direct(), fs.Checkpointed()], ids=str)
+def test_implicit_steps_beyond_the_compilers_limit_are_eager(
+    adjoint: fs.Adjoint, recorded: bool
+) -> None:
+    """Of so many batch sizes there are no more graphs."""
+    net, executor = nn.Linear(2, 2), graphs("aot_eager")[0]
+    ode = fs.ODE(lambda t, y: torch.tanh(net(y)) - y)
+    with torch._dynamo.config.patch(recompile_limit=2), torch.set_grad_enabled(recorded):
+        for batch in (2, 3, 4, 5, 2):
+            y0, found = torch.randn(batch, 2), []
+            for run in (fs.Eager(), executor):
+                sol = fs.solve(
+                    ode, y0, integrator=integrators.ImplicitEuler(), executor=run, adjoint=adjoint,
+                    stepping=fs.Fixed(steps=3),
+                )  # fmt: skip
+                slopes = gradients(sol.y1.sum(), [net.weight]) if recorded else []
+                found.append([sol.y1, *slopes])
+            assert_same(*found, 1e-10)
+
+
+@pytest.mark.parametrize("adjoint", [fs.Direct(), fs.Checkpointed()], ids=str)
+@pytest.mark.parametrize("hooks", [contextlib.nullcontext, torch.autograd.graph.save_on_cpu])
+def test_branches_in_implicit_steps_are_told_as_such(adjoint: fs.Adjoint, hooks: Any) -> None:
+    ode = fs.ODE(lambda t, y: -y if y.sum().item() > 1e9 else -2.0 * y)
+    y0 = torch.ones(2, 1, requires_grad=True)
+    with hooks(), pytest.raises(TypeError, match="does not go into one graph"):
+        fs.solve(
+            ode, y0, integrator=integrators.Trapezoid(), executor=graphs("aot_eager")[0],
+            stepping=fs.Fixed(steps=2), adjoint=adjoint,
+        )  # fmt: skip
 
 
 def test_products_have_no_graph() -> None:

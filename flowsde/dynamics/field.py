@@ -248,10 +248,11 @@ class Field:
         self.products += products
 
     def spend(self, spent: Tensor) -> None:
-        """Told of evaluations and products, ``(2,)``, in steps that a graph took."""
-        evaluations, products = spent.tolist()
+        """Told of what steps in a graph have ``spent``."""
+        evaluations, products, mixed = spent.tolist()
         self.evaluations += evaluations
         self.products += products
+        self.mixes |= bool(mixed)
 
     def once(self, t: Scalar, y: State, make: Callable[[], Any]) -> Any:
         """What make() returns; made once where a rejected step starts again from the same y."""

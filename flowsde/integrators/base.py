@@ -33,8 +33,8 @@ class Step(ABC):
 
     Attributes:
         size: the norm of the error over the tolerance, where an executor has worked it out.
-        spent: evaluations and products, ``(2,)``, where a graph took the step and their number
-            depends on its values.
+        spent: evaluations, products and whether samples depended on each other, ``(3,)``, where a
+            graph took the step and these depend on its values.
         solved: what its iterations came to, where a graph took it off the record.
         failure: why a step of given length could not be taken at all; the solve ends before it.
     """

@@ -15,7 +15,7 @@ from .._scalar import Scalar, whole
 from .._state import State, leaves, pullback, tree_map, unflatten, unhooked
 
 __all__ = [
-    "GMRES", "Dense", "LinearSolver", "Linearization", "Rows", "Solve", "jacobian",
+    "GMRES", "Dense", "LinearSolver", "Linearization", "Rows", "Solve", "Traced",
 ]  # fmt: skip
 
 Solve = Callable[[Tensor], Tensor]
@@ -156,19 +156,41 @@ class Linearization:
         n, d = self.rows.count, self.rows.size
         if n < 2 or not d or self._constant or self.options["device"].type == "meta":
             return False
-        factor = 1.0 + torch.arange(n, **self.options)[:, None] / n
-        probe = torch.cos(torch.arange(n * d, **self.options)).reshape(n, d) + 1.5
-        plain, scaled = self.pull(probe), self.pull(factor * probe)
-        gap = (scaled - factor * plain).abs().amax()
-        return bool(gap > 1e3 * torch.finfo(gap.dtype).eps * plain.abs().amax())
+        return bool(_mixing(self.pull, n, d, self.options))
 
 
-def jacobian(f: Callable[[State], State], flat: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-    """f at a matrix of rows, and its Jacobian there, ``(n, d)`` and ``(n, d, d)``, in a graph."""
-    value, pull = pullback(lambda x: rows.flat(f(rows.state(x))), flat)
-    basis = torch.eye(rows.size, dtype=flat.dtype, device=flat.device)
-    probes = basis[:, None].expand(rows.size, *flat.shape)
-    return value, pull(probes).transpose(0, 1)
+def _mixing(pull: Solve, n: int, d: int, options: dict[str, Any]) -> Tensor:
+    factor = 1.0 + torch.arange(n, **options)[:, None] / n
+    probe = torch.cos(torch.arange(n * d, **options)).reshape(n, d) + 1.5
+    plain, scaled = pull(probe), pull(factor * probe)
+    gap = (scaled - factor * plain).abs().amax()
+    return gap > 1e3 * torch.finfo(gap.dtype).eps * plain.abs().amax()
+
+
+class Traced:
+    """f at a matrix of rows, in a graph.
+
+    Attributes:
+        value: ``(n, d)``.
+    """
+
+    def __init__(self, f: Callable[[State], State], flat: Tensor, rows: Rows) -> None:
+        self.value, self._pull = pullback(lambda x: rows.flat(f(rows.state(x))), flat)
+        self._rows = rows
+
+    def jacobian(self) -> Tensor:
+        """``(n, d, d)``."""
+        value, d = self.value, self._rows.size
+        basis = torch.eye(d, dtype=value.dtype, device=value.device)
+        return self._pull(basis[:, None].expand(d, *value.shape)).transpose(0, 1)
+
+    def mixes(self) -> Tensor:
+        """Whether a row's value depends on other rows, as ``Linearization`` tells it."""
+        options = {"dtype": self.value.dtype, "device": self.value.device}
+        if self._rows.count < 2 or not self._rows.size:
+            return torch.zeros((), dtype=torch.bool, device=self.value.device)
+        n, d = self._rows.count, self._rows.size
+        return _mixing(lambda v: self._pull(v[None])[0], n, d, options)
 
 
 class LinearSolver(ABC):

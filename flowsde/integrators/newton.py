@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -22,7 +22,7 @@ from .._state import State, batch_size, dual, leaves, tree_map, unhooked
 from ..dynamics.field import MIXED, Field
 from ..stepping import Adaptive, Norm, max_norm, rms_norm
 from .base import Carry, Integrator, Step
-from .linear import Dense, Linearization, LinearSolver, Rows, Solve, jacobian
+from .linear import Dense, Linearization, LinearSolver, Rows, Solve, Traced
 
 __all__ = ["Equations", "Implicit", "Newton", "Past", "PerRow", "Solved", "count_rows"]
 
@@ -70,7 +70,7 @@ class Past(NamedTuple):
     Attributes:
         expected: the part of a correction that is expected to be left after it.
         lost: which rows were not solved, though finite.
-        spent: evaluations and products, where the field does not count them: ``(2,)``.
+        spent: what a step tells as ``spent``, where the field does not count it.
     """
 
     expected: PerRow
@@ -166,11 +166,12 @@ class _Eager(Newton):
     """The same, one operation after the other, with gradients."""
 
     def __init__(self, method: Equations, field: Field, t0: Scalar, dt: Scalar, y: State) -> None:
-        self._at = at = field.once(t0, y, lambda: method.linearize(field, t0, y))
+        at = field.once(t0, y, lambda: method.linearize(field, t0, y))
         super().__init__(method, field, dt, y, at.rows)
         with torch.no_grad():
             self._inverse = method.linear.inverse(at, self._still)
         self.past = Past(np.ones(at.rows.count), np.zeros(at.rows.count, dtype=bool))
+        self._mixes: bool | None = None
         self._dual = False  # whether forward-mode differentiation follows the field
 
     def solve(self, t: Scalar, start: State, guess: State, past: Past) -> tuple[State, Past]:
@@ -227,34 +228,33 @@ class _Eager(Newton):
         past = Past(_eased(expected), lost | (~solved & np.isfinite(size)))
         return _put(solved, k, torch.full_like(k, torch.nan)), past, recorded
 
-    @cached_property
-    def _layout(self) -> tuple[Rows, Solve]:
-        """Rows as gradients take them, and the inverse: all samples are one row where they depend
-        on each other by now, though they did not at the start of the solve.
-        """
-        own, inverse = self._rows, self._inverse
-        if not self._at.mixes():
-            return own, inverse
-        if self._own:
-            raise TypeError(MIXED)
-        whole = Rows(self._y, 1)
-        return whole, lambda b: whole.flat(own.state(inverse(own.flat(whole.state(b)))))
-
     def _attach(self, t: Scalar, start: State, k: State) -> State:
         """One recorded correction, whose backward is the implicit function theorem.
 
-        dk = (I - h J)^-1 dg at the solution, J from the recorded graph itself.
+        dk = (I - h J)^-1 dg at the solution, J from the recorded graph itself. All samples are one
+        row where they depend on each other there, though they did not at the start of the solve.
         """
-        rows, inverse = self._layout
-        flat = rows.flat(k)
-        state = rows.state(rows.flat(start) + self._h * flat)
+        rows, own, inverse, count = self._rows, self._rows, self._inverse, self._field.count
+        flat = own.flat(k)
+        state = own.state(own.flat(start) + self._h * flat)
         state = tree_map(lambda x: x if x.requires_grad else x.requires_grad_(), state)
-        value = rows.flat(self._stiff(t, state))
+        value = own.flat(self._stiff(t, state))
         if not value.requires_grad:
             return k
+        edges = [get_gradient_edge(leaf) for leaf in leaves(state)]
+        if self._mixes is None:  # looked for once a step
+            self._mixes = Linearization(get_gradient_edge(value), edges, own, flat, count).mixes()
+        if self._mixes:
+            if self._own:
+                raise TypeError(MIXED)
+            rows = Rows(self._y, 1)
+            value, flat = (rows.flat(own.state(x)) for x in (value, flat))
+
+            def inverse(b: Tensor) -> Tensor:
+                return rows.flat(own.state(self._inverse(own.flat(rows.state(b)))))
+
         h = torch.as_tensor(self._still, dtype=flat.dtype, device=flat.device)
-        ends = get_gradient_edge(value), [get_gradient_edge(leaf) for leaf in leaves(state)]
-        at = partial(Linearization, *ends, rows, count=self._field.count)
+        at = partial(Linearization, get_gradient_edge(value), edges, rows, count=count)
         correct: Callable[..., Tensor] = _Correction.apply
         return rows.state(flat + correct(value - flat, h, at, inverse, self._method.linear))
 
@@ -265,11 +265,10 @@ class _InGraph(Newton):
     def __init__(self, method: Equations, field: Field, t0: Scalar, dt: Scalar, y: State) -> None:
         super().__init__(method, field, dt, y, Rows(y, count_rows(field, t0, y)))
 
-    def _linearized(self, t: Scalar, flat: Tensor) -> tuple[Tensor, Solve]:
-        value, matrix = jacobian(partial(self._stiff, t), flat, self._rows)
-        linear = self._method.linear
+    def _linearized(self, t: Scalar, flat: Tensor) -> tuple[Traced, Solve]:
+        at, linear = Traced(partial(self._stiff, t), flat, self._rows), self._method.linear
         assert isinstance(linear, Dense)
-        return value, linear.factored(matrix, self._still)
+        return at, linear.factored(at.jacobian(), self._still)
 
 
 class _Traced(_InGraph):
@@ -282,7 +281,7 @@ class _Traced(_InGraph):
         self.past = Past(
             torch.ones(rows.count, dtype=widest(device), device=device),
             torch.zeros(rows.count, dtype=torch.bool, device=device),
-            torch.tensor([1, rows.size], device=device),
+            torch.tensor([1, rows.size, 0], device=device),
         )
 
     def solve(self, t: Scalar, start: State, guess: State, past: Past) -> tuple[State, Past]:
@@ -308,7 +307,8 @@ class _Traced(_InGraph):
             return correct(False, value, self._inverse, n, k, *rest)
 
         def full(n: Tensor, k: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-            return correct(True, *self._linearized(t, r + h * k), n, k, *rest)
+            at, inverse = self._linearized(t, r + h * k)
+            return correct(True, at.value, inverse, n, k, *rest)
 
         expected, lost, spent = past
         assert spent is not None
@@ -329,7 +329,7 @@ class _Traced(_InGraph):
             products = (n - marks[0]) * rows.size
         past = Past(
             _eased(expected), lost | (~solved & (size < math.inf)),
-            spent + torch.stack((n, products)),
+            spent + torch.stack((n, products, torch.zeros_like(n))),
         )  # fmt: skip
         return rows.state(torch.where(solved[:, None], k, torch.nan)), past
 
@@ -342,6 +342,7 @@ class _Known(_InGraph):
     ) -> None:
         super().__init__(method, field, t0, dt, y)
         self._slopes, self.past = iter(solved.slopes), solved.past
+        self._looked = False  # whether samples depend on each other by now
 
     def solve(self, t: Scalar, start: State, guess: State, past: Past) -> tuple[State, Past]:
         """The slope with one correction, recorded: by the Jacobian at the solution, as gradients
@@ -353,12 +354,15 @@ class _Known(_InGraph):
         value = rows.flat(self._stiff(t, rows.state(state)))
         if not value.requires_grad:
             return k, past
-        with torch.no_grad():
-            _, inverse = self._linearized(still(t), state.detach())
         assert past.spent is not None
-        cost = torch.tensor([1, rows.size], device=flat.device)
-        found = rows.state(flat + inverse(value - flat))
-        return found, past._replace(spent=past.spent + cost)
+        spent = past.spent + torch.tensor([1, rows.size, 0], device=flat.device)
+        with torch.no_grad():
+            at, inverse = self._linearized(still(t), state.detach())
+            if not self._looked:
+                no = torch.zeros_like(spent[0])
+                spent = spent + torch.stack((no, no + 2, at.mixes().to(no)))
+                self._looked = True
+        return rows.state(flat + inverse(value - flat)), past._replace(spent=spent)
 
 
 class Implicit(Integrator):
@@ -394,6 +398,8 @@ class Implicit(Integrator):
         solved: Solved,
     ) -> Step:  # fmt: skip
         """The same step within a graph, its equations solved, with gradients."""
+        if not torch.compiler.is_compiling():  # the compiler has its limits, and calls it as it is
+            return self.step(field, t0, t1, y, dw, carry)
         newton = _Known(self.equations, field, t0, t1 - t0, y, solved)
         return self.through(newton, field, t0, t1, y, dw, carry)
 
@@ -403,7 +409,7 @@ class Implicit(Integrator):
         the equations.
         """
         if past.spent is not None:
-            step.spent = past.spent + torch.tensor([others, 0], device=past.spent.device)
+            step.spent = past.spent + torch.tensor([others, 0, 0], device=past.spent.device)
             step.solved = Solved(slopes, past)
         return step
 
